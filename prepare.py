@@ -1,0 +1,435 @@
+"""Text to tokens on disk. This file owns the data format: it alone writes it, and every other stage reads through it.
+
+    python prepare.py                                        # the docstrings of the kit's own pinned wheels
+    python prepare.py --source my.txt notes/ --name mine --vocab_size 2048
+
+data/NAME/ holds train.bin and val.bin (headerless little-endian token ids, nanoGPT's convention), the starts of their
+documents, the tokenizer in tiktoken's rank format and meta.json with the SHA-256 of each file. Steps: collect documents,
+drop duplicates and near-duplicates, shuffle and split by document, train a byte-level BPE, encode.
+"""
+import argparse
+import ast
+import base64
+import concurrent.futures
+import contextlib
+import hashlib
+import heapq
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import regex  # comes with tiktoken, which splits text with the same pattern
+import tiktoken
+
+# GPT-2's split into words: a contraction, letters, digits or signs with one space before them, or white space
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+END_OF_TEXT = "<|endoftext|>"
+CORPUS_PACKAGES = ("torch", "numpy", "scipy", "sympy", "networkx", "mpmath")
+# of the documents in requirements.txt's versions; other versions give other text, hence other losses
+CORPUS_SHA256 = "0" * 64
+PAPER_TOKENS = 209_715_200  # the paper's smallest budget: 800 steps x 64 sequences x 4,096 tokens
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Shared by every stage: errors that end in one line, files that appear whole or not at all
+
+class InputError(Exception):
+    """Something the user gave cannot be used; the message says what and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and defaults shown in --help."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def run_main(main):
+    """Call main(); bad input and failed files end in one line on standard error and exit status 2."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def write_atomically(path, write):
+    """Call write(file) on a temporary binary file beside `path`, then rename it: `path` is never half-written."""
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        raise InputError(f"cannot write {path} ({error}); free some disk space and run the same command again") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path, value):
+    write_atomically(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def sha256_file(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sources: lists of documents
+
+def is_prose(text):
+    """True if most words are plain words: keeps long documentation literals, drops tables, code and test vectors."""
+    words = text.split()
+    plain = sum(word.strip(".,:;()`'\"*-").isalpha() for word in words)
+    return len(words) >= 30 and plain > 0.6 * len(words)
+
+
+def docstrings_of(path):
+    """Docstrings and long prose-like string literals (200 characters or more) of one Python file, some of them twice."""
+    with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
+        found, todo = [], [ast.parse(path.read_bytes())]
+    while todo:
+        node = todo.pop()
+        body = getattr(node, "body", None)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
+            if isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, "value", None), str):
+                found.append(body[0].value.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) >= 200:
+            if is_prose(node.value):
+                found.append(node.value)
+        # pieces of f-strings differ between Python versions, so they are left out
+        if not isinstance(node, ast.JoinedStr):
+            todo.extend(ast.iter_child_nodes(node))
+    return [inspect.cleandoc(text) for text in found]
+
+
+def find_docstrings():
+    """Python files of CORPUS_PACKAGES as installed, and what identifies them: {package: version}."""
+    files, versions = [], {}
+    for package in CORPUS_PACKAGES:
+        spec = importlib.util.find_spec(package)  # finds the folder without importing it
+        if spec is None:
+            raise InputError(f"package {package} is missing; install the kit's requirements.txt first")
+        versions[package] = importlib.metadata.version(package).split("+")[0]
+        files += Path(spec.submodule_search_locations[0]).rglob("*.py")
+    return [file for file in files if not file.name.startswith("py3")], versions  # py3*: one Python version's syntax
+
+
+def read_docstrings(files):
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        return [text for found in pool.map(docstrings_of, files, chunksize=50) for text in found]
+
+
+def find_local(sources):
+    """The .txt and .jsonl files of the given files and folders, and what identifies them: {file: SHA-256}."""
+    files = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise InputError(f"source {source} does not exist; give docstrings, a .txt or .jsonl file, or a folder of them")
+        files += sorted(f for f in source.rglob("*") if f.suffix in (".txt", ".jsonl")) if source.is_dir() else [source]
+    return files, {str(file): sha256_file(file) for file in files}
+
+
+def read_local(files):
+    """Documents of local files. A handful cannot be split by document: those are cut at blank lines into passages."""
+    documents = [text for file in files for text in read_text_file(file)]
+    return documents if len(documents) >= 100 else [passage for text in documents for passage in cut_passages(text)]
+
+
+def read_text_file(path):
+    """Documents of one .txt (the whole file) or .jsonl (the `text` field of each line)."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it first, e.g. with iconv") from None
+    if path.suffix != ".jsonl":
+        return [text]
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            documents.append(json.loads(line)["text"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f'{path} line {number} is not a JSON object with a "text" field; fix or remove it') from None
+    return documents
+
+
+def cut_passages(text, size=2000):
+    """Pieces of `text` cut at blank lines, each the shortest of at least `size` characters."""
+    passages, passage = [], ""
+    for paragraph in text.split("\n\n"):
+        passage += paragraph + "\n\n"
+        if len(passage) >= size:
+            passages.append(passage)
+            passage = ""
+    return passages + [passage]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Duplicates
+
+def ngram_hashes(text, n, word_hashes):
+    """Hash of every run of n words of `text`: uint64 (max(0, words - n + 1),). word_hashes is a dict kept as a cache."""
+    words = text.lower().split()
+    for word in words:
+        if word not in word_hashes:
+            word_hashes[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    hashes = np.array([word_hashes[word] for word in words], dtype=np.uint64)
+    grams = np.zeros(max(0, len(words) - n + 1), dtype=np.uint64)
+    for i in range(n):  # a polynomial in an odd number, modulo 2^64: sensitive to order
+        grams = grams * np.uint64(0x9E3779B97F4A7C15) + hashes[i:i + len(grams)]
+    return grams
+
+
+def deduplicate(documents):
+    """Clean documents without exact and near duplicates, in an order that depends on their content alone.
+
+    A document is dropped when more than half of its word 8-grams have occurred in kept ones (templates are common in
+    docstrings, and a validation document that is nearly in train measures memory, not modelling).
+    """
+    # lone surrogates have no UTF-8 form
+    clean = (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip() for text in documents)
+    unique = sorted(set(clean) - {""}, key=lambda text: hashlib.sha256(text.encode()).digest())
+    kept, seen, word_hashes = [], set(), {}
+    for text in unique:
+        grams = ngram_hashes(text, 8, word_hashes).tolist()
+        if sum(gram in seen for gram in grams) <= len(grams) / 2:
+            kept.append(text)
+            seen.update(grams)
+    return kept
+
+
+def validation_overlap(train, train_starts, val, train_tokens):
+    """Share of the word 13-grams of validation that also occur in train, per budget: {tokens: share}."""
+    word_hashes = {}
+    val_grams = np.concatenate([ngram_hashes(text, 13, word_hashes) for text in val])
+    grams = [ngram_hashes(text, 13, word_hashes) for text in train]
+    starts = np.repeat(train_starts, [len(g) for g in grams])  # where the document of each gram starts, in tokens
+    unique, first = np.unique(np.concatenate(grams), return_index=True)
+    if not len(unique) or not len(val_grams):
+        return {}
+    place = np.minimum(np.searchsorted(unique, val_grams), len(unique) - 1)
+    first_start = np.where(unique[place] == val_grams, starts[first[place]], train_tokens)
+    budgets = [PAPER_TOKENS * times // scale for scale in (1000, 100, 10, 1) for times in (1, 2, 4, 8)]
+    budgets = [budget for budget in budgets if budget < train_tokens] + [train_tokens]
+    return {str(budget): round(float((first_start < budget).mean()), 5) for budget in budgets}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokenizer: byte-level BPE
+
+def train_bpe(texts, vocab_size):
+    """Byte-level BPE on `texts`: {token bytes: rank}, vocab_size - 1 of them (end-of-text is the last id).
+
+    As in tiktoken's encoder, what is merged is any two neighbours whose concatenation is the new token, so pairs are
+    counted by their concatenation; ties go to the smallest bytes. Raises InputError when the text has too few pairs.
+    """
+    word_counts = Counter()
+    for text in texts:
+        word_counts.update(regex.findall(PATTERN, text))
+    words = [[bytes([byte]) for byte in word.encode()] for word in word_counts]
+    weights = list(word_counts.values())
+    counts, places = Counter(), defaultdict(set)  # of each pair: occurrences, and the words that hold it
+    for i, word in enumerate(words):
+        for a, b in zip(word, word[1:]):
+            counts[a + b] += weights[i]
+            places[a + b].add(i)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    while len(ranks) < vocab_size - 1:
+        if not heap:
+            raise InputError(f"the text is too small for vocab_size {vocab_size}; at most {len(ranks) + 1} here")
+        count, new = heapq.heappop(heap)
+        # an entry may be out of date: counts that grew were pushed again, those that shrank are put back here
+        if new in ranks or -count != counts[new]:
+            if new not in ranks and 0 < counts[new] < -count:
+                heapq.heappush(heap, (-counts[new], new))
+            continue
+        ranks[new] = len(ranks)
+        grown = set()
+        for i in places.pop(new):
+            old, word, j = words[i], [], 0
+            while j < len(old):
+                width = 2 if j + 1 < len(old) and old[j] + old[j + 1] == new else 1
+                word.append(new if width == 2 else old[j])
+                j += width
+            for a, b in zip(old, old[1:]):
+                counts[a + b] -= weights[i]
+            for a, b in zip(word, word[1:]):
+                counts[a + b] += weights[i]
+                places[a + b].add(i)
+                grown.add(a + b)
+            words[i] = word
+        for pair in grown:
+            heapq.heappush(heap, (-counts[pair], pair))
+    return ranks
+
+
+def make_encoding(ranks, name):
+    """tiktoken.Encoding of trained ranks; END_OF_TEXT is the id after the last rank."""
+    return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The format: write and read
+
+def token_dtype(vocab_size):
+    return np.dtype("<u2" if vocab_size <= 2 ** 16 else "<u4")
+
+
+def encode_documents(encoding, documents, dtype):
+    """Tokens of all documents, an end-of-text before each: (tokens,), and where each starts: int64 (documents,)."""
+    ids = encoding.encode_ordinary_batch(documents, num_threads=os.cpu_count())
+    starts = np.cumsum([0] + [len(document) + 1 for document in ids], dtype=np.int64)
+    tokens = np.full(starts[-1], encoding.n_vocab - 1, dtype=dtype)
+    for start, document in zip(starts, ids):
+        tokens[start + 1:start + 1 + len(document)] = document
+    return tokens, starts[:-1]
+
+
+def write_data(folder, name, documents, identity, val_tokens, seed, vocab_size):
+    """Split, train the tokenizer, encode and write everything into `folder`; returns the meta that meta.json holds."""
+    order = np.random.default_rng(seed).permutation(len(documents))
+    documents = [documents[i] for i in order]
+    # the tokenizer has not seen validation: guess its share by bytes, which only has to be enough
+    sizes = np.cumsum([len(text.encode()) for text in documents])
+    guess = int(np.searchsorted(sizes, 8 * val_tokens)) + 1
+    if guess > len(documents) // 2:
+        raise InputError(f"{sizes[-1]} bytes of text are too few to set {val_tokens} validation tokens apart; "
+                         f"give more text or a smaller --val_tokens")
+    ranks = train_bpe(documents[guess:], vocab_size)
+    encoding = make_encoding(ranks, name)
+
+    # validation: the first documents that hold val_tokens; train: all others, so that a budget is a prefix of train
+    _, starts = encode_documents(encoding, documents[:guess], token_dtype(vocab_size))
+    split = int(np.searchsorted(starts, val_tokens))
+    parts = {"train": documents[split:], "val": documents[:split]}
+    meta = {"name": name, "identity": identity, "vocab_size": vocab_size, "end_of_text": encoding.n_vocab - 1,
+            "dtype": token_dtype(vocab_size).name, "pattern": PATTERN, "python": sys.version.split()[0],
+            "documents": {}, "tokens": {}, "bytes": {}, "sha256": {}}
+    for part, texts in parts.items():
+        tokens, starts = encode_documents(encoding, texts, token_dtype(vocab_size))
+        tokens.tofile(folder / f"{part}.bin")
+        np.save(folder / f"{part}_docs.npy", starts)
+        meta["documents"][part], meta["tokens"][part] = len(texts), len(tokens)
+        meta["bytes"][part] = sum(len(text.encode()) for text in texts)
+        if part == "train":
+            train_starts = starts
+    meta["val_13grams_in_train"] = validation_overlap(parts["train"], train_starts, parts["val"], meta["tokens"]["train"])
+    lines = [base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ranks.items()]
+    (folder / "tokenizer.tiktoken").write_bytes(b"".join(lines))
+    for file in sorted(folder.iterdir()):
+        meta["sha256"][file.name] = sha256_file(file)
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+@dataclass
+class Data:
+    """A prepared data set, memory-mapped. Read it with load_data()."""
+    folder: Path
+    meta: dict
+    train: np.ndarray  # (tokens,)
+    val: np.ndarray  # (tokens,)
+
+    def tokenizer(self):
+        lines = (self.folder / "tokenizer.tiktoken").read_bytes().splitlines()
+        return make_encoding({base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)},
+                             self.meta["name"])
+
+    def token_bytes(self):
+        """UTF-8 length of each token, 0 for end-of-text: int64 (vocab_size,). For bits per byte."""
+        return np.array([len(token) for token in self.tokenizer().token_byte_values()] + [0])
+
+
+def load_data(name):
+    """The data set data/NAME, every file checked against its recorded SHA-256. Raises InputError."""
+    folder = Path("data") / name
+    if not (folder / "meta.json").exists():
+        known = sorted(path.parent.name for path in Path("data").glob("*/meta.json"))
+        raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it with prepare.py --name {name}")
+    meta = json.loads((folder / "meta.json").read_text())
+    for file, expected in meta["sha256"].items():
+        if not (folder / file).exists() or sha256_file(folder / file) != expected:
+            raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from meta.json); "
+                             f"remove {folder} and prepare it again")
+    train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r") for part in ("train", "val"))
+    return Data(folder, meta, train, val)
+
+
+def cut_windows(tokens, context):
+    """Consecutive windows of `context` tokens: (windows, context). The rest, shorter than a window, is dropped."""
+    return tokens[:len(tokens) // context * context].reshape(-1, context)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+def main():
+    parser = Parser("Text to tokens: writes data/NAME.")
+    parser.add_argument("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
+                        help="docstrings, or .txt and .jsonl files and folders of them")
+    parser.add_argument("--name", help="folder under data/ (default: the source's name, with the vocabulary if not 1024)")
+    parser.add_argument("--vocab_size", type=int, default=1024, help="ids, end-of-text included; 257 means plain bytes")
+    parser.add_argument("--val_tokens", type=int, default=65536, help="validation tokens, the same for every budget")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
+    parser.add_argument("--json", action="store_true", help="print meta.json as the last line")
+    args = parser.parse_args()
+    if args.vocab_size < 257:
+        raise InputError(f"--vocab_size {args.vocab_size} is too small; 256 bytes and end-of-text need 257")
+    if args.val_tokens < 1:
+        raise InputError(f"--val_tokens {args.val_tokens} is too small; give at least one context")
+    if args.name is None:
+        args.name = Path(args.source[0]).stem + (f"-{args.vocab_size}" if args.vocab_size != 1024 else "")
+
+    builtin = args.source == ["docstrings"]
+    files, origin = find_docstrings() if builtin else find_local(args.source)
+    identity = {"source": args.source, "origin": origin, "vocab_size": args.vocab_size,
+                "val_tokens": args.val_tokens, "seed": args.seed}
+    folder = Path("data") / args.name
+    if folder.exists():  # prepared before: the same request does nothing, another one must not overwrite
+        meta = load_data(args.name).meta
+        if meta["identity"] != identity:
+            raise InputError(f"{folder} holds other data (its meta.json says what); remove it or give another --name")
+        print(f"{folder} is prepared already")
+    else:
+        documents = deduplicate(read_docstrings(files) if builtin else read_local(files))
+        if not documents:
+            raise InputError(f"no text in {' '.join(args.source)}")
+        corpus = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+        if builtin and corpus != CORPUS_SHA256:
+            print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {origin}) are not those of the "
+                  f"pinned versions, so losses will not compare with the published tables", file=sys.stderr)
+        temporary = folder.with_name(f".{args.name}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True)
+        try:
+            meta = write_data(temporary, args.name, documents, identity, args.val_tokens, args.seed, args.vocab_size)
+            os.rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "
+              f"{meta['tokens']['val']:,} validation tokens, corpus SHA-256 {corpus[:12]}")
+        for budget, share in meta["val_13grams_in_train"].items():
+            print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train tokens")
+    if args.json:
+        print(json.dumps(meta))
+
+
+if __name__ == "__main__":
+    run_main(main)
