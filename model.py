@@ -1,0 +1,284 @@
+"""The GPT that every stage shares: Llama's architecture with the paper's initialization (arXiv 2509.14786, section 2).
+
+RMSNorm before each block, rotary positions, SwiGLU, grouped-query attention, no biases, an untied head. Attention stays
+inside a document by default. Shapes in comments: B sequences, T positions, C width, H heads, D head width, V vocabulary.
+"""
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 2 ** 28  # above 1 GiB of fp32 logits the loss is computed in chunks; below, the plain loss is faster
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    end_of_text: int  # this token starts a document
+    context: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    doc_mask: bool = True  # attention does not cross documents; False: plain causal
+
+
+# The ladder (paper, table of models; the same ladder with N and D divided by 10, 100 and 1000). Each size is used with
+# its scale's context and batch size in sequences.
+SCALES = {1: dict(context=4096, batch_size=64), 10: dict(context=1024, batch_size=32),
+          100: dict(context=512, batch_size=8), 1000: dict(context=256, batch_size=4)}
+SIZES = {name: dict(scale=scale, width=width, layers=layers, heads=heads, kv_heads=kv_heads)
+         for name, scale, width, layers, heads, kv_heads in [
+             ("150m", 1, 512, 6, 8, 8), ("300m", 1, 768, 12, 12, 12),
+             ("600m", 1, 1024, 24, 16, 8), ("1.4b", 1, 2048, 16, 16, 8),
+             ("15m", 10, 384, 4, 6, 6), ("30m", 10, 512, 6, 8, 8),
+             ("60m", 10, 768, 6, 12, 12), ("140m", 10, 1024, 8, 16, 8),
+             ("1.5m", 100, 128, 2, 4, 4), ("3m", 100, 192, 3, 6, 6),
+             ("6m", 100, 256, 4, 8, 8), ("14m", 100, 384, 5, 12, 12),
+             ("150k", 1000, 48, 2, 3, 3), ("300k", 1000, 64, 3, 4, 4),
+             ("600k", 1000, 96, 3, 6, 6), ("1.4m", 1000, 128, 5, 8, 8)]}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Blocks
+
+def rotary_tables(context, head_width, theta=10_000.0):
+    """cos and sin of the rotary angles, each (context, head_width), for the two-halves layout of Llama."""
+    frequencies = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)  # (D / 2,)
+    angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies  # (T, D / 2)
+    angles = torch.cat([angles, angles], dim=1)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x, cos, sin):
+    """Rotary position embedding of x (B, H, T, D) by cos and sin (T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.head_width = config.width // config.heads
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False)
+        self.out = nn.Linear(config.heads * self.head_width, config.width, bias=False)
+
+    def forward(self, x, rotary, mask, cache=None):
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.head_width).transpose(1, 2)  # (B, H + 2 KV, T, D)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.append(k, v)
+
+        # one fused kernel per kind of mask: Flash or cuDNN for causal, FlexAttention for blocks, SDPA for a dense mask
+        gqa = self.heads != self.kv_heads
+        if mask is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        elif isinstance(mask, torch.Tensor):
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+        else:
+            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        inner = 7 * config.width // 2  # 3.5 x width, as the paper
+        self.gate_up = nn.Linear(config.width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, config.width, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.norm_attention = nn.RMSNorm(config.width, eps=1e-5)
+        self.attention = Attention(config)
+        self.norm_mlp = nn.RMSNorm(config.width, eps=1e-5)
+        self.mlp = MLP(config)
+
+    def forward(self, x, rotary, mask, cache=None):
+        x = x + self.attention(self.norm_attention(x), rotary, mask, cache)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention masks and loss
+
+def dense_document_mask(tokens, end_of_text):
+    """Who may see whom: bool (B, 1, T, T), True for earlier-or-same positions of the same document."""
+    document = (tokens == end_of_text).cumsum(1)  # (B, T); an end-of-text belongs to the document it starts
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return same & torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
+
+
+def block_document_mask(tokens, end_of_text):
+    """The same mask for FlexAttention, which skips the blocks that are empty."""
+    document = (tokens == end_of_text).cumsum(1)
+
+    def visible(b, h, q, k):
+        return (q >= k) & (document[b, q] == document[b, k])
+    return create_block_mask(visible, len(tokens), None, tokens.shape[1], tokens.shape[1], device=tokens.device)
+
+
+def token_nats(x, head, targets):
+    """Negative log-likelihood of each target in nats, fp32 (B, T), 0 where the target is -1. x: (B, T, C)."""
+    def nats(x, targets):
+        return F.cross_entropy(head(x).float(), targets, ignore_index=-1, reduction="none")
+
+    shape, x, targets = targets.shape, x.flatten(0, 1), targets.flatten()
+    chunks = math.ceil(len(x) * head.out_features / CHUNK_LOGITS)
+    if chunks == 1:
+        return nats(x, targets).view(shape)
+    # recompute each chunk's logits in the backward pass: one chunk of logits in memory instead of all
+    parts = [checkpoint(nats, *part, use_reentrant=False) for part in zip(x.chunk(chunks), targets.chunk(chunks))]
+    return torch.cat(parts).view(shape)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model
+
+class GPT(nn.Module):
+    def __init__(self, config, seed=0):
+        """A freshly initialized model; `seed` alone decides its weights."""
+        super().__init__()
+        if config.width % config.heads or config.heads % config.kv_heads:
+            raise ValueError(f"width {config.width}, heads {config.heads} and kv_heads {config.kv_heads} must divide")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        cos, sin = rotary_tables(config.context, config.width // config.heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.initialize(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def initialize(self, generator):
+        """The paper's code: every Linear, the head included, std 1/sqrt(fan_in), no depth scaling; embedding std
+        1/width; both truncated at 3 sigma; norms 1."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:  # (fan_out, fan_in) of a Linear, (vocab_size, width) of the embedding
+                std = 1 / parameter.shape[1] if name == "embedding.weight" else parameter.shape[1] ** -0.5
+                nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)
+
+    def document_mask(self, tokens):
+        """The mask that the device's fused kernel takes; None means plain causal."""
+        if not self.config.doc_mask:
+            return None
+        compiled_on_cuda = tokens.is_cuda and torch.compiler.is_compiling()  # FlexAttention has no CPU backward
+        return (block_document_mask if compiled_on_cuda else dense_document_mask)(tokens, self.config.end_of_text)
+
+    def forward(self, tokens, targets=None):
+        """Logits (B, T, V) in fp32 or, given targets, the nats of each: fp32 (B, T), 0 where the target is -1.
+
+        tokens, targets: int64 (B, T), T at most the context.
+        """
+        T = tokens.shape[1]
+        rotary, mask = (self.cos[:T], self.sin[:T]), self.document_mask(tokens)
+        x = self.embedding(tokens)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, rotary, mask)
+        x = self.norm(x)
+        return self.head(x).float() if targets is None else token_nats(x, self.head, targets)
+
+    # sizes and costs
+
+    def parameter_count(self, embeddings=True):
+        """N: all parameters, or without embedding and head."""
+        tables = 0 if embeddings else self.embedding.weight.numel() + self.head.weight.numel()
+        return sum(parameter.numel() for parameter in self.parameters()) - tables
+
+    def flops_per_token(self):
+        """Forward and backward: 6 per weight of a matrix product (the head's, not the embedding's, which is a lookup),
+        plus causal attention's two products, 12 x layers x width x context, halved because half is masked."""
+        products = self.parameter_count() - self.embedding.weight.numel()
+        return 6 * products + 6 * self.config.layers * self.config.width * self.config.context
+
+    # weights in and out
+
+    def save(self, file):
+        """Write configuration and weights to a path or binary file; GPT.load reads them with weights_only=True."""
+        torch.save({"config": asdict(self.config), "weights": self.state_dict()}, file)
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """The model that save() wrote. Raises ValueError for a truncated or foreign file."""
+        try:
+            saved = torch.load(path, map_location=device, weights_only=True)
+            model = cls(GPTConfig(**saved["config"])).to(device)
+            model.load_state_dict(saved["weights"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch raises a dozen kinds here, from pickle's to zip's
+            raise ValueError(f"{path} is not a whole model file ({type(error).__name__})") from error
+        return model
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sampling
+
+class Cache:
+    """Keys and values of one block for positions 0..T-1 of B sequences, each (B, KV, context, D)."""
+
+    def __init__(self, config, batch, like):
+        shape = (batch, config.kv_heads, config.context, config.width // config.heads)
+        self.k, self.v, self.length = like.new_empty(shape), like.new_empty(shape), 0
+
+    def append(self, k, v):
+        """Store the next positions; returns all keys and values so far."""
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length:end], self.v[:, :, self.length:end], self.length = k, v, end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class Stepper:
+    """Runs a model one position at a time: step(token) gives the logits of the next one, equal to a full forward."""
+
+    def __init__(self, model, batch):
+        self.model, self.t = model, 0
+        self.caches = [Cache(model.config, batch, model.head.weight) for _ in model.blocks]
+        # a key is visible from its own document only: where each sequence's present document starts
+        self.start = torch.zeros(batch, 1, dtype=torch.long, device=model.head.weight.device)
+
+    @torch.no_grad()
+    def step(self, token):
+        """token: int64 (B,), the one at position t. Returns the logits of position t + 1, fp32 (B, V)."""
+        model, t = self.model, self.t
+        if model.config.doc_mask:
+            self.start[token == model.config.end_of_text] = t
+        mask = (torch.arange(t + 1, device=token.device) >= self.start)[:, None, None]  # (B, 1, 1, t + 1)
+        x = model.embedding(token[:, None])  # (B, 1, C)
+        for block, cache in zip(model.blocks, self.caches):
+            x = block(x, (model.cos[t:t + 1], model.sin[t:t + 1]), mask, cache)
+        self.t += 1
+        return model.head(model.norm(x))[:, 0].float()
+
+
+@torch.no_grad()
+def sample(models, batch, length, generator, temperature=1.0):
+    """Windows of text from one model or from the logit average of several: int64 (batch, length).
+
+    Each starts with end-of-text; one drawn later starts the next document, as in training. `length` is at most the
+    context; `generator` lives on the models' device.
+    """
+    token = torch.full((batch,), models[0].config.end_of_text, device=models[0].head.weight.device)
+    steppers, tokens = [Stepper(model, batch) for model in models], [token]
+    for _ in range(length - 1):
+        logits = torch.stack([stepper.step(token) for stepper in steppers]).mean(0)  # (B, V)
+        token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+        tokens.append(token)
+    return torch.stack(tokens, dim=1)

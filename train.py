@@ -1,0 +1,538 @@
+"""One regularized, epoched run. A run is a pure function of its TrainConfig, and its folder is the memo.
+
+    python train.py --data docstrings --size 300k --recipe regularized
+    python train.py --data docstrings --size 300k --epochs 16 --lr 3e-3 --weight_decay 1.6 --seed 1
+
+Ask for a finished run: nothing happens. Ask for an interrupted one: it resumes exactly. runs/NAME/ holds config.json,
+log.jsonl, model.pt and, written last, result.json, which is what "finished" means.
+"""
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import GPT, GPTConfig, SCALES, SIZES
+from prepare import PAPER_TOKENS, InputError, Parser, cut_windows, load_data, run_main, write_atomically, write_json
+
+BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}  # labels at scale 1, as multiples of the paper's 209,715,200
+LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock counts as abandoned
+
+# (epochs, lr, weight_decay) for each budget label in turn. Scale 1: the paper's tuned settings (its released search).
+# 1/1000: starting values measured with this kit, see results/1000/tuning.csv.
+TUNED = {
+    "standard": {"150m": [(8, 3e-3, .1), (16, 1e-2, .1), (32, 1e-2, .1), (64, 3e-3, .1)],
+                 "300m": [(8, 1e-3, .1), (8, 3e-3, .1), (16, 3e-3, .1), (16, 3e-3, .1)],
+                 "600m": [(4, 1e-3, .1), (4, 1e-3, .1), (8, 3e-3, .1), (8, 3e-3, .1)],
+                 "1.4b": [(4, 3e-4, .1), (4, 3e-4, .1), (4, 1e-3, .1), (4, 1e-3, .1)],
+                 "150k": [(16, 3e-3, .1)], "300k": [(16, 3e-3, .1)],
+                 "600k": [(8, 3e-3, .1)], "1.4m": [(8, 3e-3, .1)]},
+    "regularized": {"150m": [(16, 3e-3, .8), (32, 3e-3, .8), (64, 3e-3, .4), (64, 3e-3, .1)],
+                    "300m": [(16, 3e-3, 1.6), (16, 3e-3, .8), (16, 3e-3, .4), (32, 1e-3, .4)],
+                    "600m": [(8, 1e-3, 3.2), (8, 1e-3, 1.6), (16, 3e-3, .4), (16, 1e-3, .8)],
+                    "1.4b": [(8, 1e-3, 3.2), (8, 1e-3, 3.2), (8, 1e-3, 1.6), (8, 1e-3, .8)],
+                    "150k": [(16, 3e-3, .8)], "300k": [(16, 3e-3, .8)],
+                    "600k": [(16, 3e-3, 1.6)], "1.4m": [(16, 3e-3, 1.6)]},
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+def option(default, help, group, identity=True):
+    """A field of TrainConfig. identity=False: it says how or where to run and does not change what is computed."""
+    return field(default=default, metadata=dict(help=help, group=group, identity=identity))
+
+
+@dataclass
+class TrainConfig:
+    data: str = option("docstrings", "data set, a folder of data/", "what")
+    size: str = option("300k", "one of " + ", ".join(SIZES), "what")
+    tokens: str = option("200m", "unique tokens D: a number, or a label (200m, 400m, 800m, 1.6b) over the size's scale",
+                         "what")
+    seed: int = option(0, "of the initial weights and of the data order", "what")
+    recipe: str = option("regularized", "standard, regularized or member: fills what is not given of the next three",
+                         "recipe", identity=False)
+    epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe")
+    lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
+    weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)", "recipe")
+    context: int = option(None, "tokens a window (default: the scale's)", "recipe")
+    batch_size: int = option(None, "windows a step (default: the scale's)", "recipe")
+    doc_mask: int = option(1, "1: attention stays inside a document; 0: plain causal", "recipe")
+    synthetic: str = option("", "folder of sampled tokens to mix in (made by distill.py)", "distillation")
+    synthetic_weight: float = option(0.0, "share of synthetic windows in each epoch, below 1", "distillation")
+    dtype: str = option("auto", "auto (bf16 on cuda, else fp32), fp32 or bf16", "how")
+    device: str = option("auto", "auto (cuda, then mps, then cpu) or a torch device", "how", identity=False)
+    compile: str = option("auto", "1, 0 or auto (1 where there is a C++ compiler)", "how", identity=False)
+    threads: int = option(1, "CPU threads; runs side by side with one each beat one run with more", "how",
+                          identity=False)
+    micro_batch_size: int = option(0, "windows a forward pass, gradients accumulate; 0: the whole batch", "how",
+                                   identity=False)
+    log_every: int = option(50, "steps between log lines", "how", identity=False)
+    eval_every: int = option(0, "steps between validations; 0: once an epoch", "how", identity=False)
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints, taken at log lines", "how", identity=False)
+    force_resume: int = option(0, "1: resume though device, threads or compile mode differ (not bit-exact)", "how",
+                               identity=False)
+    out: str = option("runs", "folder of the runs", "how", identity=False)
+    data_hash: str = ""  # of train.bin's content and the synthetic tokens', filled by resolve()
+
+
+def add_options(parser, defaults=TrainConfig()):
+    """One command-line option for each field of TrainConfig, in groups, with the fields' help and defaults."""
+    groups = {}
+    for f in dataclasses.fields(TrainConfig):
+        if not f.metadata:
+            continue
+        name = f.metadata["group"]
+        groups[name] = groups.get(name) or parser.add_argument_group(name)
+        groups[name].add_argument(f"--{f.name}", type=f.type, default=getattr(defaults, f.name),
+                                  help=f.metadata["help"])
+
+
+def config_from(args):
+    """The resolved TrainConfig of parsed arguments."""
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    return resolve(TrainConfig(**{name: value for name, value in vars(args).items() if name in names}))
+
+
+def recipe_settings(recipe, size, budget):
+    """(epochs, lr, weight_decay) of a recipe. `member` doubles the epochs and halves the weight decay of the best
+    single model (paper, section on ensembles), up to 128 epochs and down to 0.1. Raises InputError if not tuned."""
+    table = TUNED["regularized" if recipe == "member" else recipe].get(size, [])
+    if budget is None or budget >= len(table):
+        raise InputError(f"no tuned {recipe} settings for size {size} at these tokens; "
+                         f"give --epochs, --lr and --weight_decay")
+    epochs, lr, weight_decay = table[budget]
+    return (min(2 * epochs, 128), lr, max(weight_decay / 2, 0.1)) if recipe == "member" else (epochs, lr, weight_decay)
+
+
+def resolve(config):
+    """Fill defaults that depend on size, recipe and data, and refuse what cannot run (InputError)."""
+    if config.size not in SIZES:
+        raise InputError(f"unknown size {config.size}; sizes are {', '.join(SIZES)}")
+    if config.recipe not in ("standard", "regularized", "member", "student"):
+        raise InputError(f"unknown recipe {config.recipe}; recipes are standard, regularized and member")
+    config, scale = dataclasses.replace(config), SIZES[config.size]["scale"]
+    config.context = config.context or SCALES[scale]["context"]
+    config.batch_size = config.batch_size or SCALES[scale]["batch_size"]
+    try:
+        label = str(config.tokens).lower()
+        config.tokens = PAPER_TOKENS * BUDGETS[label] // scale if label in BUDGETS else int(label.replace("_", ""))
+    except ValueError:
+        raise InputError(f"--tokens {config.tokens} is neither a number nor one of {', '.join(BUDGETS)}") from None
+
+    given = [config.epochs, config.lr, config.weight_decay]
+    if None in given:
+        budget = [PAPER_TOKENS * times // scale for times in BUDGETS.values()]
+        budget = budget.index(config.tokens) if config.tokens in budget else None
+        tuned = recipe_settings(config.recipe, config.size, budget)
+        config.epochs, config.lr, config.weight_decay = (t if g is None else g for t, g in zip(tuned, given))
+    for name, least in (("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1), ("threads", 1),
+                        ("log_every", 1), ("eval_every", 0), ("micro_batch_size", 0), ("synthetic_weight", 0)):
+        if not least <= getattr(config, name) < math.inf:
+            raise InputError(f"--{name} {getattr(config, name)} is out of range; it must be at least {least}")
+    if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
+        raise InputError("--synthetic and --synthetic_weight go together, and the weight is below 1")
+    for name, choices in (("dtype", ("auto", "fp32", "bf16")), ("compile", ("auto", "0", "1")), ("doc_mask", (0, 1))):
+        if getattr(config, name) not in choices:
+            raise InputError(f"--{name} {getattr(config, name)} is unknown; choose from {', '.join(map(str, choices))}")
+
+    data = load_data(config.data)
+    if config.tokens > len(data.train):
+        raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of {config.data}")
+    if config.tokens // config.context < config.batch_size or len(data.val) < config.context:
+        raise InputError(f"{config.tokens:,} train and {len(data.val):,} validation tokens do not fill one batch of "
+                         f"{config.batch_size} windows of {config.context}; lower --batch_size or --context")
+    synthetic = read_synthetic(config).meta["sha256"]["train.bin"] if config.synthetic else ""
+    config.data_hash = hashlib.sha256((data.meta["sha256"]["train.bin"] + synthetic).encode()).hexdigest()[:12]
+    return config
+
+
+def run_name(config):
+    """Readable and unique: key fields, then a hash of every identity field that differs from its default, so that a
+    new option never renames old runs."""
+    identity = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)
+                if f.metadata.get("identity", True) and getattr(config, f.name) != f.default}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    mixed = f"-mix{config.synthetic_weight:g}" if config.synthetic else ""
+    return (f"{config.data}-{config.size}-{config.tokens // 1000}k{mixed}-e{config.epochs}-lr{config.lr:g}"
+            f"-wd{config.weight_decay:g}-s{config.seed}-{digest}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One process at a time
+
+def process_alive(pid, started):
+    """Whether process `pid` of this host still runs and is the one that started then (process numbers are reused)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return started in (None, process_start(pid))
+
+
+def process_start(pid):
+    """When a process started, in clock ticks since boot; None where there is no /proc."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def claim(folder):
+    """Hold a run folder for this process; yields a function to call now and then as heartbeat.
+
+    The lock names host, process and start; its modification time is the heartbeat. A dead process of this host loses it
+    at once, another host after LOCK_SILENCE seconds. Raises InputError when someone else works there.
+    """
+    lock, me = folder / "lock", {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
+    with open(folder / ".guard", "w") as guard:  # only one process at a time may judge and replace the lock
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if lock.exists():
+            owner = json.loads(lock.read_text())
+            here = owner["host"] == me["host"]
+            silent = time.time() - lock.stat().st_mtime
+            if process_alive(owner["pid"], owner["start"]) if here else silent < LOCK_SILENCE:
+                raise InputError(f"{folder} is in use by process {owner['pid']} on {owner['host']}; "
+                                 f"wait for it or stop it, then run the same command again")
+        write_json(lock, me)
+    try:
+        yield lambda: os.utime(lock)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data: windows on the device, and the order in which an epoch visits them
+
+def read_synthetic(config):
+    """The sampled tokens of a run, checked like any data set, and against the real data's tokenizer."""
+    sampled, real = load_data(Path(config.synthetic).resolve()), load_data(config.data)
+    if sampled.meta["sha256"]["tokenizer.tiktoken"] != real.meta["sha256"]["tokenizer.tiktoken"]:
+        raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of {config.data}")
+    return sampled
+
+
+def device_windows(tokens, context, device):
+    """All windows of `tokens` as one int32 tensor on the device: (windows, context)."""
+    return torch.from_numpy(cut_windows(tokens, context).astype(np.int32)).to(device)
+
+
+def inputs_and_targets(windows):
+    """int64 (B, T) each: every position predicts the next one, the last predicts nothing (-1)."""
+    tokens = windows.long()
+    return tokens, torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-1)
+
+
+def synthetic_per_epoch(config, real):
+    """Synthetic windows mixed with `real` windows an epoch, so that they are synthetic_weight of all."""
+    return round(real * config.synthetic_weight / (1 - config.synthetic_weight))
+
+
+def epoch_order(config, epoch, real, synthetic=0):
+    """Windows of one epoch, permuted: int64 (steps, batch_size). Indices from `real` on are synthetic windows, which
+    are taken in turn, so that none repeats before all have been seen. A last incomplete batch is dropped."""
+    mixed = synthetic_per_epoch(config, real)
+    turn = (epoch * mixed + np.arange(mixed)) % max(synthetic, 1)
+    order = np.random.default_rng([config.seed, epoch]).permutation(np.concatenate([np.arange(real), real + turn]))
+    return order[:len(order) // config.batch_size * config.batch_size].reshape(-1, config.batch_size)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Optimization
+
+def lr_at(step, steps, peak):
+    """Learning rate of 0-based `step`: linear from 0 over the first 1% of steps, then a cosine that is 0 at `steps`."""
+    warmup = steps // 100
+    if step < warmup:
+        return peak * step / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def make_optimizer(model, weight_decay):
+    """AdamW as the paper's: every Linear decays, the untied head too; embedding and norms do not."""
+    decayed = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    others = [module.weight for module in model.modules() if isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm))]
+    grouped, every = [id(p) for p in decayed + others], [id(p) for p in model.parameters()]
+    assert sorted(grouped) == sorted(every), "every parameter belongs to exactly one group"
+    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+
+@torch.no_grad()
+def evaluate(model, windows, batch_size):
+    """Mean nats per prediction over all windows in order, summed in float64. The last batch is filled up with ignored
+    windows, so that a compiled model meets one shape."""
+    total = 0.0
+    for start in range(0, len(windows), batch_size):
+        tokens, targets = inputs_and_targets(windows[start:start + batch_size])
+        missing = batch_size - len(tokens)
+        if missing:
+            tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
+            targets = torch.cat([targets, torch.full_like(targets[:1], -1).expand(missing, -1)])
+        total += model(tokens, targets).double().sum()
+    return float(total) / (len(windows) * (windows.shape[1] - 1))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The machine
+
+def pick_device(name):
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_compile(choice, device):
+    """Whether to compile; `auto` says so in one line where it cannot."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if choice != "auto" or device.type == "cuda":
+        return choice != "0"
+    if device.type == "cpu" and shutil.which(compiler):
+        return True
+    print(f"running eager: no C++ compiler {compiler}" if device.type == "cpu" else f"running eager on {device.type}")
+    return False
+
+
+def autocast(config, device):
+    """The computing precision: parameters stay fp32, bf16 is for matrix products and attention."""
+    bf16 = config.dtype == "bf16" or config.dtype == "auto" and device.type == "cuda"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def matmul_rate(device, dtype):
+    """FLOP/s of a large square matrix product here, the best of five: what MFU is measured against."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading one number waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * n ** 3 / best
+
+
+def git_state():
+    """Commit of this code, marked if files were changed; None outside a repository."""
+    describe = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent,
+                              capture_output=True, text=True)
+    return describe.stdout.strip() or None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The run
+
+class Run:
+    """Everything that a run needs at hand, and its checkpoint: model, optimizer, windows, log and step."""
+
+    def __init__(self, config, folder):
+        self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
+        self.device = pick_device(config.device)
+        torch.set_num_threads(config.threads)
+        data, size = load_data(config.data), SIZES[config.size]
+        self.train = device_windows(data.train[:config.tokens], config.context, self.device)
+        self.val = device_windows(data.val, config.context, self.device)
+        self.real, self.synthetic = len(self.train), 0
+        if config.synthetic:
+            sampled = device_windows(read_synthetic(config).train, config.context, self.device)
+            self.train, self.synthetic = torch.cat([self.train, sampled]), len(sampled)
+
+        self.model = GPT(GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=data.meta["end_of_text"],
+                                   context=config.context, width=size["width"], layers=size["layers"],
+                                   heads=size["heads"], kv_heads=size["kv_heads"], doc_mask=bool(config.doc_mask)),
+                         seed=config.seed).to(self.device)
+        self.optimizer = make_optimizer(self.model, config.weight_decay)
+        self.steps_per_epoch = (self.real + synthetic_per_epoch(config, self.real)) // config.batch_size
+        self.steps = config.epochs * self.steps_per_epoch
+        self.tokens_seen = self.steps * config.batch_size * config.context
+        # how floating point is carried out: a resume elsewhere would not be exact
+        self.machine = {"device": self.device.type, "threads": config.threads, "torch": torch.__version__,
+                        "compile": pick_compile(config.compile, self.device)}
+
+    def forward(self):
+        """The model to call: compiled under a second name, so that saved weights keep theirs."""
+        return torch.compile(self.model, dynamic=False) if self.machine["compile"] else self.model
+
+    def plan(self):
+        """What the run will cost, as --dry_run shows it. Time: at the rate of a large matrix product, so at least."""
+        flops = self.model.flops_per_token() * self.tokens_seen
+        dtype = torch.bfloat16 if autocast(self.config, self.device)._enabled else torch.float32
+        return {"name": run_name(self.config), "params": self.model.parameter_count(),
+                "params_nonembedding": self.model.parameter_count(embeddings=False), "steps": self.steps,
+                "tokens_seen": self.tokens_seen, "flops": flops,
+                "state_bytes": 16 * self.model.parameter_count(),  # weights, gradients and two moments in fp32
+                "seconds_at_least": flops / matmul_rate(self.device, dtype)}
+
+    def save(self):
+        state = {"step": self.step, "seconds": self.seconds, "machine": self.machine,
+                 "log_bytes": (self.folder / "log.jsonl").stat().st_size,
+                 "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write_atomically(self.folder / "resume.pt", lambda file: torch.save(state, file))
+
+    def resume(self):
+        """Go on from resume.pt if there is one; the log is cut back to it."""
+        path = self.folder / "resume.pt"
+        if not path.exists():
+            (self.folder / "log.jsonl").write_bytes(b"")
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises a dozen kinds for damaged files
+            raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start this run anew") from error
+        if state["machine"] != self.machine and not self.config.force_resume:
+            raise InputError(f"{path} was written on {state['machine']}, this is {self.machine}: resuming would not be "
+                             f"exact; use the same or --force_resume 1")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        with open(self.folder / "log.jsonl", "r+b") as log:
+            log.truncate(state["log_bytes"])
+
+    def log(self, **row):
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(row) + "\n")
+
+
+def train_step(run, forward, order):
+    """One optimizer step on the windows `order`; returns loss and gradient norm, both still on the device."""
+    config = run.config
+    loss = 0.0
+    for part in torch.from_numpy(order).to(run.device).split(config.micro_batch_size or config.batch_size):
+        tokens, targets = inputs_and_targets(run.train[part])
+        with autocast(config, run.device):
+            part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
+        part_loss.backward()
+        loss += part_loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr_at(run.step, run.steps, config.lr)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+def train(config):
+    """Train the run that a resolved TrainConfig describes, or go on with it; returns its result.json as a dict."""
+    folder = Path(config.out) / run_name(config)
+    result_path = folder / "result.json"
+    if result_path.exists():
+        print(f"{folder} is finished")
+        return json.loads(result_path.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder) as heartbeat:
+        run = Run(config, folder)
+        write_json(folder / "config.json", asdict(config))
+        run.resume()
+        run.log(versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+                machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
+        result = loop(run, heartbeat)
+        write_atomically(folder / "model.pt", run.model.save)
+        write_json(result_path, result)
+        (folder / "resume.pt").unlink(missing_ok=True)
+    return result
+
+
+def loop(run, heartbeat):
+    """All remaining steps of a run with its log lines, validations and checkpoints; returns the result."""
+    config, plan, forward = run.config, run.plan(), run.forward()
+    # a validation is too short to earn its own compilation on a CPU; CUDA needs it for FlexAttention
+    evaluator = forward if run.device.type == "cuda" else run.model
+    rate = plan["flops"] / plan["seconds_at_least"]
+    eval_every = config.eval_every or run.steps_per_epoch
+    # the first step with a loss or gradient that is not finite, kept on the device: no step waits for it
+    bad_step = torch.tensor(-1, device=run.device)
+    loss_sum, since, saved, printed = 0.0, run.step, time.monotonic(), 0.0
+    started, tick = time.monotonic() - run.seconds, time.monotonic()
+    while run.step < run.steps:
+        epoch, place = divmod(run.step, run.steps_per_epoch)
+        if place == 0 or run.step == since:
+            order = epoch_order(config, epoch, run.real, run.synthetic)
+        loss, norm = train_step(run, forward, order[place])
+        bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
+        loss_sum += loss
+        run.step += 1
+        validate = run.step % eval_every == 0 or run.step == run.steps
+        if run.step % config.log_every and not validate:
+            continue
+
+        # a log line: the only place where the device is waited for
+        heartbeat()
+        if bad_step >= 0:
+            raise InputError(f"the loss or its gradient is not finite from step {int(bad_step)} on; the last good "
+                             f"checkpoint stays in {run.folder}; try a lower --lr than {config.lr:g}")
+        row = {"step": run.step, "epoch": run.step / run.steps_per_epoch, "loss": float(loss_sum) / (run.step - since),
+               "lr": run.optimizer.param_groups[0]["lr"]}
+        speed = (run.step - since) * config.batch_size * config.context / (time.monotonic() - tick)
+        if validate:
+            with autocast(config, run.device):
+                row["val_loss"] = evaluate(evaluator, run.val, config.batch_size)
+        run.seconds = time.monotonic() - started
+        row.update(tokens_per_second=speed, mfu=speed * run.model.flops_per_token() / rate, seconds=run.seconds)
+        run.log(**row)
+        if time.monotonic() - printed > 10 or run.step == run.steps:
+            left = (run.steps - run.step) * run.seconds / run.step
+            print(f"{run.folder.name}: step {run.step}/{run.steps} loss {row['loss']:.4f}"
+                  + (f" val {row['val_loss']:.4f}" if validate else "")
+                  + f" | {speed:,.0f} tokens/s, MFU {row['mfu']:.0%} | {left:.0f} s left", flush=True)
+            printed = time.monotonic()
+        if time.monotonic() - saved > config.checkpoint_seconds:
+            run.save()
+            saved = time.monotonic()
+        loss_sum, since, tick = 0.0, run.step, time.monotonic()
+
+    with autocast(config, run.device):
+        val_loss = evaluate(evaluator, run.val, config.batch_size)
+        train_loss = evaluate(evaluator, run.train[:run.real][:len(run.val)], config.batch_size)
+    speed = plan["tokens_seen"] / run.seconds
+    tau = 1 / (config.lr * config.weight_decay * run.steps_per_epoch) if config.lr * config.weight_decay else None
+    return {**asdict(config), **plan, "val_loss": val_loss, "train_loss": train_loss, "tau_epochs": tau,
+            "seconds": run.seconds, "tokens_per_second": speed, "mfu": speed * run.model.flops_per_token() / rate,
+            "machine": run.machine}
+
+
+def load_run(run, out="runs"):
+    """(result, model) of a finished run, given by folder or by name under `out`. Raises InputError."""
+    folder = Path(run) if (Path(run) / "result.json").exists() else Path(out) / run
+    if not (folder / "result.json").exists():
+        raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); train it first")
+    try:
+        return json.loads((folder / "result.json").read_text()), GPT.load(folder / "model.pt")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{error}; delete {folder} and train it again") from error
+
+
+def main():
+    parser = Parser("Train one run, or go on with it; a finished one is left as it is.")
+    add_options(parser)
+    parser.add_argument("--dry_run", action="store_true", help="print parameters, steps, FLOPs, memory, time; no run")
+    parser.add_argument("--json", action="store_true", help="print the result as the last line")
+    args = parser.parse_args()
+    config = config_from(args)
+    result = Run(config, None).plan() if args.dry_run else train(config)
+    if args.json:
+        print(json.dumps(result))
+    elif args.dry_run:
+        print("\n".join(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}"
+                        for key, value in result.items()))
+    else:
+        print(f"{result['name']}: val_loss {result['val_loss']:.4f} train_loss {result['train_loss']:.4f}")
+
+
+if __name__ == "__main__":
+    run_main(main)
