@@ -214,9 +214,9 @@ def deduplicate(documents):
     return kept
 
 
-def validation_overlap(train, train_starts, val, train_tokens):
+def validation_overlap(train, train_encoded, val):
     """Share of the word 13-grams of validation that also occur in train, per budget: {tokens: share}."""
-    word_hashes = {}
+    word_hashes, (train_tokens, train_starts) = {}, train_encoded
     val_grams = np.concatenate([ngram_hashes(text, 13, word_hashes) for text in val])
     grams = [ngram_hashes(text, 13, word_hashes) for text in train]
     starts = np.repeat(train_starts, [len(g) for g in grams])  # where the document of each gram starts, in tokens
@@ -224,9 +224,10 @@ def validation_overlap(train, train_starts, val, train_tokens):
     if not len(unique) or not len(val_grams):
         return {}
     place = np.minimum(np.searchsorted(unique, val_grams), len(unique) - 1)
-    first_start = np.where(unique[place] == val_grams, starts[first[place]], train_tokens)
+    first_start = np.where(unique[place] == val_grams, starts[first[place]], len(train_tokens))
     budgets = [PAPER_TOKENS * times // scale for scale in (1000, 100, 10, 1) for times in (1, 2, 4, 8)]
-    budgets = [budget for budget in budgets if budget < train_tokens] + [train_tokens]
+    budgets = [budget for budget in budgets if budget < len(train_tokens)]
+    budgets.append(len(train_tokens))
     return {str(budget): round(float((first_start < budget).mean()), 5) for budget in budgets}
 
 
@@ -304,40 +305,49 @@ def encode_documents(encoding, documents, dtype):
     return tokens, starts[:-1]
 
 
-def write_data(folder, name, documents, identity, val_tokens, seed, vocab_size):
-    """Split, train the tokenizer, encode and write everything into `folder`; returns the meta that meta.json holds."""
+def split_and_encode(name, documents, val_tokens, seed, vocab_size):
+    """(parts, tokenizer file, meta): documents shuffled and split, a BPE trained on train alone, everything encoded."""
     order = np.random.default_rng(seed).permutation(len(documents))
     documents = [documents[i] for i in order]
-    # the tokenizer has not seen validation: guess its share by bytes, which only has to be enough
+    # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token are enough
     sizes = np.cumsum([len(text.encode()) for text in documents])
     guess = int(np.searchsorted(sizes, 8 * val_tokens)) + 1
     if guess > len(documents) // 2:
-        raise InputError(f"{sizes[-1]} bytes of text are too few to set {val_tokens} validation tokens apart; "
+        raise InputError(f"{sizes[-1]:,} bytes of text are too few to set {val_tokens:,} validation tokens apart; "
                          f"give more text or a smaller --val_tokens")
     ranks = train_bpe(documents[guess:], vocab_size)
-    encoding = make_encoding(ranks, name)
+    encoding, dtype = make_encoding(ranks, name), token_dtype(vocab_size)
 
     # validation: the first documents that hold val_tokens; train: all others, so that a budget is a prefix of train
-    _, starts = encode_documents(encoding, documents[:guess], token_dtype(vocab_size))
+    _, starts = encode_documents(encoding, documents[:guess], dtype)
     split = int(np.searchsorted(starts, val_tokens))
-    parts = {"train": documents[split:], "val": documents[:split]}
-    meta = {"name": name, "identity": identity, "vocab_size": vocab_size, "end_of_text": encoding.n_vocab - 1,
-            "dtype": token_dtype(vocab_size).name, "pattern": PATTERN, "python": sys.version.split()[0],
-            "documents": {}, "tokens": {}, "bytes": {}, "sha256": {}}
-    for part, texts in parts.items():
-        tokens, starts = encode_documents(encoding, texts, token_dtype(vocab_size))
-        tokens.tofile(folder / f"{part}.bin")
-        np.save(folder / f"{part}_docs.npy", starts)
-        meta["documents"][part], meta["tokens"][part] = len(texts), len(tokens)
-        meta["bytes"][part] = sum(len(text.encode()) for text in texts)
-        if part == "train":
-            train_starts = starts
-    meta["val_13grams_in_train"] = validation_overlap(parts["train"], train_starts, parts["val"], meta["tokens"]["train"])
+    texts = {"train": documents[split:], "val": documents[:split]}
+    parts = {part: encode_documents(encoding, texts[part], dtype) for part in texts}
+    meta = {"vocab_size": vocab_size, "end_of_text": encoding.n_vocab - 1, "dtype": dtype.name, "pattern": PATTERN,
+            "bytes": {part: sum(len(text.encode()) for text in texts[part]) for part in texts},
+            "val_13grams_in_train": validation_overlap(texts["train"], parts["train"], texts["val"])}
     lines = [base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ranks.items()]
-    (folder / "tokenizer.tiktoken").write_bytes(b"".join(lines))
-    for file in sorted(folder.iterdir()):
-        meta["sha256"][file.name] = sha256_file(file)
-    write_json(folder / "meta.json", meta)
+    return parts, b"".join(lines), meta
+
+
+def write_data(name, parts, tokenizer, meta):
+    """Write data/NAME, whole or not at all. parts: {"train" and "val": (tokens, document starts)}; tokenizer: the
+    bytes of a tiktoken rank file. Returns meta with name, counts and hashes added, as meta.json holds it."""
+    folder = Path("data") / name
+    temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        for part, (tokens, starts) in parts.items():
+            tokens.tofile(temporary / f"{part}.bin")
+            np.save(temporary / f"{part}_docs.npy", starts)
+        (temporary / "tokenizer.tiktoken").write_bytes(tokenizer)
+        meta = {"name": name, **meta, "documents": {part: len(starts) for part, (_, starts) in parts.items()},
+                "tokens": {part: len(tokens) for part, (tokens, _) in parts.items()},
+                "sha256": {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}}
+        write_json(temporary / "meta.json", meta)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return meta
 
 
@@ -416,13 +426,8 @@ def main():
         if builtin and corpus != CORPUS_SHA256:
             print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {origin}) are not those of the "
                   f"pinned versions, so losses will not compare with the published tables", file=sys.stderr)
-        temporary = folder.with_name(f".{args.name}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True)
-        try:
-            meta = write_data(temporary, args.name, documents, identity, args.val_tokens, args.seed, args.vocab_size)
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        parts, tokenizer, meta = split_and_encode(args.name, documents, args.val_tokens, args.seed, args.vocab_size)
+        meta = write_data(args.name, parts, tokenizer, {"identity": identity, "corpus_sha256": corpus, **meta})
         print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "
               f"{meta['tokens']['val']:,} validation tokens, corpus SHA-256 {corpus[:12]}")
         for budget, share in meta["val_13grams_in_train"].items():

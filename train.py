@@ -46,6 +46,8 @@ TUNED = {
                     "1.4b": [(8, 1e-3, 3.2), (8, 1e-3, 3.2), (8, 1e-3, 1.6), (8, 1e-3, .8)],
                     "150k": [(16, 3e-3, .8)], "300k": [(16, 3e-3, .8)],
                     "600k": [(16, 3e-3, 1.6)], "1.4m": [(16, 3e-3, 1.6)]},
+    # students of an ensemble, per pass over the real tokens in a mixture of the default weight (paper, distillation)
+    "student": {"300m": [(16, 3e-3, .1)], "300k": [(8, 3e-3, .4)]},
 }
 
 
@@ -64,7 +66,7 @@ class TrainConfig:
     tokens: str = option("200m", "unique tokens D: a number, or a label (200m, 400m, 800m, 1.6b) over the size's scale",
                          "what")
     seed: int = option(0, "of the initial weights and of the data order", "what")
-    recipe: str = option("regularized", "standard, regularized or member: fills what is not given of the next three",
+    recipe: str = option("regularized", "standard, regularized, member or student: fills what is not given of the next three",
                          "recipe", identity=False)
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe")
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
@@ -72,7 +74,7 @@ class TrainConfig:
     context: int = option(None, "tokens a window (default: the scale's)", "recipe")
     batch_size: int = option(None, "windows a step (default: the scale's)", "recipe")
     doc_mask: int = option(1, "1: attention stays inside a document; 0: plain causal", "recipe")
-    synthetic: str = option("", "folder of sampled tokens to mix in (made by distill.py)", "distillation")
+    synthetic: str = option("", "data set of sampled tokens to mix in (distill.py makes it)", "distillation")
     synthetic_weight: float = option(0.0, "share of synthetic windows in each epoch, below 1", "distillation")
     dtype: str = option("auto", "auto (bf16 on cuda, else fp32), fp32 or bf16", "how")
     device: str = option("auto", "auto (cuda, then mps, then cpu) or a torch device", "how", identity=False)
@@ -123,8 +125,8 @@ def resolve(config):
     """Fill defaults that depend on size, recipe and data, and refuse what cannot run (InputError)."""
     if config.size not in SIZES:
         raise InputError(f"unknown size {config.size}; sizes are {', '.join(SIZES)}")
-    if config.recipe not in ("standard", "regularized", "member", "student"):
-        raise InputError(f"unknown recipe {config.recipe}; recipes are standard, regularized and member")
+    if config.recipe not in (*TUNED, "member"):
+        raise InputError(f"unknown recipe {config.recipe}; recipes are {', '.join(TUNED)}, member")
     config, scale = dataclasses.replace(config), SIZES[config.size]["scale"]
     config.context = config.context or SCALES[scale]["context"]
     config.batch_size = config.batch_size or SCALES[scale]["batch_size"]
@@ -222,8 +224,8 @@ def claim(folder):
 # Data: windows on the device, and the order in which an epoch visits them
 
 def read_synthetic(config):
-    """The sampled tokens of a run, checked like any data set, and against the real data's tokenizer."""
-    sampled, real = load_data(Path(config.synthetic).resolve()), load_data(config.data)
+    """The sampled tokens of a run: a data set like any other, with the real data's tokenizer."""
+    sampled, real = load_data(config.synthetic), load_data(config.data)
     if sampled.meta["sha256"]["tokenizer.tiktoken"] != real.meta["sha256"]["tokenizer.tiktoken"]:
         raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of {config.data}")
     return sampled

@@ -1,0 +1,92 @@
+"""Teacher(s) -> synthetic tokens -> one student (paper, section on distillation).
+
+    python distill.py --teacher RUN RUN RUN --sample_tokens 1m --synthetic_weight 0.75
+
+Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train a student on the
+mixture with train.py's own loop. One teacher of the student's own size is self-distillation. The samples are a data set
+of their own, data/sampled-..., kept for the next student.
+"""
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ensemble import expand, load_members
+from model import sample
+from prepare import InputError, Parser, run_main, write_data
+from train import TrainConfig, add_options, config_from, pick_device, train
+
+SAMPLE_BATCH = 256  # windows sampled at a time
+
+
+def sample_windows(models, windows, seed, device):
+    """Text from the logit average of the models: token ids (windows, context), each window from end-of-text on.
+
+    Every batch has a generator of its own, seeded by (seed, batch), so that the text does not depend on history.
+    """
+    parts, started = [], time.monotonic()
+    context = models[0].config.context
+    for start in range(0, windows, SAMPLE_BATCH):
+        size = min(SAMPLE_BATCH, windows - start)
+        generator = torch.Generator(device).manual_seed(1_000_003 * seed + start // SAMPLE_BATCH)
+        parts.append(sample(models, size, context, generator).cpu().numpy())
+        speed = (start + size) * context / (time.monotonic() - started)
+        print(f"sampled {(start + size) * context:,} of {windows * context:,} tokens | {speed:,.0f} tokens/s | "
+              f"{(windows - start - size) * context / speed:.0f} s left", flush=True)
+    return np.concatenate(parts)
+
+
+def sampled_data(teachers, out, tokens, seed, device):
+    """Name of the data set of at least `tokens` tokens sampled from these runs; sampled now if it is not there yet.
+
+    Its validation part and tokenizer are the teachers', so it loads and evaluates like any data set.
+    """
+    results, models, data = load_members(teachers, out, device)
+    identity = {"teachers": [(result["name"], result["data_hash"]) for result in results], "tokens": tokens, "seed": seed,
+                "temperature": 1.0, "average": "logits"}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    name = f"sampled-{results[0]['data']}-{results[0]['size']}-k{len(results)}-{digest}"
+    if (Path("data") / name).exists():
+        print(f"data/{name} is sampled already")
+        return name
+    context = results[0]["context"]
+    windows = sample_windows(models, -(-tokens // context), seed, device)
+    train_tokens = windows.flatten().astype(data.meta["dtype"])
+    end_of_text = data.meta["end_of_text"]
+    parts = {part: (values, np.flatnonzero(np.asarray(values) == end_of_text).astype(np.int64))
+             for part, values in (("train", train_tokens), ("val", data.val))}
+    meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
+    write_data(name, parts, (data.folder / "tokenizer.tiktoken").read_bytes(), {"identity": identity, **meta})
+    return name
+
+
+def main():
+    parser = Parser("Sample from teachers, mix with the real tokens, train the student.")
+    parser.add_argument("--teacher", nargs="+", required=True, metavar="RUN", help="finished runs or ensembles")
+    parser.add_argument("--sample_tokens", type=int, default=0,
+                        help="synthetic tokens to sample; 0: five times the real ones")
+    parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--json", action="store_true", help="print the student's result as the last line")
+    add_options(parser, TrainConfig(recipe="student", synthetic_weight=0.75))
+    args = parser.parse_args()
+    if not 0 < args.synthetic_weight < 1:
+        raise InputError(f"--synthetic_weight {args.synthetic_weight} is not between 0 and 1")
+    if args.synthetic:
+        raise InputError("--synthetic is what this script makes; to train on a sampled set again use train.py")
+
+    teachers = expand(args.teacher, args.out)
+    args.synthetic_weight, weight = 0.0, args.synthetic_weight
+    tokens = args.sample_tokens or 5 * config_from(args).tokens  # resolving first refuses bad options before sampling
+    args.synthetic = sampled_data(teachers, args.out, tokens, args.sample_seed, pick_device(args.device))
+    args.synthetic_weight = weight
+    result = train(config_from(args))
+    print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
+    if args.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,58 @@
+"""What a run or an ensemble is worth: validation loss, bits per byte, samples.
+
+    python eval.py RUN                      # one model
+    python eval.py RUN RUN RUN --sample 3   # their average, and three samples of its text
+"""
+import json
+import math
+
+import torch
+
+from ensemble import expand, load_members, subset_losses
+from model import sample
+from prepare import Parser, cut_windows, run_main
+from train import device_windows, pick_device
+
+
+def bits_per_byte(loss, data, context):
+    """Nats per prediction to bits per byte of the text predicted: comparable across tokenizers.
+
+    The total over all validation predictions, end-of-text included, over the UTF-8 bytes of the predicted tokens.
+    """
+    predicted = cut_windows(data.val, context)[:, 1:]
+    return loss * predicted.size / math.log(2) / int(data.token_bytes()[predicted].sum())
+
+
+def main():
+    parser = Parser("Validation loss, bits per byte and samples of runs, averaged if several.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs or ensembles")
+    parser.add_argument("--average", choices=("logits", "probs"), default="logits", help="how several are averaged")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="windows of text to sample (logit average)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
+    parser.add_argument("--out", default="runs", help="folder of the runs")
+    parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    args = parser.parse_args()
+
+    device = pick_device(args.device)
+    results, models, data = load_members(expand(args.runs, args.out), args.out, device)
+    context, everyone = results[0]["context"], tuple(range(len(models)))
+    losses = subset_losses(models, device_windows(data.val, context, device), [everyone], batch_size=8)
+    loss = losses[args.average][everyone]
+    report = {"runs": [result["name"] for result in results], "average": args.average, "val_loss": loss,
+              "bits_per_byte": bits_per_byte(loss, data, context), "val_tokens": len(data.val),
+              "params": sum(model.parameter_count() for model in models), "samples": []}
+    print(f"{len(models)} model(s), {report['params']:,} parameters: val_loss {loss:.4f} nats per token, "
+          f"{report['bits_per_byte']:.4f} bits per byte")
+
+    if args.sample:
+        tokenizer, generator = data.tokenizer(), torch.Generator(device).manual_seed(args.seed)
+        windows = sample(models, args.sample, context, generator).tolist()
+        report["samples"] = [tokenizer.decode(window) for window in windows]
+        print("\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(report["samples"], 1)))
+    if args.json:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    run_main(main)
