@@ -20,6 +20,9 @@ from fit import fit_reciprocal
 from prepare import InputError, Parser, load_data, run_main, write_json
 from train import add_options, config_from, device_windows, inputs_and_targets, load_run, pick_device, run_name, train
 
+# what an ensemble's result says of all its members; null where they differ
+SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
+               "weight_decay", "context", "batch_size", "synthetic_weight")
 ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every subset of K, above over random orders
 
 
@@ -109,15 +112,11 @@ def evaluate_ensemble(names, out, device, batch_size=8):
     by_k = {kind: mean_by_k(values) for kind, values in losses.items()}
     law = limit_of(by_k["logits"]) if len(models) > 1 else None
     left_out = [limit_of(mean_by_k(losses["logits"], i))["E"] for i in range(len(models))] if len(models) > 2 else []
-    shared = {key: results[0][key] for key in results[0]
-              if all(result[key] == results[0][key] for result in results) and key in EVERY_MEMBERS_KEYS}
-    return {**dict.fromkeys(EVERY_MEMBERS_KEYS), **shared, "members": [result["name"] for result in results],
+    shared = {key: results[0][key] if all(result[key] == results[0][key] for result in results) else None
+              for key in SHARED_KEYS}
+    return {**shared, "members": [result["name"] for result in results],
             "member_losses": [losses["logits"][(i,)] for i in range(len(models))], "loss_by_k": by_k, "law": law,
             "limit": law and law["E"], "limit_range": [min(left_out), max(left_out)] if left_out else None}
-
-
-EVERY_MEMBERS_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
-                      "weight_decay", "context", "batch_size", "synthetic_weight")
 
 
 def main():

@@ -366,7 +366,8 @@ class Data:
 
     def token_bytes(self):
         """UTF-8 length of each token, 0 for end-of-text: int64 (vocab_size,). For bits per byte."""
-        return np.array([len(token) for token in self.tokenizer().token_byte_values()] + [0])
+        tokenizer = self.tokenizer()
+        return np.array([len(tokenizer.decode_single_token_bytes(i)) for i in range(self.meta["end_of_text"])] + [0])
 
 
 def load_data(name):

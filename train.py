@@ -152,6 +152,7 @@ def resolve(config):
         if getattr(config, name) not in choices:
             raise InputError(f"--{name} {getattr(config, name)} is unknown; choose from {', '.join(map(str, choices))}")
 
+    pick_device(config.device)
     data = load_data(config.data)
     if config.tokens > len(data.train):
         raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of {config.data}")
@@ -296,8 +297,12 @@ def evaluate(model, windows, batch_size):
 # The machine
 
 def pick_device(name):
+    """The torch device of a name; `auto` is cuda, then mps, then cpu. Raises InputError."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {name} is not to be had here ({str(error).splitlines()[0]})") from None
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -312,10 +317,10 @@ def pick_compile(choice, device):
     return False
 
 
-def autocast(config, device):
-    """The computing precision: parameters stay fp32, bf16 is for matrix products and attention."""
+def compute_dtype(config, device):
+    """The precision of matrix products and attention; parameters and loss stay fp32."""
     bf16 = config.dtype == "bf16" or config.dtype == "auto" and device.type == "cuda"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def matmul_rate(device, dtype):
@@ -364,22 +369,22 @@ class Run:
         self.steps = config.epochs * self.steps_per_epoch
         self.tokens_seen = self.steps * config.batch_size * config.context
         # how floating point is carried out: a resume elsewhere would not be exact
-        self.machine = {"device": self.device.type, "threads": config.threads, "torch": torch.__version__,
+        self.machine = {"device": self.device.type, "threads": config.threads, "torch": str(torch.__version__),
                         "compile": pick_compile(config.compile, self.device)}
 
     def forward(self):
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
         return torch.compile(self.model, dynamic=False) if self.machine["compile"] else self.model
 
-    def plan(self):
-        """What the run will cost, as --dry_run shows it. Time: at the rate of a large matrix product, so at least."""
-        flops = self.model.flops_per_token() * self.tokens_seen
-        dtype = torch.bfloat16 if autocast(self.config, self.device)._enabled else torch.float32
+    def autocast(self):
+        dtype = compute_dtype(self.config, self.device)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def cost(self):
+        """What the run takes, known before it starts."""
         return {"name": run_name(self.config), "params": self.model.parameter_count(),
                 "params_nonembedding": self.model.parameter_count(embeddings=False), "steps": self.steps,
-                "tokens_seen": self.tokens_seen, "flops": flops,
-                "state_bytes": 16 * self.model.parameter_count(),  # weights, gradients and two moments in fp32
-                "seconds_at_least": flops / matmul_rate(self.device, dtype)}
+                "tokens_seen": self.tokens_seen, "flops": self.model.flops_per_token() * self.tokens_seen}
 
     def save(self):
         state = {"step": self.step, "seconds": self.seconds, "machine": self.machine,
@@ -417,7 +422,7 @@ def train_step(run, forward, order):
     loss = 0.0
     for part in torch.from_numpy(order).to(run.device).split(config.micro_batch_size or config.batch_size):
         tokens, targets = inputs_and_targets(run.train[part])
-        with autocast(config, run.device):
+        with run.autocast():
             part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
         part_loss.backward()
         loss += part_loss.detach()
@@ -452,20 +457,20 @@ def train(config):
 
 def loop(run, heartbeat):
     """All remaining steps of a run with its log lines, validations and checkpoints; returns the result."""
-    config, plan, forward = run.config, run.plan(), run.forward()
+    config, forward, flops = run.config, run.forward(), run.model.flops_per_token()
+    rate = matmul_rate(run.device, compute_dtype(config, run.device))
     # a validation is too short to earn its own compilation on a CPU; CUDA needs it for FlexAttention
     evaluator = forward if run.device.type == "cuda" else run.model
-    rate = plan["flops"] / plan["seconds_at_least"]
     eval_every = config.eval_every or run.steps_per_epoch
     # the first step with a loss or gradient that is not finite, kept on the device: no step waits for it
     bad_step = torch.tensor(-1, device=run.device)
-    loss_sum, since, saved, printed = 0.0, run.step, time.monotonic(), 0.0
+    loss_sum, since, epoch, saved, printed = 0.0, run.step, None, time.monotonic(), 0.0
     started, tick = time.monotonic() - run.seconds, time.monotonic()
     while run.step < run.steps:
-        epoch, place = divmod(run.step, run.steps_per_epoch)
-        if place == 0 or run.step == since:
+        if run.step // run.steps_per_epoch != epoch:
+            epoch = run.step // run.steps_per_epoch
             order = epoch_order(config, epoch, run.real, run.synthetic)
-        loss, norm = train_step(run, forward, order[place])
+        loss, norm = train_step(run, forward, order[run.step % run.steps_per_epoch])
         bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
         loss_sum += loss
         run.step += 1
@@ -482,30 +487,28 @@ def loop(run, heartbeat):
                "lr": run.optimizer.param_groups[0]["lr"]}
         speed = (run.step - since) * config.batch_size * config.context / (time.monotonic() - tick)
         if validate:
-            with autocast(config, run.device):
+            with run.autocast():
                 row["val_loss"] = evaluate(evaluator, run.val, config.batch_size)
         run.seconds = time.monotonic() - started
-        row.update(tokens_per_second=speed, mfu=speed * run.model.flops_per_token() / rate, seconds=run.seconds)
-        run.log(**row)
+        run.log(**row, tokens_per_second=speed, mfu=speed * flops / rate, seconds=run.seconds)
         if time.monotonic() - printed > 10 or run.step == run.steps:
-            left = (run.steps - run.step) * run.seconds / run.step
+            printed, left = time.monotonic(), (run.steps - run.step) * run.seconds / run.step
             print(f"{run.folder.name}: step {run.step}/{run.steps} loss {row['loss']:.4f}"
                   + (f" val {row['val_loss']:.4f}" if validate else "")
-                  + f" | {speed:,.0f} tokens/s, MFU {row['mfu']:.0%} | {left:.0f} s left", flush=True)
-            printed = time.monotonic()
+                  + f" | {speed:,.0f} tokens/s, MFU {speed * flops / rate:.0%} | {left:.0f} s left", flush=True)
         if time.monotonic() - saved > config.checkpoint_seconds:
             run.save()
             saved = time.monotonic()
         loss_sum, since, tick = 0.0, run.step, time.monotonic()
 
-    with autocast(config, run.device):
+    with run.autocast():
         val_loss = evaluate(evaluator, run.val, config.batch_size)
         train_loss = evaluate(evaluator, run.train[:run.real][:len(run.val)], config.batch_size)
-    speed = plan["tokens_seen"] / run.seconds
-    tau = 1 / (config.lr * config.weight_decay * run.steps_per_epoch) if config.lr * config.weight_decay else None
-    return {**asdict(config), **plan, "val_loss": val_loss, "train_loss": train_loss, "tau_epochs": tau,
-            "seconds": run.seconds, "tokens_per_second": speed, "mfu": speed * run.model.flops_per_token() / rate,
-            "machine": run.machine}
+    decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
+    speed = run.tokens_seen / run.seconds
+    return {**asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
+            "tau_epochs": 1 / decay_per_epoch if decay_per_epoch else None,  # AdamW's memory
+            "tokens_per_second": speed, "mfu": speed * flops / rate, "machine": run.machine}
 
 
 def load_run(run, out="runs"):
@@ -526,14 +529,18 @@ def main():
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
     config = config_from(args)
-    result = Run(config, None).plan() if args.dry_run else train(config)
+    if args.dry_run:
+        run = Run(config, None)
+        result = run.cost()
+        result["state_bytes"] = 16 * result["params"]  # weights, gradients and AdamW's two moments in fp32
+        # at the rate of a large matrix product, which no real step reaches
+        result["seconds_at_least"] = result["flops"] / matmul_rate(run.device, compute_dtype(config, run.device))
+        print("\n".join(f"{key}: {value}" for key, value in result.items()))
+    else:
+        result = train(config)
+        print(f"{result['name']}: val_loss {result['val_loss']:.4f} train_loss {result['train_loss']:.4f}")
     if args.json:
         print(json.dumps(result))
-    elif args.dry_run:
-        print("\n".join(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}"
-                        for key, value in result.items()))
-    else:
-        print(f"{result['name']}: val_loss {result['val_loss']:.4f} train_loss {result['train_loss']:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,870 @@
+"""Every promise of the kit, on a CPU and offline, stage by stage. `make test` runs it."""
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import distill
+import ensemble
+import eval as evaluation
+import fit
+import model as gpt
+import prepare
+import train
+
+HERE = Path(__file__).parent
+torch.set_num_threads(1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A small world: generated text, a data set of it, the scripts called as a user calls them
+
+def make_documents(count, seed=0):
+    """Documents of 30 to 90 made-up words; word frequencies and word order are learnable."""
+    rng = np.random.default_rng(seed)
+    syllables = [c + v for c in "bdfgklmnprst" for v in "aeiou"]
+    words = ["".join(rng.choice(syllables, rng.integers(1, 4))) for _ in range(300)]
+    documents = []
+    for _ in range(count):
+        picks = np.minimum(rng.zipf(1.5, rng.integers(30, 90)), 300) - 1
+        documents.append(" ".join(words[(p + i // 5) % 300] for i, p in enumerate(picks)) + ".")
+    return documents
+
+
+def call(script, *arguments):
+    """Run a stage's main() in this process, as `python script.py arguments`; its exit status."""
+    old, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, arguments)]
+    try:
+        prepare.run_main(script.main)
+        return 0
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = old
+
+
+def refused(capsys, script, *arguments):
+    """The one line that a refused call prints; asserts exit status 2 and nothing else on standard error."""
+    capsys.readouterr()
+    assert call(script, *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"{script.__name__}.py: error: "), lines
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A folder with data/tiny: vocabulary 320, some 30,000 tokens."""
+    folder = tmp_path_factory.mktemp("prepared")
+    lines = [json.dumps({"text": text}) for text in make_documents(600)]
+    (folder / "tiny.jsonl").write_text("\n".join(lines))
+    here = os.getcwd()
+    os.chdir(folder)
+    assert call(prepare, "--source", "tiny.jsonl", "--vocab_size", 320, "--val_tokens", 1000, "--name", "tiny") == 0
+    os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def world(prepared, tmp_path, monkeypatch):
+    """An empty current folder with data/tiny in it."""
+    subprocess.run(["cp", "-r", prepared / "data", tmp_path / "data"], check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TINY = ("--data", "tiny", "--size", "150k", "--tokens", 4096, "--context", 32, "--batch_size", 4, "--epochs", 2, "--lr",
+        0.003, "--weight_decay", 0.5, "--compile", 0, "--log_every", 8)
+
+
+def tiny_config(**changes):
+    names = [name[2:] for name in TINY[::2]]
+    settings = {**dict(zip(names, TINY[1::2])), "compile": "0", **changes}
+    return train.resolve(train.TrainConfig(**settings))
+
+
+def tiny_gpt(seed=0, **changes):
+    settings = dict(vocab_size=60, end_of_text=59, context=24, width=32, layers=2, heads=4, kv_heads=2)
+    return gpt.GPT(gpt.GPTConfig(**{**settings, **changes}), seed)
+
+
+def random_tokens(batch, length, vocab_size=60, seed=0):
+    """Uniform tokens with end-of-text (the last id) at the start and at some places inside."""
+    tokens = torch.randint(vocab_size - 1, (batch, length), generator=torch.Generator().manual_seed(seed))
+    tokens[:, 0] = tokens[:, length // 3] = tokens[0, length // 2] = vocab_size - 1
+    return tokens
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# prepare.py
+
+def brute_force_bpe(texts, vocab_size):
+    """The definition: recount all neighbours of all words after each merge."""
+    counts = Counter(word for text in texts for word in prepare.regex.findall(prepare.PATTERN, text))
+    words = {word: [bytes([b]) for b in word.encode()] for word in counts}
+    tokens = [bytes([b]) for b in range(256)]
+    while len(tokens) < vocab_size - 1:
+        pairs = Counter()
+        for word, parts in words.items():
+            for a, b in zip(parts, parts[1:]):
+                pairs[a + b] += counts[word]
+        pairs = {pair: count for pair, count in pairs.items() if pair not in tokens}
+        new = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        tokens.append(new)
+        for word, parts in words.items():
+            merged = []
+            for part in parts:
+                merged = merged[:-1] + [new] if merged and merged[-1] + part == new else merged + [part]
+            words[word] = merged
+    return tokens
+
+
+def test_bpe_equals_brute_force():
+    texts = make_documents(40) + ["aaaa aaaaaa aaa", "abab ababab\n\n  x = 1.5e-3", "naïve Ünïcödé 你好你好 🙂🙂"]
+    assert list(prepare.train_bpe(texts, 420)) == brute_force_bpe(texts, 420)
+
+
+def test_decoding_inverts_encoding():
+    encoding = prepare.make_encoding(prepare.train_bpe(make_documents(50), 400), "test")
+    rng = np.random.default_rng(0)
+    ranges = [(0, 128), (128, 0x800), (0x800, 0xD800), (0xE000, 0x10FFFF)]
+    texts = ["".join(chr(rng.integers(*ranges[rng.integers(4)])) for _ in range(rng.integers(200))) for _ in range(200)]
+    for text in texts + ["", " ", "\n \n\t  a", "\0", prepare.END_OF_TEXT, "e\u0301 \u2028 \U0001f469\u200d\U0001f680"]:
+        tokens = encoding.encode_ordinary(text)
+        assert encoding.decode(tokens) == text and all(token < encoding.n_vocab - 1 for token in tokens)
+
+
+def test_too_small_a_text_for_the_vocabulary_is_refused():
+    with pytest.raises(prepare.InputError, match="at most 259 here"):
+        prepare.train_bpe(["ab ab"], 1000)
+
+
+def test_deduplication_drops_copies_and_templates_whatever_the_order():
+    documents = make_documents(50)
+    words = documents[0].split()
+    near = " ".join(words[:len(words) * 3 // 4] + ["quite", "another", "ending"])
+    other = " ".join(words[:len(words) // 4] + make_documents(1, seed=9)[0].split())
+    kept = prepare.deduplicate(documents + [documents[3], documents[4] + "  \n", near, other, "", "  "])
+    assert len(kept) == 51 and other in kept and (near in kept) != (documents[0] in kept)
+    assert kept == prepare.deduplicate([other, near] + documents[::-1])
+
+
+def test_overlap_with_validation_counts_13grams_by_budget():
+    a, b, c = (" ".join(f"{letter}{i}" for i in range(20)) for letter in "abc")
+    tokens, starts = np.zeros(600_000), np.array([0, 100, 300_000])
+    overlap = prepare.validation_overlap([a, b, c], (tokens, starts), [b, c + " x", "too short"])
+    # 8 grams of b, found from token 100 on, and 8 of the 9 of the longer c, found from 300,000 on
+    assert overlap == {"209715": round(8 / 17, 5), "419430": round(16 / 17, 5), "600000": round(16 / 17, 5)}
+
+
+def test_docstrings_of_a_file(tmp_path):
+    long = "This sentence is a long piece of plain documentation that somebody wrote into a string literal. " * 4
+    code = "x = [1.0, 2.0] + " * 30
+    (tmp_path / "a.py").write_text(f'"""Module."""\ndef f():\n    """First.\n\n        Indented.\n    Last.\n    """\n'
+                                   f"a = {long!r}\nb = {code!r}\nc = 'short'\nd = f'{long}{{a}}'\n")
+    assert set(prepare.docstrings_of(tmp_path / "a.py")) == {"Module.", "First.\n\n    Indented.\nLast.", long.rstrip() + " "}
+
+
+def test_few_files_are_cut_into_passages(tmp_path):
+    text = "\n\n".join(make_documents(100))
+    (tmp_path / "book.txt").write_text(text)
+    passages = prepare.read_local([tmp_path / "book.txt"])
+    assert "".join(passages).rstrip() == text.rstrip()
+    assert len(passages) > 10 and all(2000 <= len(passage) < 3000 for passage in passages[:-1])
+
+
+def test_format_on_disk(world):
+    """Read the folder by numpy and tiktoken alone and get the documents back."""
+    meta = json.loads((world / "data/tiny/meta.json").read_text())
+    encoding = prepare.load_data("tiny").tokenizer()
+    found = {}
+    for part in ("train", "val"):
+        tokens = np.frombuffer((world / f"data/tiny/{part}.bin").read_bytes(), "<u2")
+        starts = np.load(world / f"data/tiny/{part}_docs.npy")
+        assert len(tokens) == meta["tokens"][part] and starts.dtype == np.int64
+        assert (np.flatnonzero(tokens == 319) == starts).all()  # end-of-text before each document and nowhere else
+        found[part] = [encoding.decode(document[1:]) for document in np.split(tokens, starts[1:])]
+    assert not set(found["train"]) & set(found["val"]) and meta["tokens"]["val"] >= 1000
+    assert sorted(found["train"] + found["val"]) == sorted(prepare.deduplicate(make_documents(600)))
+    assert prepare.token_dtype(65536) == np.uint16 and prepare.token_dtype(65537) == np.uint32
+
+
+def test_preparing_twice_does_nothing_and_never_overwrites(world, prepared, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (world / "data/tiny").iterdir()}
+    (world / "tiny.jsonl").write_bytes((prepared / "tiny.jsonl").read_bytes())
+    request = ["--source", "tiny.jsonl", "--vocab_size", 320, "--val_tokens", 1000, "--name", "tiny"]
+    assert call(prepare, *request) == 0 and "already" in capsys.readouterr().out
+    assert "holds other data" in refused(capsys, prepare, *request, "--seed", 1)
+    with open(world / "tiny.jsonl", "a") as file:
+        file.write('\n{"text": "one more"}')
+    assert "holds other data" in refused(capsys, prepare, *request)
+    assert before == {path: path.stat().st_mtime_ns for path in (world / "data/tiny").iterdir()}
+
+
+def test_bad_text_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, content, message in [("empty.txt", b"", "no text in empty.txt"), ("blank.txt", b" \n\n ", "no text in"),
+                                   ("latin.txt", b"caf\xe9 au lait", "not UTF-8 (byte 3)"),
+                                   ("broken.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not"),
+                                   ("field.jsonl", b'{"body": "a"}', "line 1 is not"),
+                                   ("short.txt", b"a few words", "too few")]:
+        (tmp_path / name).write_bytes(content)
+        assert message in refused(capsys, prepare, "--source", name)
+    assert "does not exist" in refused(capsys, prepare, "--source", "nowhere.txt")
+    assert "vocab_size" in refused(capsys, prepare, "--vocab_size", 100)
+    assert "unrecognized" in refused(capsys, prepare, "--colour", "red")
+    assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
+
+
+def test_a_changed_byte_is_refused(world, capsys):
+    path = world / "data/tiny/train.bin"
+    content = bytearray(path.read_bytes())
+    content[1234] ^= 1
+    path.write_bytes(content)
+    assert "changed" in refused(capsys, train, *TINY)
+    path.write_bytes(content[:-2])
+    assert "changed" in refused(capsys, train, *TINY)
+    assert not (world / "runs").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_failed_write_keeps_the_old_file(tmp_path, error):
+    prepare.write_json(tmp_path / "file.json", {"old": 1})
+
+    def fail(file):
+        file.write(b"half")
+        raise error
+    with pytest.raises(prepare.InputError, match="free some disk space"):
+        prepare.write_atomically(tmp_path / "file.json", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+    assert json.loads((tmp_path / "file.json").read_text()) == {"old": 1}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# model.py
+
+def reference_logits(model, tokens):
+    """The Llama forward pass of one sequence from its definition: complex rotations, a softmax per head and query."""
+    w = {name: weight.detach().double() for name, weight in model.state_dict().items()}
+    c, T = model.config, len(tokens)
+    D = c.width // c.heads
+
+    def norm(x, scale):
+        return x / torch.sqrt((x ** 2).mean(-1, keepdim=True) + 1e-5) * scale
+
+    def turn(x):  # (T, D): dimensions i and i + D/2 are one complex number, turned by position x theta^(-2i/D)
+        z = torch.complex(x[:, :D // 2], x[:, D // 2:])
+        angle = torch.arange(T).double()[:, None] / 10000 ** (torch.arange(D // 2).double() / (D // 2))
+        z = z * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat([z.real, z.imag], dim=1)
+
+    start = [max(i for i in range(t + 1) if i == 0 or tokens[i] == c.end_of_text) if c.doc_mask else 0 for t in range(T)]
+    x = w["embedding.weight"][tokens]
+    for layer in range(c.layers):
+        p = f"blocks.{layer}."
+        q, k, v = (norm(x, w[p + "norm_attention.weight"]) @ w[p + "attention.qkv.weight"].T).split(
+            [c.heads * D, c.kv_heads * D, c.kv_heads * D], dim=1)
+        heads = []
+        for h in range(c.heads):
+            g = h // (c.heads // c.kv_heads)
+            qh, kh, vh = turn(q[:, h * D:(h + 1) * D]), turn(k[:, g * D:(g + 1) * D]), v[:, g * D:(g + 1) * D]
+            rows = [torch.softmax(kh[s:t + 1] @ qh[t] / math.sqrt(D), 0) @ vh[s:t + 1] for t, s in enumerate(start)]
+            heads.append(torch.stack(rows))
+        x = x + torch.cat(heads, dim=1) @ w[p + "attention.out.weight"].T
+        gate, up = (norm(x, w[p + "norm_mlp.weight"]) @ w[p + "mlp.gate_up.weight"].T).chunk(2, dim=1)
+        x = x + (gate / (1 + torch.exp(-gate)) * up) @ w[p + "mlp.down.weight"].T
+    return norm(x, w["norm.weight"]) @ w["head.weight"].T
+
+
+@pytest.mark.parametrize("doc_mask", [True, False])
+def test_forward_equals_the_definition(doc_mask):
+    model = tiny_gpt(doc_mask=doc_mask)
+    torch.nn.init.normal_(model.embedding.weight)  # the paper's tiny embeddings would hide mistakes
+    tokens = random_tokens(2, 24)
+    for logits, sequence in zip(model(tokens), tokens):
+        expected = reference_logits(model, sequence)
+        assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_document_does_not_see_its_neighbours():
+    model, tokens = tiny_gpt(), random_tokens(1, 24)
+    changed = tokens.clone()
+    changed[0, 1:8] = (tokens[0, 1:8] + 7) % 59  # the first document; end-of-text stays at 0, 8 and 12
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[0, 8:], after[0, 8:]) and not torch.allclose(before[0, 1:8], after[0, 1:8])
+    # and with plain causal attention it does
+    model.config.doc_mask = False
+    assert not torch.allclose(model(tokens)[0, 8:], model(changed)[0, 8:])
+
+
+@torch.no_grad()
+def test_flex_attention_mask_equals_the_dense_mask(monkeypatch):
+    model, tokens = tiny_gpt(context=128), random_tokens(2, 128)
+    dense = model(tokens)
+    monkeypatch.setattr(model, "document_mask", lambda t: gpt.block_document_mask(t, model.config.end_of_text))
+    assert (model(tokens) - dense).abs().max() < 1e-5 * dense.abs().max()
+
+
+def test_cached_steps_equal_full_forward():
+    for doc_mask in (True, False):
+        model, tokens = tiny_gpt(doc_mask=doc_mask), random_tokens(3, 24)
+        stepper = gpt.Stepper(model, 3)
+        steps = torch.stack([stepper.step(tokens[:, t]) for t in range(24)], dim=1)
+        full = model(tokens)
+        assert (steps - full).abs().max() < 1e-5 * full.abs().max()
+
+
+def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
+    tokens, targets = train.inputs_and_targets(random_tokens(3, 24))
+    gradients = []
+    for chunk in (2 ** 28, 100 * 60):  # one chunk, then four
+        monkeypatch.setattr(gpt, "CHUNK_LOGITS", chunk // 4)
+        model = tiny_gpt()
+        nats = model(tokens, targets)
+        nats.sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        logits = model(tokens)
+        expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        assert torch.allclose(nats[:, :-1].flatten(), expected, rtol=1e-6) and (nats[:, -1] == 0).all()
+    reference = torch.autograd.grad(expected.sum(), list(model.parameters()))
+    for plain, chunked, right in zip(*gradients, reference):
+        assert torch.allclose(plain, right, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(chunked, right, rtol=1e-4, atol=1e-6)
+
+
+def test_initialization_and_first_loss():
+    size = gpt.SIZES["1.4m"]
+    model = gpt.GPT(gpt.GPTConfig(vocab_size=1024, end_of_text=1023, context=256, width=size["width"],
+                                  layers=size["layers"], heads=size["heads"], kv_heads=size["kv_heads"]), seed=3)
+    clipped = 0.98658  # standard deviation of a unit normal cut off at 3
+    for name, weight in model.named_parameters():
+        if weight.dim() == 1:
+            assert (weight == 1).all()
+            continue
+        std = 1 / 128 if name == "embedding.weight" else weight.shape[1] ** -0.5
+        assert abs(weight.std() / (clipped * std) - 1) < 0.02 and weight.abs().max() <= 3 * std, name
+    tokens, targets = train.inputs_and_targets(random_tokens(4, 256, 1024))
+    loss = model(tokens, targets).sum() / (targets >= 0).sum()
+    assert abs(loss - math.log(1024)) < 0.6
+    assert torch.equal(model.head.weight, gpt.GPT(model.config, seed=3).head.weight)
+    assert not torch.equal(model.head.weight, gpt.GPT(model.config, seed=4).head.weight)
+
+
+def test_parameter_counts_are_the_papers():
+    counts = {"150m": (154_147_328, 22_813_184), "300m": (299_649_792, 102_648_576),
+              "600m": (602_457_088, 339_788_800), "1.4b": (1_431_373_824, 906_037_248)}
+    assert len(gpt.SIZES) == 16
+    for name, size in gpt.SIZES.items():
+        shape = {key: size[key] for key in ("width", "layers", "heads", "kv_heads")}
+        if name in counts:
+            with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+                patch.setattr(gpt.GPT, "initialize", lambda self, generator: None)
+                model = gpt.GPT(gpt.GPTConfig(vocab_size=128256, end_of_text=0, context=64, **shape))
+            assert (model.parameter_count(), model.parameter_count(embeddings=False)) == counts[name]
+        # every size is near its name with the scale's vocabulary
+        vocab_size = {1: 128256, 10: 8192, 100: 4096, 1000: 1024}[size["scale"]]
+        C, D = size["width"], size["width"] // size["heads"]
+        layer = C * D * (2 * size["heads"] + 2 * size["kv_heads"]) + 3 * C * (7 * C // 2) + 2 * C
+        total = 2 * vocab_size * C + size["layers"] * layer + C
+        assert name in counts and total == counts[name][0] or total > 0
+        nominal = float(name[:-1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[name[-1]]
+        assert abs(total / nominal - 1) < 0.15, (name, total)
+
+
+def test_flops_per_token_against_torchs_counter():
+    from torch.utils.flop_counter import FlopCounterMode
+    model, tokens = tiny_gpt(doc_mask=False, kv_heads=4), random_tokens(2, 24)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, *train.inputs_and_targets(tokens)[1:]).sum().backward()
+    # attention: the counter does not halve for causality and counts the recomputation of scores in the backward pass
+    products = 6 * (model.parameter_count() - model.embedding.weight.numel() - (2 * 2 + 1) * 32)
+    counted = sum(flops for name, flops in counter.get_flop_counts()["Global"].items() if "mm" in str(name))
+    assert counted in (products * 48, products * 48 + 14 * 2 * 32 * 24 * 48)
+    assert model.flops_per_token() == products + 6 * (2 * 2 + 1) * 32 + 6 * 2 * 32 * 24
+
+
+def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
+    model = tiny_gpt(seed=5)
+    model.save(tmp_path / "model.pt")
+    loaded = gpt.GPT.load(tmp_path / "model.pt")
+    assert loaded.config == model.config and torch.equal(loaded(random_tokens(2, 24)), model(random_tokens(2, 24)))
+    whole = (tmp_path / "model.pt").read_bytes()
+    for damaged in (whole[:len(whole) // 2], b"", b"not a model"):
+        (tmp_path / "model.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a whole model file"):
+            gpt.GPT.load(tmp_path / "model.pt")
+
+
+def test_samples_follow_the_models_distribution():
+    models = [tiny_gpt(seed=1), tiny_gpt(seed=2)]
+    tokens = gpt.sample(models, 20_000, 3, torch.Generator().manual_seed(0))
+    assert tokens.shape == (20_000, 3) and (tokens[:, 0] == 59).all()
+    with torch.no_grad():  # second token: the logit average after end-of-text
+        p = sum(model(tokens[:1, :1])[0, 0] for model in models).div(2).softmax(0)
+        expected, counts = 20_000 * p, torch.bincount(tokens[:, 1], minlength=60)
+        assert ((counts - expected) ** 2 / expected).sum() < 59 + 4 * math.sqrt(2 * 59)
+        # third token given the most common second one
+        common = int(counts.argmax())
+        q = sum(model(torch.tensor([[59, common]]))[0, 1] for model in models).div(2).softmax(0)
+        third = torch.bincount(tokens[tokens[:, 1] == common, 2], minlength=60)
+        expected = third.sum() * q
+        assert ((third - expected) ** 2 / expected).sum() < 59 + 4 * math.sqrt(2 * 59)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# train.py
+
+def test_recipes_hold_the_papers_settings():
+    # the paper's member settings (epochs, weight decay) at 200M, 400M, 800M and 1.6B tokens
+    members = {"150m": [(32, .4), (64, .4), (128, .2), (128, .1)], "300m": [(32, .8), (32, .4), (32, .2), (64, .2)],
+               "600m": [(16, 1.6), (16, .8), (32, .2), (32, .4)], "1.4b": [(16, 1.6), (16, 1.6), (16, .8), (16, .4)]}
+    for size, rows in members.items():
+        for budget, (epochs, weight_decay) in enumerate(rows):
+            found = train.recipe_settings("member", size, budget)
+            assert (found[0], found[2]) == (epochs, weight_decay)
+            assert found[1] == train.recipe_settings("regularized", size, budget)[1]
+            # AdamW's memory in epochs is nearly constant over the paper's regularized settings
+            epochs, lr, weight_decay = train.recipe_settings("regularized", size, budget)
+            assert 0.19 < 1 / (lr * weight_decay * 800 * 2 ** budget) < 0.53
+            assert train.recipe_settings("standard", size, budget)[2] == 0.1
+
+
+def test_learning_rate_schedule():
+    assert [train.lr_at(step, 1000, 2.0) for step in (0, 5, 10)] == [0.0, 1.0, 2.0]  # 1% of 1,000 steps
+    assert train.lr_at(505, 1000, 2.0) == pytest.approx(1.0) and train.lr_at(1000, 1000, 2.0) == 0.0
+    assert train.lr_at(999, 1000, 2.0) < 1e-5 and train.lr_at(0, 50, 2.0) == 2.0
+
+
+def test_epochs_are_permutations():
+    config = train.TrainConfig(batch_size=4, seed=1, synthetic_weight=0.0)
+    orders = [train.epoch_order(config, epoch, 103) for epoch in range(3)]
+    for order in orders:
+        assert order.shape == (25, 4) and len(set(order.flatten())) == 100 and order.max() < 103
+    assert (orders[0] != orders[1]).any() and (orders[0] == train.epoch_order(config, 0, 103)).all()
+    assert (orders[0] != train.epoch_order(dataclasses.replace(config, seed=2), 0, 103)).any()
+
+
+def test_synthetic_windows_have_their_share_and_take_turns():
+    config = train.TrainConfig(batch_size=4, synthetic_weight=0.75)
+    orders = np.concatenate([train.epoch_order(config, epoch, 40, 300).flatten() for epoch in range(5)])
+    real, synthetic = orders[orders < 40], orders[orders >= 40]
+    assert len(synthetic) == 3 * len(real) and set(Counter(real.tolist()).values()) == {5}
+    assert set(Counter(synthetic.tolist()).values()) == {2} and len(set(synthetic)) == 300  # 600 draws from 300
+
+
+def test_optimizer_step_equals_hand_written_adamw():
+    """Two clipped AdamW steps in float64 from the definition, decay only on Linear weights."""
+    torch.manual_seed(0)
+    model = tiny_gpt().double()
+    reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    first, second = ({name: torch.zeros_like(p) for name, p in reference.items()} for _ in range(2))
+    optimizer, lr, decay = train.make_optimizer(model, 0.7), 0.01, 0.7
+    decayed = {name for name in reference if name.split(".")[-2] in ("qkv", "out", "gate_up", "down", "head")}
+    assert len(decayed) == 4 * 2 + 1
+    for step in (1, 2):
+        tokens, targets = train.inputs_and_targets(random_tokens(2, 24, seed=step))
+        (40 * model(tokens, targets).sum()).backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        norm = torch.sqrt(sum((g ** 2).sum() for g in gradients.values()))
+        assert norm > 1
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, p in reference.items():
+            g = gradients[name] / (norm + 1e-6)
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.95 * second[name] + 0.05 * g ** 2
+            p *= 1 - lr * (decay if name in decayed else 0)
+            p -= lr * first[name] / (1 - 0.9 ** step) / (torch.sqrt(second[name] / (1 - 0.95 ** step)) + 1e-8)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, reference[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_accumulated_gradients_equal_the_full_batch(world):
+    weights = []
+    for micro_batch_size in (0, 1, 3):
+        run = train.Run(tiny_config(micro_batch_size=micro_batch_size), None)
+        run.model.double(), setattr(run, "step", 5)
+        loss, _ = train.train_step(run, run.model, np.array([3, 1, 4, 2]))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()]))
+    assert (weights[0] - weights[1]).abs().max() < 1e-10 and (weights[0] - weights[2]).abs().max() < 1e-10
+
+
+def test_evaluation_covers_every_window_once():
+    model, windows = tiny_gpt(), random_tokens(7, 24).int()
+    with torch.no_grad():
+        logits = model(windows.long())[:, :-1].flatten(0, 1)
+    expected = F.cross_entropy(logits.double(), windows[:, 1:].long().flatten())
+    for batch_size in (1, 3, 7, 10):
+        assert train.evaluate(model, windows, batch_size) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_names_identify_what_is_computed(world):
+    base = tiny_config()
+    assert train.run_name(base) == train.run_name(tiny_config(recipe="member", out="elsewhere", threads=2, log_every=3))
+    others = [tiny_config(**change) for change in (dict(seed=1), dict(lr=1e-3), dict(weight_decay=0.1), dict(epochs=3),
+              dict(tokens=8192), dict(context=16), dict(batch_size=8), dict(doc_mask=0), dict(size="300k"))]
+    others.append(dataclasses.replace(base, data_hash="another"))
+    assert len({train.run_name(config) for config in [base, *others]}) == 11
+    assert tiny_config(tokens="8_192").tokens == 8192
+
+
+def read_rows(folder):
+    """The log's measured rows without timings; headers left out."""
+    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    timings = ("tokens_per_second", "mfu", "seconds")
+    return [{key: value for key, value in row.items() if key not in timings} for row in rows if "loss" in row]
+
+
+def start(*arguments):
+    command = [sys.executable, HERE / "train.py", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("compiled", [0, 1])
+def test_a_killed_run_resumes_bit_exactly(world, compiled):
+    if compiled and not train.pick_compile("auto", torch.device("cpu")):
+        pytest.skip("no C++ compiler here")
+    options = (*TINY, "--compile", compiled, "--checkpoint_seconds", 0, "--epochs", 12, "--eval_every", 20)
+    name = train.run_name(tiny_config(epochs=12))
+    whole = start(*options, "--out", "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+
+    # kill it for real, twice, wherever it is once a checkpoint has been taken
+    log, killed = world / "killed" / name / "log.jsonl", 0
+    for rows in (3, 12):
+        process = start(*options, "--out", "killed")
+        while process.poll() is None and not (log.exists() and log.read_text().count('"loss"') > rows):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        assert not (world / "killed" / name / "result.json").exists() and (world / "killed" / name / "resume.pt").exists()
+    assert killed == 2
+    last = start(*options, "--out", "killed")
+    assert last.wait() == 0, last.stderr.read()
+    assert '"step": 0,' not in log.read_text().splitlines()[-40:][1:]  # it went on, it did not start over
+    assert read_rows(world / "killed" / name) == read_rows(world / "whole" / name)
+    ends = [torch.load(world / out / name / "model.pt", weights_only=True)["weights"] for out in ("whole", "killed")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert not (world / "killed" / name / "resume.pt").exists()
+
+
+def test_a_finished_run_is_left_alone(world, capsys):
+    assert call(train, *TINY, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    folder = world / "runs" / result["name"]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert call(train, *TINY) == 0 and "finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {"val_loss", "train_loss", "params", "params_nonembedding", "tokens", "tokens_seen", "epochs", "lr", "seed",
+            "weight_decay", "tau_epochs", "size", "data", "recipe", "steps", "seconds", "tokens_per_second", "flops",
+            "mfu"} <= set(result)
+    assert result["steps"] == 64 and result["tokens_seen"] == 8192 and result["val_loss"] < math.log(320) - 0.5
+    assert result["tau_epochs"] == pytest.approx(1 / (0.003 * 0.5 * 32))
+    # the loss is that of the saved weights, over all validation windows
+    windows = torch.from_numpy(prepare.cut_windows(prepare.load_data("tiny").val, 32).astype(np.int64))
+    with torch.no_grad():
+        logits = gpt.GPT.load(folder / "model.pt")(windows)[:, :-1].flatten(0, 1)
+    assert result["val_loss"] == pytest.approx(float(F.cross_entropy(logits, windows[:, 1:].flatten())), rel=1e-6)
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(world, capsys):
+    folder = world / "runs" / train.run_name(tiny_config())
+    folder.mkdir(parents=True)
+    code = f"import sys, time; sys.path.insert(0, {str(HERE)!r}); import train; from pathlib import Path\n" \
+           f"with train.claim(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "held\n"
+    assert f"in use by process {owner.pid}" in refused(capsys, train, *TINY)
+    assert not (folder / "config.json").exists()
+    owner.kill()
+    owner.wait()
+    assert call(train, *TINY) == 0
+
+    # another host's lock counts until its heartbeat has been silent for long enough
+    lock = {"host": "elsewhere", "pid": 1, "start": None}
+    with pytest.raises(prepare.InputError, match="in use by process 1 on elsewhere"):
+        prepare.write_json(folder / "lock", lock)
+        train.claim(folder).__enter__()
+    os.utime(folder / "lock", (time.time() - train.LOCK_SILENCE - 1,) * 2)
+    with train.claim(folder):
+        assert json.loads((folder / "lock").read_text())["pid"] == os.getpid()
+    assert not (folder / "lock").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world, capsys):
+    settings = dataclasses.replace(tiny_config(), lr=1e38, checkpoint_seconds=0.0)
+    with pytest.raises(prepare.InputError, match=r"not finite from step [1-7] on.*lower --lr"):
+        train.train(settings)
+    folder = world / "runs" / train.run_name(settings)
+    assert not (folder / "result.json").exists() and not (folder / "lock").exists()
+
+
+def test_a_full_disk_during_a_checkpoint_loses_nothing(world, monkeypatch):
+    config = tiny_config(checkpoint_seconds=0.0)
+    whole = train.train(dataclasses.replace(config, out="whole"))
+    folder, real_save, calls = world / "runs" / train.run_name(config), torch.save, []
+
+    def save(state, file):
+        calls.append(state)
+        if len(calls) == 3:
+            file.write(b"half of a checkpoint")
+            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos")
+        real_save(state, file)
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(prepare.InputError, match="resume.pt.*free some disk space"):
+        train.train(config)
+    assert torch.load(folder / "resume.pt", weights_only=True)["step"] == 16 and not list(folder.glob(".*.tmp"))
+    result = train.train(config)
+    assert result["val_loss"] == whole["val_loss"]
+
+
+def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatch):
+    config = tiny_config(checkpoint_seconds=0.0)
+    monkeypatch.setattr(train, "write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt)
+                        if path.name == "result.json" else prepare.write_json(path, value))
+    with pytest.raises(KeyboardInterrupt):  # stopped just before the end
+        train.train(config)
+    monkeypatch.undo()
+    os.chdir(world)
+    path = world / "runs" / train.run_name(config) / "resume.pt"
+    with pytest.raises(prepare.InputError, match="threads.*--force_resume"):
+        train.train(dataclasses.replace(config, threads=2))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(prepare.InputError, match="damaged.*delete it"):
+        train.train(config)
+    assert path.read_bytes() == whole[:1000]
+    path.write_bytes(whole)
+    assert train.train(dataclasses.replace(config, threads=2, force_resume=1))["steps"] == 64
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--colour", "red"], "unrecognized arguments"), (["--size", "7b"], "unknown size 7b; sizes are 150m"),
+    (["--data", "nothing"], "no data set data/nothing (there: tiny)"), (["--recipe", "best"], "unknown recipe"),
+    (["--weight_decay", "-0.1"], "out of range"), (["--lr", "nan"], "out of range"), (["--epochs", "0"], "out of range"),
+    (["--epochs", "two"], "invalid int"), (["--tokens", "10_000_000"], "is more than the"),
+    (["--tokens", "100"], "do not fill one batch"), (["--tokens", "many"], "neither a number"),
+    (["--batch_size", "4096"], "do not fill one batch"), (["--compile", "maybe"], "choose from auto, 0, 1"),
+    (["--synthetic", "tiny"], "go together"), (["--dtype", "fp8"], "choose from"), (["--device", "tpu9"], "device")])
+def test_bad_options_are_refused(world, capsys, options, message):
+    assert message in refused(capsys, train, *TINY, *options)
+    assert not (world / "runs").exists()
+
+
+def test_untuned_settings_are_not_invented(world, capsys):
+    message = refused(capsys, train, "--data", "tiny", "--size", "3m", "--tokens", 4096, "--context", 32)
+    assert "no tuned regularized settings for size 3m" in message
+
+
+def test_dry_run_predicts_and_writes_nothing(world, capsys):
+    assert call(train, *TINY, "--dry_run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not (world / "runs").exists() and plan["steps"] == 64 and plan["flops"] > 6 * 67056 * 8192
+    assert call(train, *TINY, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {key: result[key] for key in ("params", "steps", "flops", "name")} == {
+        key: plan[key] for key in ("params", "steps", "flops", "name")}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# ensemble.py
+
+def test_copies_of_one_model_are_that_model():
+    model, windows = tiny_gpt(), random_tokens(5, 24).int()
+    losses = ensemble.subset_losses([model] * 3, windows, ensemble.choose_subsets(3), batch_size=2)
+    single = train.evaluate(model, windows, 2)
+    for values in losses.values():
+        assert len(values) == 7 and all(loss == pytest.approx(single, rel=1e-6) for loss in values.values())
+
+
+def test_averages_equal_their_definition():
+    models, windows = [tiny_gpt(seed=s) for s in range(4)], random_tokens(5, 24).int()
+    for i, model in enumerate(models):  # members that differ much, so that the two averages do
+        model.head.weight.data *= 1 + 3 * i
+    losses = ensemble.subset_losses(models, windows, ensemble.choose_subsets(4), batch_size=2)
+    with torch.no_grad():
+        logits = torch.stack([model(windows.long())[:, :-1] for model in models]).double()
+    targets = windows[:, 1:].long()[..., None]
+    for k in range(1, 5):
+        for subset in itertools.combinations(range(4), k):
+            some = logits[list(subset)]
+            mean_logits = some.mean(0).log_softmax(-1).gather(-1, targets).mean()
+            mean_probs = some.softmax(-1).mean(0).log().gather(-1, targets).mean()
+            assert losses["logits"][subset] == pytest.approx(-float(mean_logits), rel=1e-5)
+            assert losses["probs"][subset] == pytest.approx(-float(mean_probs), rel=1e-5)
+    by_k = ensemble.mean_by_k(losses["logits"])
+    assert len(by_k) == 4 and by_k[0] == pytest.approx(np.mean([losses["logits"][(i,)] for i in range(4)]))
+    without = ensemble.mean_by_k(losses["logits"], without=2)
+    assert len(without) == 3 and without[2] == losses["logits"][(0, 1, 3)]
+
+
+def test_large_ensembles_use_random_orders():
+    subsets = ensemble.choose_subsets(12)
+    assert {len(s) for s in subsets} == set(range(1, 13)) and len(subsets) == len(set(subsets)) < 12 * 64
+    assert subsets == ensemble.choose_subsets(12)
+
+
+def test_ensemble_command_trains_what_is_missing(world, capsys):
+    assert call(train, *TINY, "--seed", 1) == 0
+    assert call(ensemble, "--members", 3, *TINY, "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert plan.count("to be trained") == 2 and plan.count(": finished") == 1
+    assert call(ensemble, "--members", 3, *TINY, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["members"]) == 3 and len(result["loss_by_k"]["logits"]) == len(result["loss_by_k"]["probs"]) == 3
+    singles = [json.loads((world / "runs" / name / "result.json").read_text())["val_loss"] for name in result["members"]]
+    assert result["member_losses"] == pytest.approx(singles, rel=1e-6)
+    assert result["loss_by_k"]["logits"][0] == pytest.approx(np.mean(singles), rel=1e-6)
+    law = np.linalg.lstsq(np.stack([1 / np.arange(1, 4), np.ones(3)], 1), result["loss_by_k"]["logits"], rcond=None)[0]
+    assert result["limit"] == pytest.approx(law[1]) and result["limit_range"][0] <= result["limit_range"][1]
+    # the same by names, and through eval.py by the ensemble's own name
+    assert call(ensemble, *result["members"], "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss_by_k"] == result["loss_by_k"]
+    assert call(evaluation, result["name"], "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["val_loss"] == pytest.approx(
+        result["loss_by_k"]["logits"][2], rel=1e-6)
+
+
+def test_members_that_do_not_fit_are_refused(world, capsys):
+    one, two = (train.train(config)["name"] for config in (tiny_config(epochs=1), tiny_config(epochs=1, context=16)))
+    assert "has context 16" in refused(capsys, ensemble, one, two) and "in use" not in one
+    assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
+    assert "give either" in refused(capsys, ensemble) and "give either" in refused(capsys, ensemble, one, "--members", 2)
+    (world / "runs" / one / "model.pt").write_bytes(b"damaged")
+    assert "not a whole model file" in refused(capsys, ensemble, one)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# distill.py
+
+def test_distillation_from_teachers_to_student(world, capsys):
+    teachers = [train.train(tiny_config(seed=seed, epochs=4))["name"] for seed in (0, 1)]
+    options = ("--teacher", *teachers, *TINY, "--sample_tokens", 6000, "--synthetic_weight", 0.6)
+    assert call(distill, *options, "--json") == 0
+    student = json.loads(capsys.readouterr().out.splitlines()[-1])
+    sampled = prepare.load_data(student["synthetic"])
+    windows = prepare.cut_windows(sampled.train, 32)
+    assert len(sampled.train) == 6016 and (windows[:, 0] == 319).all() and sampled.train.max() <= 319
+    assert np.array_equal(sampled.val, prepare.load_data("tiny").val)
+    assert student["steps"] == 2 * round(128 / 0.4) // 4 and student["recipe"] == "student"
+    assert student["val_loss"] < math.log(320) - 0.5
+    # sampled text is likelier under its teachers than the text of untrained ones
+    _, models, _ = ensemble.load_members(teachers, "runs")
+    loss = ensemble.subset_losses(models, torch.from_numpy(windows.astype(np.int32)), [(0, 1)], 8)["logits"][(0, 1)]
+    assert loss < math.log(320) - 0.5
+    # again: nothing to do
+    assert call(distill, *options) == 0
+    printed = capsys.readouterr().out
+    assert "sampled already" in printed and "is finished" in printed
+    assert "between 0 and 1" in refused(capsys, distill, *options, "--synthetic_weight", 1.0)
+    assert "not a finished run" in refused(capsys, distill, *options, "--teacher", "nobody")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# fit.py
+
+@pytest.mark.parametrize("truth", [(0.05, 1.02, 3.43), (2.0, 0.3, 1.7), (0.5, 2.5, 0.0)])
+def test_power_law_recovers_its_coefficients(truth):
+    a, b, e = truth
+    for unit in (1, 1e9):  # parameters, or billions of them
+        x = np.array([0.15, 0.3, 0.6, 1.4, 3.2]) * unit
+        found = fit.fit_power(x, a * (x / unit) ** -b + e)
+        assert (found["b"], found["E"]) == (pytest.approx(b, rel=1e-5), pytest.approx(e, abs=1e-5))
+        assert found["A"] == pytest.approx(a * unit ** b, rel=1e-3)
+
+
+def test_power_law_finds_the_optimum_on_noisy_points():
+    from scipy.optimize import curve_fit
+    rng, x = np.random.default_rng(0), np.array([0.15, 0.3, 0.6, 1.4])
+    for _ in range(10):
+        loss = 0.05 / x ** 1.02 + 3.43 + rng.normal(0, 0.005, 4)
+        found = fit.fit_power(x, loss)
+        error = ((found["A"] / x ** found["b"] + found["E"] - loss) ** 2).sum()
+        best = math.inf
+        for start in ((1, .5, 2), (.1, 1, 3), (.1, 2, 3.4)):  # the paper's method and start, and two more starts
+            popt, _ = curve_fit(lambda x, a, b, e: a / x ** b + e, x, loss, start, bounds=(0, [np.inf, 10, np.inf]),
+                                max_nfev=20_000)
+            best = min(best, ((popt[0] / x ** popt[1] + popt[2] - loss) ** 2).sum())
+        assert error <= best * (1 + 1e-6) + 1e-14
+
+
+def test_the_papers_ensemble_limits_give_its_joint_limit():
+    # K -> infinity limits of the four sizes at 200M tokens, published in the authors' code; the paper's answer is 3.17
+    found = fit.fit_power([0.15, 0.3, 0.6, 1.4], [3.4949, 3.2730, 3.2122, 3.1740])
+    assert found["E"] == pytest.approx(3.169, abs=1e-3) and found["b"] == pytest.approx(1.594, abs=0.01)
+
+
+def test_reciprocal_law():
+    assert fit.fit_reciprocal([1, 2, 4], [4.0, 3.5, 3.25]) == {"A": pytest.approx(1.0), "E": pytest.approx(3.0)}
+    assert ensemble.limit_of([3.553, 3.304, 3.222])["E"] == pytest.approx(3.056, abs=0.001)
+    for points in ([1, 1], [1.0, 2.0]), ([1, 2], [math.nan, 2.0]), ([0, 1], [1.0, 2.0]):
+        with pytest.raises(fit.InputError):
+            fit.fit_reciprocal(*points)
+
+
+def test_fit_command_over_runs(world, capsys):
+    truth = {"regularized": (5e4, 0.9, 3.4), "standard": (0.0, 1.0, 3.8)}
+    runs = world / "runs"
+    for recipe, (a, b, e) in truth.items():
+        for params, seed, worse in itertools.product((150_000, 300_000, 600_000, 1_400_000), (0, 1), (0, 1)):
+            settings = tiny_config(seed=seed, epochs=2 + worse, recipe=recipe)
+            result = {**dataclasses.asdict(settings), "name": f"{recipe}-{params}-{seed}-{worse}", "params": params,
+                      "size": f"{params // 1000}k", "val_loss": a / params ** b + e + 0.01 * seed + 0.1 * worse}
+            (runs / result["name"]).mkdir(parents=True)
+            (runs / result["name"] / "result.json").write_text(json.dumps(result))
+    assert call(fit, "--csv", "runs.csv", "--figure", "runs.png", "--json") == 0
+    out = json.loads(capsys.readouterr().out.splitlines()[-1])
+    laws = {law["recipe"]: law for law in out["laws"]}
+    assert laws["regularized"]["E"] == pytest.approx(3.405, abs=1e-4)  # the better settings, mean of two seeds
+    assert laws["regularized"]["b"] == pytest.approx(0.9, rel=1e-3)
+    assert laws["standard"]["E"] == pytest.approx(3.805, abs=1e-6) and len(out["rows"]) == 8
+    assert (world / "runs.png").read_bytes().startswith(b"\x89PNG")
+    assert len((world / "runs.csv").read_text().splitlines()) == 33
+    (runs / "regularized-150000-0-0" / "result.json").write_text("{")
+    capsys.readouterr()
+    assert subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True).returncode == 2
+    assert subprocess.run([sys.executable, HERE / "fit.py", "nowhere"], capture_output=True, text=True).stderr \
+        == "fit.py: error: no finished run under nowhere (no result.json); train one first\n"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# eval.py
+
+def test_bits_per_byte_and_samples(world, capsys):
+    result = train.train(tiny_config())
+    assert call(evaluation, result["name"], "--sample", 2, "--json") == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["val_loss"] == pytest.approx(result["val_loss"], rel=1e-6)
+    # bytes of what is predicted: each window without its first token, decoded by tiktoken
+    data = prepare.load_data("tiny")
+    encoding, windows = data.tokenizer(), prepare.cut_windows(data.val, 32)[:, 1:]
+    size = sum(len(encoding.decode_bytes([t for t in window if t != 319])) for window in windows.tolist())
+    assert report["bits_per_byte"] == pytest.approx(report["val_loss"] * windows.size / math.log(2) / size)
+    assert len(report["samples"]) == 2 and all(text.startswith(prepare.END_OF_TEXT) for text in report["samples"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All scripts
+
+def test_importing_does_no_work_and_help_explains_every_option(tmp_path):
+    code = "import prepare, model, train, ensemble, distill, fit, eval; print('quiet')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE)},
+                          capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("quiet\n", "") and not list(tmp_path.iterdir())
+    for script in (prepare, train, ensemble, distill, evaluation, fit):
+        assert call(script, "--help") == 0
