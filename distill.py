@@ -3,8 +3,8 @@
     python distill.py --teacher RUN RUN RUN --sample_tokens 1m --synthetic_weight 0.75
 
 Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train a student on the
-mixture with train.py's own loop. One teacher of the student's own size is self-distillation. The samples are a data set
-of their own, data/sampled-..., kept for the next student.
+mixture with train.py's own loop. One teacher of the student's own size is self-distillation. The samples are a data
+set of their own, data/sampled-..., kept for the next student.
 """
 import hashlib
 import json
@@ -45,8 +45,8 @@ def sampled_data(teachers, out, tokens, seed, device):
     Its validation part and tokenizer are the teachers', so it loads and evaluates like any data set.
     """
     results, models, data = load_members(teachers, out, device)
-    identity = {"teachers": [(result["name"], result["data_hash"]) for result in results], "tokens": tokens, "seed": seed,
-                "temperature": 1.0, "average": "logits"}
+    identity = {"teachers": [(result["name"], result["data_hash"]) for result in results], "tokens": tokens,
+                "seed": seed, "temperature": 1.0, "average": "logits"}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
     name = f"sampled-{results[0]['data']}-{results[0]['size']}-k{len(results)}-{digest}"
     if (Path("data") / name).exists():
@@ -54,12 +54,9 @@ def sampled_data(teachers, out, tokens, seed, device):
         return name
     context = results[0]["context"]
     windows = sample_windows(models, -(-tokens // context), seed, device)
-    train_tokens = windows.flatten().astype(data.meta["dtype"])
-    end_of_text = data.meta["end_of_text"]
-    parts = {part: (values, np.flatnonzero(np.asarray(values) == end_of_text).astype(np.int64))
-             for part, values in (("train", train_tokens), ("val", data.val))}
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
-    write_data(name, parts, (data.folder / "tokenizer.tiktoken").read_bytes(), {"identity": identity, **meta})
+    write_data(name, {"train": windows.flatten(), "val": data.val},
+               (data.folder / "tokenizer.tiktoken").read_bytes(), {"identity": identity, **meta})
     return name
 
 

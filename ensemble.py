@@ -26,7 +26,7 @@ SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "to
 ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every subset of K, above over random orders
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Members
 
 def expand(names, out):
@@ -55,7 +55,7 @@ def load_members(names, out, device="cpu"):
     return results, models, data
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Averages
 
 def choose_subsets(members, seed=0, orders=64):

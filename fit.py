@@ -26,7 +26,7 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message says what and what to do."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Laws
 
 def linear_part(x, loss, exponent):
@@ -77,7 +77,7 @@ def leave_one_out(fit, x, loss):
         return None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Points
 
 def read_results(folder):
@@ -99,8 +99,8 @@ def best_of_recipes(runs):
     Returns dicts with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`.
     """
     def setting(run):
-        return (run["recipe"], run["params"], run["size"], run["tokens"], run["epochs"], run["lr"], run["weight_decay"],
-                run["synthetic_weight"])
+        keys = ("recipe", "params", "size", "tokens", "epochs", "lr", "weight_decay", "synthetic_weight")
+        return tuple(run[key] for key in keys)
 
     means = []
     for _, group in groupby(sorted(runs, key=setting), key=setting):
@@ -130,7 +130,7 @@ def recipe_laws(points):
     return laws
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # What the user sees
 
 def table(points, ensembles):
@@ -138,8 +138,8 @@ def table(points, ensembles):
     rows = []
     for p in points:
         spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        rows.append([p["recipe"], p["size"], f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}",
-                     p["loss"], spread])
+        settings = f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}"
+        rows.append([p["recipe"], p["size"], settings, p["loss"], spread])
     for e in ensembles:
         for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
             rows.append([f"ensemble K = {k}", e["size"], f"logit mean ({e['recipe']} members)", logits,
@@ -224,8 +224,8 @@ def main():
         print(f"{label:<17} {size:<5} {settings:<44} {loss:7.4f}   {remark}")
     for law in laws:
         spread = "limits leaving one size out: {:.3f} to {:.3f}".format(*law["leave_one_out"] or [float("nan")] * 2)
-        print(f"{law['recipe']} at {law['tokens']:,} tokens: loss = {law['A']:.3g} / N^{law['b']:.3g} + {law['E']:.4f} "
-              f"({law['sizes']} sizes; {spread})")
+        print(f"{law['recipe']} at {law['tokens']:,} tokens: loss = {law['A']:.3g} / N^{law['b']:.3g} "
+              f"+ {law['E']:.4f} ({law['sizes']} sizes; {spread})")
     if not laws:
         print("no law over N: it needs three sizes of one recipe")
     if args.csv:

@@ -1,7 +1,8 @@
 """The GPT that every stage shares: Llama's architecture with the paper's initialization (arXiv 2509.14786, section 2).
 
-RMSNorm before each block, rotary positions, SwiGLU, grouped-query attention, no biases, an untied head. Attention stays
-inside a document by default. Shapes in comments: B sequences, T positions, C width, H heads, D head width, V vocabulary.
+RMSNorm before each block, rotary positions, SwiGLU, grouped-query attention, no biases, an untied head. Attention
+stays inside a document by default. Shapes in comments: B sequences, T positions, C width, H heads, D head width,
+V vocabulary.
 """
 import math
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ SIZES = {name: dict(scale=scale, width=width, layers=layers, heads=heads, kv_hea
              ("600k", 1000, 96, 3, 6, 6), ("1.4m", 1000, 128, 5, 8, 8)]}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Blocks
 
 def rotary_tables(context, head_width, theta=10_000.0):
@@ -112,7 +113,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Attention masks and loss
 
 def dense_document_mask(tokens, end_of_text):
@@ -145,7 +146,7 @@ def token_nats(x, head, targets):
     return torch.cat(parts).view(shape)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # The model
 
 class GPT(nn.Module):
@@ -228,7 +229,7 @@ class GPT(nn.Module):
         return model
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Sampling
 
 class Cache:

@@ -4,8 +4,8 @@
     python prepare.py --source my.txt notes/ --name mine --vocab_size 2048
 
 data/NAME/ holds train.bin and val.bin (headerless little-endian token ids, nanoGPT's convention), the starts of their
-documents, the tokenizer in tiktoken's rank format and meta.json with the SHA-256 of each file. Steps: collect documents,
-drop duplicates and near-duplicates, shuffle and split by document, train a byte-level BPE, encode.
+documents, the tokenizer in tiktoken's rank format and meta.json with the SHA-256 of each file. Steps: collect
+documents, drop duplicates and near-duplicates, shuffle and split by document, train a byte-level BPE, encode.
 """
 import argparse
 import ast
@@ -39,7 +39,7 @@ CORPUS_SHA256 = "127c6b597cc050cf4df57bd04d5399d9a048aa187a4a4559507a03d8cedc5d7
 PAPER_TOKENS = 209_715_200  # the paper's smallest budget: 800 steps x 64 sequences x 4,096 tokens
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Shared by every stage: errors that end in one line, files that appear whole or not at all
 
 class InputError(Exception):
@@ -75,7 +75,7 @@ def write_atomically(path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise InputError(f"cannot write {path} ({error}); free some disk space and run the same command again") from error
+        raise InputError(f"cannot write {path} ({error}); free some disk space, then run the same command") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -90,7 +90,7 @@ def sha256_file(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Sources: lists of documents
 
 def is_prose(text):
@@ -101,7 +101,7 @@ def is_prose(text):
 
 
 def docstrings_of(path):
-    """Docstrings and long prose-like string literals (200 characters or more) of one Python file, some of them twice."""
+    """Docstrings and long prose-like literals (200 characters or more) of one Python file, some of them twice."""
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         found, todo = [], [ast.parse(path.read_bytes())]
     while todo:
@@ -141,8 +141,9 @@ def find_local(sources):
     files = []
     for source in map(Path, sources):
         if not source.exists():
-            raise InputError(f"source {source} does not exist; give docstrings, a .txt or .jsonl file, or a folder of them")
-        files += sorted(f for f in source.rglob("*") if f.suffix in (".txt", ".jsonl")) if source.is_dir() else [source]
+            raise InputError(f"source {source} does not exist; give docstrings, .txt or .jsonl files or their folder")
+        inside = sorted(file for file in source.rglob("*") if file.suffix in (".txt", ".jsonl"))
+        files += inside if source.is_dir() else [source]
     return files, {str(file): sha256_file(file) for file in files}
 
 
@@ -165,7 +166,7 @@ def read_text_file(path):
         try:
             documents.append(json.loads(line)["text"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(f'{path} line {number} is not a JSON object with a "text" field; fix or remove it') from None
+            raise InputError(f'{path} line {number} is not a JSON object with a "text"; fix or remove it') from None
     return documents
 
 
@@ -180,11 +181,11 @@ def cut_passages(text, size=2000):
     return passages + [passage]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Duplicates
 
 def ngram_hashes(text, n, word_hashes):
-    """Hash of every run of n words of `text`: uint64 (max(0, words - n + 1),). word_hashes is a dict kept as a cache."""
+    """Hash of every run of n words of `text`: uint64 (max(0, words - n + 1),). word_hashes: a dict used as cache."""
     words = text.lower().split()
     for word in words:
         if word not in word_hashes:
@@ -214,9 +215,12 @@ def deduplicate(documents):
     return kept
 
 
-def validation_overlap(train, train_encoded, val):
-    """Share of the word 13-grams of validation that also occur in train, per budget: {tokens: share}."""
-    word_hashes, (train_tokens, train_starts) = {}, train_encoded
+def validation_overlap(train, train_starts, train_tokens, val):
+    """Share of the word 13-grams of validation that also occur in train, per budget: {tokens: share}.
+
+    train_starts: where each train document starts, in tokens; those of a budget start before its end.
+    """
+    word_hashes = {}
     val_grams = np.concatenate([ngram_hashes(text, 13, word_hashes) for text in val])
     grams = [ngram_hashes(text, 13, word_hashes) for text in train]
     starts = np.repeat(train_starts, [len(g) for g in grams])  # where the document of each gram starts, in tokens
@@ -224,14 +228,13 @@ def validation_overlap(train, train_encoded, val):
     if not len(unique) or not len(val_grams):
         return {}
     place = np.minimum(np.searchsorted(unique, val_grams), len(unique) - 1)
-    first_start = np.where(unique[place] == val_grams, starts[first[place]], len(train_tokens))
+    first_start = np.where(unique[place] == val_grams, starts[first[place]], train_tokens)
     budgets = [PAPER_TOKENS * times // scale for scale in (1000, 100, 10, 1) for times in (1, 2, 4, 8)]
-    budgets = [budget for budget in budgets if budget < len(train_tokens)]
-    budgets.append(len(train_tokens))
+    budgets = [budget for budget in budgets if budget < train_tokens] + [train_tokens]
     return {str(budget): round(float((first_start < budget).mean()), 5) for budget in budgets}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Tokenizer: byte-level BPE
 
 def train_bpe(texts, vocab_size):
@@ -288,25 +291,26 @@ def make_encoding(ranks, name):
     return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # The format: write and read
 
 def token_dtype(vocab_size):
     return np.dtype("<u2" if vocab_size <= 2 ** 16 else "<u4")
 
 
-def encode_documents(encoding, documents, dtype):
-    """Tokens of all documents, an end-of-text before each: (tokens,), and where each starts: int64 (documents,)."""
+def encode_documents(encoding, documents):
+    """Tokens of all documents, an end-of-text before each: (tokens,)."""
     ids = encoding.encode_ordinary_batch(documents, num_threads=os.cpu_count())
-    starts = np.cumsum([0] + [len(document) + 1 for document in ids], dtype=np.int64)
-    tokens = np.full(starts[-1], encoding.n_vocab - 1, dtype=dtype)
-    for start, document in zip(starts, ids):
-        tokens[start + 1:start + 1 + len(document)] = document
-    return tokens, starts[:-1]
+    end_of_text = [encoding.n_vocab - 1]
+    return np.concatenate([np.array(end_of_text + document, token_dtype(encoding.n_vocab)) for document in ids])
+
+
+def document_starts(tokens, end_of_text):
+    return np.flatnonzero(np.asarray(tokens) == end_of_text).astype(np.int64)
 
 
 def split_and_encode(name, documents, val_tokens, seed, vocab_size):
-    """(parts, tokenizer file, meta): documents shuffled and split, a BPE trained on train alone, everything encoded."""
+    """(parts, tokenizer file, meta): documents shuffled and split, BPE trained on train alone, everything encoded."""
     order = np.random.default_rng(seed).permutation(len(documents))
     documents = [documents[i] for i in order]
     # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token are enough
@@ -316,33 +320,36 @@ def split_and_encode(name, documents, val_tokens, seed, vocab_size):
         raise InputError(f"{sizes[-1]:,} bytes of text are too few to set {val_tokens:,} validation tokens apart; "
                          f"give more text or a smaller --val_tokens")
     ranks = train_bpe(documents[guess:], vocab_size)
-    encoding, dtype = make_encoding(ranks, name), token_dtype(vocab_size)
+    encoding = make_encoding(ranks, name)
 
     # validation: the first documents that hold val_tokens; train: all others, so that a budget is a prefix of train
-    _, starts = encode_documents(encoding, documents[:guess], dtype)
+    starts = document_starts(encode_documents(encoding, documents[:guess]), encoding.n_vocab - 1)
     split = int(np.searchsorted(starts, val_tokens))
     texts = {"train": documents[split:], "val": documents[:split]}
-    parts = {part: encode_documents(encoding, texts[part], dtype) for part in texts}
-    meta = {"vocab_size": vocab_size, "end_of_text": encoding.n_vocab - 1, "dtype": dtype.name, "pattern": PATTERN,
+    parts = {part: encode_documents(encoding, texts[part]) for part in texts}
+    starts = document_starts(parts["train"], encoding.n_vocab - 1)
+    meta = {"vocab_size": vocab_size, "end_of_text": encoding.n_vocab - 1, "pattern": PATTERN,
+            "dtype": parts["train"].dtype.name,
             "bytes": {part: sum(len(text.encode()) for text in texts[part]) for part in texts},
-            "val_13grams_in_train": validation_overlap(texts["train"], parts["train"], texts["val"])}
+            "val_13grams_in_train": validation_overlap(texts["train"], starts, len(parts["train"]), texts["val"])}
     lines = [base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ranks.items()]
     return parts, b"".join(lines), meta
 
 
 def write_data(name, parts, tokenizer, meta):
-    """Write data/NAME, whole or not at all. parts: {"train" and "val": (tokens, document starts)}; tokenizer: the
-    bytes of a tiktoken rank file. Returns meta with name, counts and hashes added, as meta.json holds it."""
+    """Write data/NAME, whole or not at all. parts: {"train" and "val": tokens}; tokenizer: bytes of a tiktoken rank
+    file. Returns meta with name, counts and hashes added, as meta.json holds it."""
     folder = Path("data") / name
+    starts = {part: document_starts(tokens, meta["end_of_text"]) for part, tokens in parts.items()}
     temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        for part, (tokens, starts) in parts.items():
-            tokens.tofile(temporary / f"{part}.bin")
-            np.save(temporary / f"{part}_docs.npy", starts)
+        for part, tokens in parts.items():
+            np.asarray(tokens, meta["dtype"]).tofile(temporary / f"{part}.bin")
+            np.save(temporary / f"{part}_docs.npy", starts[part])
         (temporary / "tokenizer.tiktoken").write_bytes(tokenizer)
-        meta = {"name": name, **meta, "documents": {part: len(starts) for part, (_, starts) in parts.items()},
-                "tokens": {part: len(tokens) for part, (tokens, _) in parts.items()},
+        meta = {"name": name, **meta, "documents": {part: len(starts[part]) for part in parts},
+                "tokens": {part: len(tokens) for part, tokens in parts.items()},
                 "sha256": {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}}
         write_json(temporary / "meta.json", meta)
         os.rename(temporary, folder)
@@ -375,8 +382,11 @@ def load_data(name):
     folder = Path("data") / name
     if not (folder / "meta.json").exists():
         known = sorted(path.parent.name for path in Path("data").glob("*/meta.json"))
-        raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it with prepare.py --name {name}")
-    meta = json.loads((folder / "meta.json").read_text())
+        raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it with prepare.py")
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from None
     for file, expected in meta["sha256"].items():
         if not (folder / file).exists() or sha256_file(folder / file) != expected:
             raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from meta.json); "
@@ -390,14 +400,14 @@ def cut_windows(tokens, context):
     return tokens[:len(tokens) // context * context].reshape(-1, context)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 
 def main():
     parser = Parser("Text to tokens: writes data/NAME.")
     parser.add_argument("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
                         help="docstrings, or .txt and .jsonl files and folders of them")
-    parser.add_argument("--name", help="folder under data/ (default: the source's name, with the vocabulary if not 1024)")
-    parser.add_argument("--vocab_size", type=int, default=1024, help="ids, end-of-text included; 257 means plain bytes")
+    parser.add_argument("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
+    parser.add_argument("--vocab_size", type=int, default=1024, help="ids, end-of-text included; 257: plain bytes")
     parser.add_argument("--val_tokens", type=int, default=65536, help="validation tokens, the same for every budget")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
     parser.add_argument("--json", action="store_true", help="print meta.json as the last line")

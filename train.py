@@ -51,7 +51,7 @@ TUNED = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Configuration
 
 def option(default, help, group, identity=True):
@@ -63,10 +63,10 @@ def option(default, help, group, identity=True):
 class TrainConfig:
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "one of " + ", ".join(SIZES), "what")
-    tokens: str = option("200m", "unique tokens D: a number, or a label (200m, 400m, 800m, 1.6b) over the size's scale",
+    tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m, 1.6b, which the size's scale divides",
                          "what")
     seed: int = option(0, "of the initial weights and of the data order", "what")
-    recipe: str = option("regularized", "standard, regularized, member or student: fills what is not given of the next three",
+    recipe: str = option("regularized", "standard, regularized, member or student: a label that fills the next three",
                          "recipe", identity=False)
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe")
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
@@ -142,20 +142,23 @@ def resolve(config):
         budget = budget.index(config.tokens) if config.tokens in budget else None
         tuned = recipe_settings(config.recipe, config.size, budget)
         config.epochs, config.lr, config.weight_decay = (t if g is None else g for t, g in zip(tuned, given))
-    for name, least in (("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1), ("threads", 1),
-                        ("log_every", 1), ("eval_every", 0), ("micro_batch_size", 0), ("synthetic_weight", 0)):
+    for name, least in (("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1),
+                        ("synthetic_weight", 0), ("threads", 1), ("micro_batch_size", 0), ("log_every", 1),
+                        ("eval_every", 0), ("checkpoint_seconds", 0)):
         if not least <= getattr(config, name) < math.inf:
             raise InputError(f"--{name} {getattr(config, name)} is out of range; it must be at least {least}")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together, and the weight is below 1")
     for name, choices in (("dtype", ("auto", "fp32", "bf16")), ("compile", ("auto", "0", "1")), ("doc_mask", (0, 1))):
         if getattr(config, name) not in choices:
-            raise InputError(f"--{name} {getattr(config, name)} is unknown; choose from {', '.join(map(str, choices))}")
+            raise InputError(f"--{name} {getattr(config, name)} is unknown; "
+                             f"choose from {', '.join(map(str, choices))}")
 
     pick_device(config.device)
     data = load_data(config.data)
     if config.tokens > len(data.train):
-        raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of {config.data}")
+        raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of "
+                         f"{config.data}; lower it or prepare more text")
     if config.tokens // config.context < config.batch_size or len(data.val) < config.context:
         raise InputError(f"{config.tokens:,} train and {len(data.val):,} validation tokens do not fill one batch of "
                          f"{config.batch_size} windows of {config.context}; lower --batch_size or --context")
@@ -175,7 +178,7 @@ def run_name(config):
             f"-wd{config.weight_decay:g}-s{config.seed}-{digest}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # One process at a time
 
 def process_alive(pid, started):
@@ -201,8 +204,8 @@ def process_start(pid):
 def claim(folder):
     """Hold a run folder for this process; yields a function to call now and then as heartbeat.
 
-    The lock names host, process and start; its modification time is the heartbeat. A dead process of this host loses it
-    at once, another host after LOCK_SILENCE seconds. Raises InputError when someone else works there.
+    The lock names host, process and start; its modification time is the heartbeat. A dead process of this host loses
+    it at once, another host after LOCK_SILENCE seconds. Raises InputError when someone else works there.
     """
     lock, me = folder / "lock", {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
     with open(folder / ".guard", "w") as guard:  # only one process at a time may judge and replace the lock
@@ -221,7 +224,7 @@ def claim(folder):
         lock.unlink(missing_ok=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Data: windows on the device, and the order in which an epoch visits them
 
 def read_synthetic(config):
@@ -257,11 +260,11 @@ def epoch_order(config, epoch, real, synthetic=0):
     return order[:len(order) // config.batch_size * config.batch_size].reshape(-1, config.batch_size)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # Optimization
 
 def lr_at(step, steps, peak):
-    """Learning rate of 0-based `step`: linear from 0 over the first 1% of steps, then a cosine that is 0 at `steps`."""
+    """Learning rate of 0-based `step`: linear from 0 over the first 1% of steps, then a cosine to 0 at `steps`."""
     warmup = steps // 100
     if step < warmup:
         return peak * step / warmup
@@ -271,10 +274,10 @@ def lr_at(step, steps, peak):
 def make_optimizer(model, weight_decay):
     """AdamW as the paper's: every Linear decays, the untied head too; embedding and norms do not."""
     decayed = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    others = [module.weight for module in model.modules() if isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm))]
-    grouped, every = [id(p) for p in decayed + others], [id(p) for p in model.parameters()]
+    kept = [module.weight for module in model.modules() if isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm))]
+    grouped, every = [id(p) for p in decayed + kept], [id(p) for p in model.parameters()]
     assert sorted(grouped) == sorted(every), "every parameter belongs to exactly one group"
-    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
+    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=kept, weight_decay=0.0)]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
@@ -293,7 +296,7 @@ def evaluate(model, windows, batch_size):
     return float(total) / (len(windows) * (windows.shape[1] - 1))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # The machine
 
 def pick_device(name):
@@ -342,7 +345,7 @@ def git_state():
     return describe.stdout.strip() or None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------------
 # The run
 
 class Run:
@@ -401,10 +404,10 @@ class Run:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # torch raises a dozen kinds for damaged files
-            raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start this run anew") from error
+            raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start the run anew") from error
         if state["machine"] != self.machine and not self.config.force_resume:
-            raise InputError(f"{path} was written on {state['machine']}, this is {self.machine}: resuming would not be "
-                             f"exact; use the same or --force_resume 1")
+            raise InputError(f"{path} was written with {state['machine']}, this is {self.machine}: "
+                             f"resuming would not be exact; use the same or --force_resume 1")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -443,6 +446,8 @@ def train(config):
         return json.loads(result_path.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder) as heartbeat:
+        if result_path.exists():  # another process has just finished it
+            return json.loads(result_path.read_text())
         run = Run(config, folder)
         write_json(folder / "config.json", asdict(config))
         run.resume()

@@ -1,0 +1,46 @@
+# make         the paper in miniature: standard, regularized, ensemble, distilled, on two cores
+# make test    every promise, offline
+# Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for again.
+PYTHON ?= python3
+JOBS ?= 2
+PY = .venv/bin/python
+SIZE = 300k
+OUT = runs/miniature
+
+.PHONY: miniature table data standard-% regularized-% ensemble student test
+# independent runs side by side, one thread each
+miniature: .venv/installed
+	@$(MAKE) --no-print-directory -j$(JOBS) table
+
+table: student standard-0 standard-1 standard-2
+	@$(PY) fit.py $(OUT) --csv $(OUT)/runs.csv --figure $(OUT)/miniature.png | tee $(OUT)/miniature.txt
+
+data: .venv/installed
+	$(PY) prepare.py
+
+standard-0 standard-1 standard-2: standard-%: data
+	$(PY) train.py --size $(SIZE) --recipe standard --seed $* --out $(OUT)
+
+regularized-0 regularized-1 regularized-2: regularized-%: data
+	$(PY) train.py --size $(SIZE) --recipe regularized --seed $* --out $(OUT)
+
+# the members are the regularized runs at three seeds
+ensemble: regularized-0 regularized-1 regularized-2
+	$(PY) ensemble.py --size $(SIZE) --recipe regularized --members 3 --out $(OUT)
+
+student: ensemble
+	$(PY) distill.py --teacher $(OUT)/ensembles/* --size $(SIZE) --out $(OUT)
+
+test: .venv/installed-test
+	$(PY) -m pytest -q -n 2 test_all.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(PY) -m pip install -q -r requirements.txt
+	@touch $@
+
+.venv/installed-test: requirements-test.txt .venv/installed
+	$(PY) -m pip install -q -r requirements-test.txt
+	@touch $@
