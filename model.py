@@ -83,7 +83,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         elif isinstance(mask, torch.Tensor):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
-        else:
+        else:  # contiguous: compiled for a CPU, torch 2.13's FlexAttention misreads the permuted strides of rotate()
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
             y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 

@@ -63,8 +63,7 @@ def option(default, help, group, identity=True):
 class TrainConfig:
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "one of " + ", ".join(SIZES), "what")
-    tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m, 1.6b, which the size's scale divides",
-                         "what")
+    tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m or 1.6b over the size's scale", "what")
     seed: int = option(0, "of the initial weights and of the data order", "what")
     recipe: str = option("regularized", "standard, regularized, member or student: a label that fills the next three",
                          "recipe", identity=False)
