@@ -19,23 +19,21 @@ from model import sample
 from prepare import InputError, Parser, run_main, write_data
 from train import TrainConfig, add_options, config_from, pick_device, train
 
-SAMPLE_BATCH = 256  # windows sampled at a time
-
-
 def sample_windows(models, windows, seed, device):
     """Text from the logit average of the models: token ids (windows, context), each window from end-of-text on.
 
-    Every batch has a generator of its own, seeded by (seed, batch), so that the text does not depend on history.
+    Every batch has a generator of its own, seeded by seed and place, so that the text does not depend on history.
     """
-    parts, started = [], time.monotonic()
-    context = models[0].config.context
-    for start in range(0, windows, SAMPLE_BATCH):
-        size = min(SAMPLE_BATCH, windows - start)
-        generator = torch.Generator(device).manual_seed(1_000_003 * seed + start // SAMPLE_BATCH)
-        parts.append(sample(models, size, context, generator).cpu().numpy())
-        speed = (start + size) * context / (time.monotonic() - started)
-        print(f"sampled {(start + size) * context:,} of {windows * context:,} tokens | {speed:,.0f} tokens/s | "
-              f"{(windows - start - size) * context / speed:.0f} s left", flush=True)
+    parts, context, started, printed = [], models[0].config.context, time.monotonic(), 0.0
+    batch = 64 if torch.device(device).type == "cpu" else 512  # small ones stay in a CPU's cache
+    for start in range(0, windows, batch):
+        generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
+        parts.append(sample(models, min(batch, windows - start), context, generator).cpu().numpy())
+        done, now = sum(map(len, parts)), time.monotonic()
+        if now - printed > 10 or done == windows:
+            speed, printed = done * context / (now - started), now
+            print(f"sampled {done * context:,} of {windows * context:,} tokens | {speed:,.0f} tokens/s | "
+                  f"{(windows - done) * context / speed:.0f} s left", flush=True)
     return np.concatenate(parts)
 
 
