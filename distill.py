@@ -75,7 +75,7 @@ def main():
     teachers = expand(args.teacher, args.out)
     args.synthetic_weight, weight = 0.0, args.synthetic_weight
     tokens = args.sample_tokens or 5 * config_from(args).tokens  # resolving first refuses bad options before sampling
-    args.synthetic = sampled_data(teachers, args.out, tokens, args.sample_seed, pick_device(args.device))
+    args.synthetic = sampled_data(teachers, args.out, tokens, args.sample_seed, pick_device(args.device, args.threads))
     args.synthetic_weight = weight
     result = train(config_from(args))
     print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")

@@ -143,7 +143,7 @@ def main():
                 train(config)
     if args.dry_run:
         return
-    result = evaluate_ensemble(names, args.out, pick_device(args.device))
+    result = evaluate_ensemble(names, args.out, pick_device(args.device, args.threads))
     digest = hashlib.sha256("\n".join(result["members"]).encode()).hexdigest()[:6]
     folder = Path(args.out) / "ensembles" / f"{result['data']}-{result['size'] or 'mixed'}-k{len(names)}-{digest}"
     result["name"] = folder.name

@@ -30,11 +30,12 @@ def main():
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="windows of text to sample (logit average)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", default="runs", help="folder of the runs")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     args = parser.parse_args()
 
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.threads)
     results, models, data = load_members(expand(args.runs, args.out), args.out, device)
     context, everyone = results[0]["context"], tuple(range(len(models)))
     losses = subset_losses(models, device_windows(data.val, context, device), [everyone], batch_size=8)

@@ -153,7 +153,7 @@ def resolve(config):
             raise InputError(f"--{name} {getattr(config, name)} is unknown; "
                              f"choose from {', '.join(map(str, choices))}")
 
-    pick_device(config.device)
+    pick_device(config.device, config.threads)
     data = load_data(config.data)
     if config.tokens > len(data.train):
         raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of "
@@ -298,8 +298,10 @@ def evaluate(model, windows, batch_size):
 # --------------------------------------------------------------------------------------------------------------------
 # The machine
 
-def pick_device(name):
-    """The torch device of a name; `auto` is cuda, then mps, then cpu. Raises InputError."""
+def pick_device(name, threads=1):
+    """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too: torch's
+    own default, all cores, is far slower for small models and for runs side by side. Raises InputError."""
+    torch.set_num_threads(threads)
     if name != "auto":
         try:
             return torch.empty(0, device=name).device
@@ -352,8 +354,7 @@ class Run:
 
     def __init__(self, config, folder):
         self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
-        self.device = pick_device(config.device)
-        torch.set_num_threads(config.threads)
+        self.device = pick_device(config.device, config.threads)
         data, size = load_data(config.data), SIZES[config.size]
         self.train = device_windows(data.train[:config.tokens], config.context, self.device)
         self.val = device_windows(data.val, config.context, self.device)
