@@ -5,7 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 PY = .venv/bin/python
 SIZE = 300k
-OUT = runs/miniature
+OUT = runs/miniature-$(SIZE)
 
 .PHONY: miniature table data standard-% regularized-% ensemble student test
 # independent runs side by side, one thread each
@@ -13,7 +13,8 @@ miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
 
 table: student standard-0 standard-1 standard-2
-	@$(PY) fit.py $(OUT) --csv $(OUT)/runs.csv --figure $(OUT)/miniature.png | tee $(OUT)/miniature.txt
+	@$(PY) fit.py $(OUT) --csv $(OUT)/miniature.csv --figure $(OUT)/miniature.png > $(OUT)/miniature.txt
+	@cat $(OUT)/miniature.txt
 
 data: .venv/installed
 	$(PY) prepare.py

@@ -1,6 +1,6 @@
 """Teacher(s) -> synthetic tokens -> one student (paper, section on distillation).
 
-    python distill.py --teacher RUN RUN RUN --sample_tokens 1m --synthetic_weight 0.75
+    python distill.py --teacher RUN RUN RUN --sample_tokens 1048576 --synthetic_weight 0.75
 
 Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train a student on the
 mixture with train.py's own loop. One teacher of the student's own size is self-distillation. The samples are a data
@@ -17,7 +17,7 @@ import torch
 from ensemble import expand, load_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_data
-from train import TrainConfig, add_options, config_from, pick_device, train
+from train import TrainConfig, add_options, config_from, pick_device, resolve, train
 
 def sample_windows(models, windows, seed, device):
     """Text from the logit average of the models: token ids (windows, context), each window from end-of-text on.
@@ -25,7 +25,9 @@ def sample_windows(models, windows, seed, device):
     Every batch has a generator of its own, seeded by seed and place, so that the text does not depend on history.
     """
     parts, context, started, printed = [], models[0].config.context, time.monotonic(), 0.0
-    batch = 64 if torch.device(device).type == "cpu" else 512  # small ones stay in a CPU's cache
+    # small batches stay in a CPU's cache; on a GPU the keys and values of all layers, in fp32, stay below 8 GiB
+    kept = sum(8 * m.config.layers * m.config.kv_heads * m.config.width // m.config.heads for m in models) * context
+    batch = 64 if torch.device(device).type == "cpu" else max(1, min(512, 2 ** 33 // kept))
     for start in range(0, windows, batch):
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
         parts.append(sample(models, min(batch, windows - start), context, generator).cpu().numpy())
@@ -37,12 +39,11 @@ def sample_windows(models, windows, seed, device):
     return np.concatenate(parts)
 
 
-def sampled_data(teachers, out, tokens, seed, device):
-    """Name of the data set of at least `tokens` tokens sampled from these runs; sampled now if it is not there yet.
+def sampled_data(results, models, data, tokens, seed, device):
+    """Name of the data set of at least `tokens` tokens sampled from these members; sampled now if it is not there yet.
 
     Its validation part and tokenizer are the teachers', so it loads and evaluates like any data set.
     """
-    results, models, data = load_members(teachers, out, device)
     identity = {"teachers": [(result["name"], result["data_hash"]) for result in results], "tokens": tokens,
                 "seed": seed, "temperature": 1.0, "average": "logits"}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
@@ -67,17 +68,23 @@ def main():
     parser.add_argument("--json", action="store_true", help="print the student's result as the last line")
     add_options(parser, TrainConfig(recipe="student", synthetic_weight=0.75))
     args = parser.parse_args()
-    if not 0 < args.synthetic_weight < 1:
-        raise InputError(f"--synthetic_weight {args.synthetic_weight} is not between 0 and 1")
+    if not 0 < args.synthetic_weight < 1 or args.sample_tokens < 0 or args.sample_seed < 0:
+        raise InputError("--synthetic_weight must be between 0 and 1, --sample_tokens and --sample_seed at least 0")
     if args.synthetic:
         raise InputError("--synthetic is what this script makes; to train on a sampled set again use train.py")
 
-    teachers = expand(args.teacher, args.out)
-    args.synthetic_weight, weight = 0.0, args.synthetic_weight
-    tokens = args.sample_tokens or 5 * config_from(args).tokens  # resolving first refuses bad options before sampling
-    args.synthetic = sampled_data(teachers, args.out, tokens, args.sample_seed, pick_device(args.device, args.threads))
-    args.synthetic_weight = weight
-    result = train(config_from(args))
+    # refuse what cannot work before the sampling: the student's options, then the teachers beside them
+    weight, args.synthetic_weight = args.synthetic_weight, 0.0
+    student, device = config_from(args), pick_device(args.device, args.threads)
+    results, models, data = load_members(expand(args.teacher, args.out), args.out, device)
+    for key in ("data", "context"):
+        if results[0][key] != getattr(student, key):
+            raise InputError(f"the teachers have {key} {results[0][key]}, the student {getattr(student, key)}; "
+                             f"give --{key} {results[0][key]}")
+    tokens = args.sample_tokens or 5 * student.tokens
+    student.synthetic = sampled_data(results, models, data, tokens, args.sample_seed, device)
+    student.synthetic_weight = weight
+    result = train(resolve(student))
     print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
     if args.json:
         print(json.dumps(result))

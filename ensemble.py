@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from fit import fit_reciprocal
-from prepare import InputError, Parser, load_data, run_main, write_json
-from train import add_options, config_from, device_windows, inputs_and_targets, load_run, pick_device, run_name, train
+from prepare import InputError, Parser, load_data, read_json, run_main, write_json
+from train import (add_options, autocast, config_from, device_windows, inputs_and_targets, load_run, pick_device,
+                   run_name, train)
 
 # what an ensemble's result says of all its members; null where they differ
 SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
                "weight_decay", "context", "batch_size", "synthetic_weight")
+EVAL_LOGITS = 2 ** 29  # logits of all members held at a time when evaluating: 2 GiB in fp32
 ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every subset of K, above over random orders
 
 
@@ -30,12 +32,13 @@ ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every su
 # Members
 
 def expand(names, out):
-    """Runs of a list of run and ensemble names: an ensemble stands for its members."""
+    """Run folders or names of a list in which an ensemble stands for its members."""
     runs = []
     for name in names:
-        found = [path for path in (Path(name), Path(out) / "ensembles" / name) if (path / "result.json").exists()]
-        result = json.loads((found[0] / "result.json").read_text()) if found else {}
-        runs += result.get("members", [name])
+        folders = [path for path in (Path(name), Path(out) / "ensembles" / name) if (path / "result.json").exists()]
+        members = read_json(folders[0] / "result.json").get("members") if folders else None
+        # an ensemble lies beside its members: RUNS/ensembles/NAME
+        runs += [str(folders[0].parent.parent / member) for member in members] if members else [name]
     return runs
 
 
@@ -44,14 +47,14 @@ def load_members(names, out, device="cpu"):
     loaded = [load_run(name, out) for name in names]
     results, models = [result for result, _ in loaded], [model.to(device).eval() for _, model in loaded]
     for result in results:
-        for key in ("data", "context", "doc_mask"):
+        for key in ("data", "data_hash", "context", "doc_mask", "dtype"):
             if result[key] != results[0][key]:
                 raise InputError(f"{result['name']} has {key} {result[key]}, {results[0]['name']} has "
                                  f"{results[0][key]}; members must agree in it")
     data = load_data(results[0]["data"])
-    if data.meta["vocab_size"] != models[0].config.vocab_size:
-        raise InputError(f"{data.folder} has a vocabulary of {data.meta['vocab_size']}, {names[0]} one of "
-                         f"{models[0].config.vocab_size}; prepare the data that the run was trained on")
+    if data.fingerprint() != results[0]["data_hash"]:
+        raise InputError(f"{data.folder} is not the data that {names[0]} was trained on ({data.fingerprint()}, "
+                         f"not {results[0]['data_hash']}); prepare that again")
     return results, models, data
 
 
@@ -68,25 +71,28 @@ def choose_subsets(members, seed=0, orders=64):
 
 
 @torch.no_grad()
-def subset_losses(models, windows, subsets, batch_size):
+def subset_losses(models, windows, subsets, dtype="fp32"):
     """Nats per prediction of each subset's average over all windows: {"logits": {subset: loss}, "probs": {...}}.
 
     logits: one softmax of the mean logits (the paper's); probs: the mean of the members' probabilities.
     """
     totals = {kind: dict.fromkeys(subsets, 0.0) for kind in ("logits", "probs")}
+    batch_size = min(8, EVAL_LOGITS // (len(models) * windows.shape[1] * models[0].config.vocab_size)) or 1
     for batch in windows.split(batch_size):
         tokens, targets = inputs_and_targets(batch)
-        real, targets = targets.flatten() >= 0, targets[:, :-1].flatten()  # the last position predicts nothing
-        logits = [model(tokens).flatten(0, 1)[real] for model in models]  # (B (T - 1), V) each
+        targets = targets[:, :-1].flatten()  # the last position predicts nothing
+        with autocast(dtype, tokens.device):
+            logits = [model(tokens)[:, :-1].flatten(0, 1) for model in models]  # (B (T - 1), V) each, fp32
         # probabilities need each member's probability of the target alone
         target_logs = [-F.cross_entropy(member, targets, reduction="none") for member in logits]
         for subset in subsets:
             mean = torch.stack([logits[i] for i in subset]).mean(0)
-            totals["logits"][subset] += F.cross_entropy(mean, targets, reduction="none").double().sum()
+            nats = F.cross_entropy(mean, targets, reduction="none")
+            totals["logits"][subset] += float(nats.cpu().double().sum())
             logs = torch.stack([target_logs[i] for i in subset])
-            totals["probs"][subset] -= (logs.logsumexp(0) - math.log(len(subset))).double().sum()
+            totals["probs"][subset] -= float((logs.logsumexp(0) - math.log(len(subset))).cpu().double().sum())
     predictions = len(windows) * (windows.shape[1] - 1)
-    return {kind: {s: float(total) / predictions for s, total in sums.items()} for kind, sums in totals.items()}
+    return {kind: {s: total / predictions for s, total in sums.items()} for kind, sums in totals.items()}
 
 
 def mean_by_k(losses, without=None):
@@ -101,14 +107,14 @@ def limit_of(loss_by_k):
     return fit_reciprocal(range(1, len(loss_by_k) + 1), loss_by_k)
 
 
-def evaluate_ensemble(names, out, device, batch_size=8):
+def evaluate_ensemble(names, out, device):
     """The result of an ensemble of finished runs: losses by K of both averages, the law and its limit.
 
     limit_range: the lowest and highest limit when one member is left out, from three members on.
     """
     results, models, data = load_members(names, out, device)
     windows = device_windows(data.val, results[0]["context"], device)
-    losses = subset_losses(models, windows, choose_subsets(len(models)), batch_size)
+    losses = subset_losses(models, windows, choose_subsets(len(models)), results[0]["dtype"])
     by_k = {kind: mean_by_k(values) for kind, values in losses.items()}
     law = limit_of(by_k["logits"]) if len(models) > 1 else None
     left_out = [limit_of(mean_by_k(losses["logits"], i))["E"] for i in range(len(models))] if len(models) > 2 else []

@@ -10,7 +10,7 @@ import torch
 
 from ensemble import expand, load_members, subset_losses
 from model import sample
-from prepare import Parser, cut_windows, run_main
+from prepare import InputError, Parser, cut_windows, run_main
 from train import device_windows, pick_device
 
 
@@ -34,11 +34,13 @@ def main():
     parser.add_argument("--out", default="runs", help="folder of the runs")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     args = parser.parse_args()
+    if args.sample < 0:
+        raise InputError(f"--sample {args.sample} is out of range; it must be at least 0")
 
     device = pick_device(args.device, args.threads)
     results, models, data = load_members(expand(args.runs, args.out), args.out, device)
     context, everyone = results[0]["context"], tuple(range(len(models)))
-    losses = subset_losses(models, device_windows(data.val, context, device), [everyone], batch_size=8)
+    losses = subset_losses(models, device_windows(data.val, context, device), [everyone], results[0]["dtype"])
     loss = losses[args.average][everyone]
     report = {"runs": [result["name"] for result in results], "average": args.average, "val_loss": loss,
               "bits_per_byte": bits_per_byte(loss, data, context), "val_tokens": len(data.val),

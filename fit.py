@@ -8,6 +8,7 @@ ensembles of K members (arXiv 2509.14786, sections on regularization and ensembl
 """
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -20,6 +21,11 @@ from scipy.optimize import minimize_scalar, nnls
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
                "weight_decay", "seed", "context", "batch_size", "synthetic_weight", "val_loss", "probs_loss",
                "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
+
+
+# runs that agree in all of these are one experiment and differ in seed alone
+SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
+                "batch_size", "doc_mask", "dtype", "synthetic_hash", "synthetic_weight")
 
 
 class InputError(Exception):
@@ -99,8 +105,7 @@ def best_of_recipes(runs):
     Returns dicts with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`.
     """
     def setting(run):
-        keys = ("recipe", "params", "size", "tokens", "epochs", "lr", "weight_decay", "synthetic_weight")
-        return tuple(run[key] for key in keys)
+        return tuple(str(run[key]) for key in SETTING_KEYS)
 
     means = []
     for _, group in groupby(sorted(runs, key=setting), key=setting):
@@ -110,7 +115,7 @@ def best_of_recipes(runs):
                       "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None})
     best = {}
     for mean in means:
-        key = (mean["recipe"], mean["size"], mean["tokens"])
+        key = (mean["data_hash"], mean["recipe"], mean["size"], mean["tokens"])
         best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
     return sorted(best.values(), key=lambda m: (-m["loss"]))
 
@@ -118,10 +123,10 @@ def best_of_recipes(runs):
 def recipe_laws(points):
     """The law over N of each (recipe, tokens) with at least three sizes: [{recipe, tokens, A, b, E, range}]."""
     def line(point):
-        return point["recipe"], point["tokens"]
+        return point["recipe"], point["tokens"], point["data_hash"]
 
     laws = []
-    for (recipe, tokens), group in groupby(sorted(points, key=line), key=line):
+    for (recipe, tokens, _), group in groupby(sorted(points, key=line), key=line):
         group = list(group)
         n, loss = np.array([p["params"] for p in group], float), np.array([p["loss"] for p in group])
         if len(group) >= 3:
@@ -148,6 +153,10 @@ def table(points, ensembles):
             low, high = e["limit_range"] or [float("nan")] * 2
             rows.append(["ensemble K = inf", e["size"], "limit of A / K + E", e["limit"],
                          f"{low:.3f} to {high:.3f}, leaving one member out"])
+        if k >= 3:
+            law = fit_power(np.arange(1, k + 1), e["loss_by_k"]["logits"])
+            rows.append(["ensemble K = inf", e["size"], f"limit of A / K^b + E, b = {law['b']:.2f}", law["E"],
+                         f"{k} points for 3 parameters"])
     return rows
 
 
@@ -157,12 +166,23 @@ def write_csv(path, runs, ensembles):
     for e in ensembles:
         for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
             rows.append({**e, "kind": "ensemble", "members": k, "val_loss": logits, "probs_loss": probs})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_atomically(path, content):
+    """Write bytes to a temporary file, then rename it: `path` is never half-written."""
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def draw(path, points, laws, ensembles):
@@ -201,10 +221,12 @@ def draw(path, points, laws, ensembles):
         right.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"), ha="right",
                        va="bottom", fontsize=8)
     right.set(xlabel="members K", title="an ensemble")
-    right.legend(fontsize=8)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    figure.savefig(temporary, dpi=120, format=Path(path).suffix.lstrip(".") or "png")
-    os.replace(temporary, path)
+    if ensembles:
+        right.legend(fontsize=8)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format=Path(path).suffix[1:])
+    plt.close(figure)
+    write_atomically(path, drawn.getvalue())
 
 
 def main():
@@ -216,6 +238,8 @@ def main():
     parser.add_argument("--figure", help="also draw loss against N and K to this .png, .pdf or .svg")
     parser.add_argument("--json", action="store_true", help="print rows and laws as the last line")
     args = parser.parse_args()
+    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--figure {args.figure} must end in .png, .pdf or .svg")
 
     runs, ensembles = read_results(args.runs)
     points = best_of_recipes(runs)

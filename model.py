@@ -205,10 +205,10 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters()) - tables
 
     def flops_per_token(self):
-        """Forward and backward: 6 per weight of a matrix product (the head's, not the embedding's, which is a lookup),
-        plus causal attention's two products, 12 x layers x width x context, halved because half is masked."""
-        products = self.parameter_count() - self.embedding.weight.numel()
-        return 6 * products + 6 * self.config.layers * self.config.width * self.config.context
+        """Forward and backward: 6 per weight of a Linear, the head included (the embedding is a lookup), plus causal
+        attention's two products, 12 x layers x width x context, halved because half is masked."""
+        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        return 6 * weights + 6 * self.config.layers * self.config.width * self.config.context
 
     # weights in and out
 
@@ -281,9 +281,10 @@ def sample(models, batch, length, generator, temperature=1.0):
     steppers, tokens = [Stepper(model, batch) for model in models], [token]
     for _ in range(length - 1):
         logits = torch.stack([stepper.step(token) for stepper in steppers]).mean(0)  # (B, V)
-        # one uniform number a sequence into the cumulative distribution: a V-th of the work of torch.multinomial
-        cumulative = (logits / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
-        uniform = torch.rand(batch, 1, generator=generator, dtype=torch.float64, device=token.device)
+        # one uniform number a sequence into the cumulative distribution; torch.multinomial would draw V of them
+        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+        uniform = torch.rand(batch, 1, generator=generator, device=token.device)
         token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+        token = token.clamp(max=logits.shape[1] - 1)  # a product rounded up to the total would fall off the end
         tokens.append(token)
     return torch.stack(tokens, dim=1)

@@ -46,11 +46,18 @@ class InputError(Exception):
     """Something the user gave cannot be used; the message says what and what to do."""
 
 
+class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to each option's help, where there is one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors and defaults shown in --help."""
 
     def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, formatter_class=ShowDefaults)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -83,6 +90,18 @@ def write_atomically(path, write):
 
 def write_json(path, value):
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def read_json(path):
+    """The object in a JSON file; InputError if it is damaged."""
+    try:
+        value = json.loads(Path(path).read_text())
+        if isinstance(value, dict):
+            return value
+        error = "not an object"
+    except ValueError as found:
+        error = found
+    raise InputError(f"{path} is damaged ({error}); remove {Path(path).parent} and make it again")
 
 
 def sha256_file(path):
@@ -160,11 +179,11 @@ def read_text_file(path):
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); convert it first, e.g. with iconv") from None
     if path.suffix != ".jsonl":
-        return [text]
+        return [text.replace("\r\n", "\n")]
     documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
-            documents.append(json.loads(line)["text"])
+            documents += [json.loads(line)["text"] + ""] if line.strip() else []
         except (ValueError, KeyError, TypeError):
             raise InputError(f'{path} line {number} is not a JSON object with a "text"; fix or remove it') from None
     return documents
@@ -173,7 +192,7 @@ def read_text_file(path):
 def cut_passages(text, size=2000):
     """Pieces of `text` cut at blank lines, each the shortest of at least `size` characters."""
     passages, passage = [], ""
-    for paragraph in text.split("\n\n"):
+    for paragraph in regex.split(r"\n[ \t]*\n", text):
         passage += paragraph + "\n\n"
         if len(passage) >= size:
             passages.append(passage)
@@ -261,13 +280,10 @@ def train_bpe(texts, vocab_size):
         if not heap:
             raise InputError(f"the text is too small for vocab_size {vocab_size}; at most {len(ranks) + 1} here")
         count, new = heapq.heappop(heap)
-        # an entry may be out of date: counts that grew were pushed again, those that shrank are put back here
-        if new in ranks or -count != counts[new]:
-            if new not in ranks and 0 < counts[new] < -count:
-                heapq.heappush(heap, (-counts[new], new))
+        if new in ranks or -count != counts[new]:  # out of date: every change of a count was pushed anew
             continue
         ranks[new] = len(ranks)
-        grown = set()
+        changed = set()
         for i in places.pop(new):
             old, word, j = words[i], [], 0
             while j < len(old):
@@ -276,13 +292,15 @@ def train_bpe(texts, vocab_size):
                 j += width
             for a, b in zip(old, old[1:]):
                 counts[a + b] -= weights[i]
+                changed.add(a + b)
             for a, b in zip(word, word[1:]):
                 counts[a + b] += weights[i]
                 places[a + b].add(i)
-                grown.add(a + b)
+                changed.add(a + b)
             words[i] = word
-        for pair in grown:
-            heapq.heappush(heap, (-counts[pair], pair))
+        for pair in changed:
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], pair))
     return ranks
 
 
@@ -340,6 +358,8 @@ def write_data(name, parts, tokenizer, meta):
     """Write data/NAME, whole or not at all. parts: {"train" and "val": tokens}; tokenizer: bytes of a tiktoken rank
     file. Returns meta with name, counts and hashes added, as meta.json holds it."""
     folder = Path("data") / name
+    for leftover in folder.parent.glob(f".{name}.*.tmp"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
     starts = {part: document_starts(tokens, meta["end_of_text"]) for part, tokens in parts.items()}
     temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -366,6 +386,10 @@ class Data:
     train: np.ndarray  # (tokens,)
     val: np.ndarray  # (tokens,)
 
+    def fingerprint(self):
+        """What identifies the train tokens, in a run's configuration."""
+        return hashlib.sha256(self.meta["sha256"]["train.bin"].encode()).hexdigest()[:12]
+
     def tokenizer(self):
         lines = (self.folder / "tokenizer.tiktoken").read_bytes().splitlines()
         return make_encoding({base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)},
@@ -381,13 +405,10 @@ def load_data(name):
     """The data set data/NAME, every file checked against its recorded SHA-256. Raises InputError."""
     folder = Path("data") / name
     if not (folder / "meta.json").exists():
-        known = sorted(path.parent.name for path in Path("data").glob("*/meta.json"))
+        known = sorted(path.parent.name for path in Path("data").glob("[!.]*/meta.json"))
         raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it with prepare.py")
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from None
-    for file, expected in meta["sha256"].items():
+    meta = read_json(folder / "meta.json")
+    for file, expected in meta.get("sha256", {"train.bin": None}).items():
         if not (folder / file).exists() or sha256_file(folder / file) != expected:
             raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from meta.json); "
                              f"remove {folder} and prepare it again")
@@ -412,21 +433,23 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
     parser.add_argument("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
-    if args.vocab_size < 257:
-        raise InputError(f"--vocab_size {args.vocab_size} is too small; 256 bytes and end-of-text need 257")
-    if args.val_tokens < 1:
-        raise InputError(f"--val_tokens {args.val_tokens} is too small; give at least one context")
+    for name, least in (("vocab_size", 257), ("val_tokens", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; it must be at least {least}")
     if args.name is None:
         args.name = Path(args.source[0]).stem + (f"-{args.vocab_size}" if args.vocab_size != 1024 else "")
+    if not regex.fullmatch(r"\w[\w.-]*", args.name):
+        raise InputError(f"--name {args.name} is not a plain folder name; use letters, digits, - and _")
 
     builtin = args.source == ["docstrings"]
     files, origin = find_docstrings() if builtin else find_local(args.source)
-    identity = {"source": args.source, "origin": origin, "vocab_size": args.vocab_size,
+    # a prepared docstrings folder may come from a machine with other versions: it is the data all the same
+    identity = {"source": args.source, "files": None if builtin else origin, "vocab_size": args.vocab_size,
                 "val_tokens": args.val_tokens, "seed": args.seed}
     folder = Path("data") / args.name
     if folder.exists():  # prepared before: the same request does nothing, another one must not overwrite
         meta = load_data(args.name).meta
-        if meta["identity"] != identity:
+        if meta.get("identity") != identity:
             raise InputError(f"{folder} holds other data (its meta.json says what); remove it or give another --name")
         print(f"{folder} is prepared already")
     else:
@@ -438,7 +461,8 @@ def main():
             print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {origin}) are not those of the "
                   f"pinned versions, so losses will not compare with the published tables", file=sys.stderr)
         parts, tokenizer, meta = split_and_encode(args.name, documents, args.val_tokens, args.seed, args.vocab_size)
-        meta = write_data(args.name, parts, tokenizer, {"identity": identity, "corpus_sha256": corpus, **meta})
+        meta = write_data(args.name, parts, tokenizer, {"identity": identity, "versions": origin if builtin else None,
+                                                        "corpus_sha256": corpus, **meta})
         print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "
               f"{meta['tokens']['val']:,} validation tokens, corpus SHA-256 {corpus[:12]}")
         for budget, share in meta["val_13grams_in_train"].items():

@@ -18,6 +18,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 
 from model import GPT, GPTConfig, SCALES, SIZES
-from prepare import PAPER_TOKENS, InputError, Parser, cut_windows, load_data, run_main, write_atomically, write_json
+from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, read_json, run_main, write_atomically,
+                     write_json)
 
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}  # labels at scale 1, as multiples of the paper's 209,715,200
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock counts as abandoned
@@ -63,7 +65,7 @@ def option(default, help, group, identity=True):
 class TrainConfig:
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "one of " + ", ".join(SIZES), "what")
-    tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m or 1.6b over the size's scale", "what")
+    tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m, 1.6b over the size's scale", "what")
     seed: int = option(0, "of the initial weights and of the data order", "what")
     recipe: str = option("regularized", "standard, regularized, member or student: a label that fills the next three",
                          "recipe", identity=False)
@@ -88,7 +90,8 @@ class TrainConfig:
     force_resume: int = option(0, "1: resume though device, threads or compile mode differ (not bit-exact)", "how",
                                identity=False)
     out: str = option("runs", "folder of the runs", "how", identity=False)
-    data_hash: str = ""  # of train.bin's content and the synthetic tokens', filled by resolve()
+    data_hash: str = ""  # of train.bin, and of the synthetic one: filled by resolve()
+    synthetic_hash: str = ""
 
 
 def add_options(parser, defaults=TrainConfig()):
@@ -127,8 +130,9 @@ def resolve(config):
     if config.recipe not in (*TUNED, "member"):
         raise InputError(f"unknown recipe {config.recipe}; recipes are {', '.join(TUNED)}, member")
     config, scale = dataclasses.replace(config), SIZES[config.size]["scale"]
-    config.context = config.context or SCALES[scale]["context"]
-    config.batch_size = config.batch_size or SCALES[scale]["batch_size"]
+    for name, value in SCALES[scale].items():  # context and batch size
+        if getattr(config, name) is None:
+            setattr(config, name, value)
     try:
         label = str(config.tokens).lower()
         config.tokens = PAPER_TOKENS * BUDGETS[label] // scale if label in BUDGETS else int(label.replace("_", ""))
@@ -141,7 +145,7 @@ def resolve(config):
         budget = budget.index(config.tokens) if config.tokens in budget else None
         tuned = recipe_settings(config.recipe, config.size, budget)
         config.epochs, config.lr, config.weight_decay = (t if g is None else g for t, g in zip(tuned, given))
-    for name, least in (("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1),
+    for name, least in (("seed", 0), ("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1),
                         ("synthetic_weight", 0), ("threads", 1), ("micro_batch_size", 0), ("log_every", 1),
                         ("eval_every", 0), ("checkpoint_seconds", 0)):
         if not least <= getattr(config, name) < math.inf:
@@ -153,16 +157,22 @@ def resolve(config):
             raise InputError(f"--{name} {getattr(config, name)} is unknown; "
                              f"choose from {', '.join(map(str, choices))}")
 
-    pick_device(config.device, config.threads)
-    data = load_data(config.data)
+    device, data = pick_device(config.device, config.threads), load_data(config.data)
+    config.dtype = ("bf16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
+    config.data, config.data_hash = data.meta["name"], data.fingerprint()
     if config.tokens > len(data.train):
         raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of "
                          f"{config.data}; lower it or prepare more text")
     if config.tokens // config.context < config.batch_size or len(data.val) < config.context:
         raise InputError(f"{config.tokens:,} train and {len(data.val):,} validation tokens do not fill one batch of "
                          f"{config.batch_size} windows of {config.context}; lower --batch_size or --context")
-    synthetic = read_synthetic(config).meta["sha256"]["train.bin"] if config.synthetic else ""
-    config.data_hash = hashlib.sha256((data.meta["sha256"]["train.bin"] + synthetic).encode()).hexdigest()[:12]
+    if config.synthetic:
+        sampled = load_data(config.synthetic)
+        config.synthetic, config.synthetic_hash = sampled.meta["name"], sampled.fingerprint()
+        if sampled.meta["sha256"]["tokenizer.tiktoken"] != data.meta["sha256"]["tokenizer.tiktoken"]:
+            raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of {config.data}")
+        if len(sampled.train) < config.context:
+            raise InputError(f"{config.synthetic} does not fill one window of {config.context} tokens; sample more")
     return config
 
 
@@ -180,59 +190,58 @@ def run_name(config):
 # --------------------------------------------------------------------------------------------------------------------
 # One process at a time
 
-def process_alive(pid, started):
-    """Whether process `pid` of this host still runs and is the one that started then (process numbers are reused)."""
+def process_mark(pid):
+    """What tells a running process of this host from a later one of the same number; None if it is gone."""
     try:
+        if Path("/proc/self/stat").exists():
+            state, *_, start = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:20]
+            return None if state == "Z" else start  # clock ticks since boot
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return started in (None, process_start(pid))
-
-
-def process_start(pid):
-    """When a process started, in clock ticks since boot; None where there is no /proc."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    except PermissionError:  # it runs, as another user
+        pass
+    return "running"
 
 
 @contextlib.contextmanager
 def claim(folder):
-    """Hold a run folder for this process; yields a function to call now and then as heartbeat.
+    """Hold a run folder for this process; yields the heartbeat, to be called at every step.
 
-    The lock names host, process and start; its modification time is the heartbeat. A dead process of this host loses
-    it at once, another host after LOCK_SILENCE seconds. Raises InputError when someone else works there.
+    The lock names host and process; its modification time is the heartbeat. A dead process of this host loses it at
+    once, another host after LOCK_SILENCE seconds. Raises InputError when someone else works there, or has taken over.
     """
-    lock, me = folder / "lock", {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
+    lock = folder / "lock"
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "mark": process_mark(os.getpid())}
     with open(folder / ".guard", "w") as guard:  # only one process at a time may judge and replace the lock
         fcntl.flock(guard, fcntl.LOCK_EX)
         if lock.exists():
-            owner = json.loads(lock.read_text())
+            owner, silence = read_json(lock), time.time() - lock.stat().st_mtime
             here = owner["host"] == me["host"]
-            silent = time.time() - lock.stat().st_mtime
-            if process_alive(owner["pid"], owner["start"]) if here else silent < LOCK_SILENCE:
+            if process_mark(owner["pid"]) == owner["mark"] if here else silence < LOCK_SILENCE:
                 raise InputError(f"{folder} is in use by process {owner['pid']} on {owner['host']}; "
                                  f"wait for it or stop it, then run the same command again")
         write_json(lock, me)
+    for leftover in folder.glob(".*.tmp"):  # of a killed process
+        leftover.unlink()
+    beaten = time.monotonic()
+
+    def heartbeat():
+        nonlocal beaten
+        if time.monotonic() - beaten > LOCK_SILENCE / 20:
+            if not lock.exists() or read_json(lock) != me:
+                raise InputError(f"{folder} was taken over by another process after {LOCK_SILENCE} s of silence")
+            os.utime(lock)
+            beaten = time.monotonic()
     try:
-        yield lambda: os.utime(lock)
+        yield heartbeat
     finally:
-        lock.unlink(missing_ok=True)
+        if lock.exists() and read_json(lock) == me:
+            lock.unlink()
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Data: windows on the device, and the order in which an epoch visits them
-
-def read_synthetic(config):
-    """The sampled tokens of a run: a data set like any other, with the real data's tokenizer."""
-    sampled, real = load_data(config.synthetic), load_data(config.data)
-    if sampled.meta["sha256"]["tokenizer.tiktoken"] != real.meta["sha256"]["tokenizer.tiktoken"]:
-        raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of {config.data}")
-    return sampled
-
 
 def device_windows(tokens, context, device):
     """All windows of `tokens` as one int32 tensor on the device: (windows, context)."""
@@ -291,46 +300,50 @@ def evaluate(model, windows, batch_size):
         if missing:
             tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
             targets = torch.cat([targets, torch.full_like(targets[:1], -1).expand(missing, -1)])
-        total += model(tokens, targets).double().sum()
-    return float(total) / (len(windows) * (windows.shape[1] - 1))
+        total += float(model(tokens, targets).cpu().double().sum())  # on the CPU: not every device has float64
+    return total / (len(windows) * (windows.shape[1] - 1))
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The machine
 
 def pick_device(name, threads=1):
-    """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too: torch's
-    own default, all cores, is far slower for small models and for runs side by side. Raises InputError."""
+    """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too:
+    torch's default, all cores, is far slower for small models and for runs side by side. Raises InputError."""
     torch.set_num_threads(threads)
     if name != "auto":
         try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {name} is not to be had here ({str(error).splitlines()[0]})") from None
+            torch.ones(1, device=name).cpu()  # an absent device fails here
+            return torch.device(name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"--device {name} cannot be used here ({str(error).splitlines()[0]})") from None
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def pick_compile(choice, device):
-    """Whether to compile; `auto` says so in one line where it cannot."""
+    """Whether to compile; `auto` says in one line what it lacks where it does not."""
+    if choice != "auto":
+        return choice == "1"
+    # what inductor needs: a C++ compiler and Python's headers for a CPU, a C compiler for CUDA (Triton)
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if choice != "auto" or device.type == "cuda":
-        return choice != "0"
-    if device.type == "cpu" and shutil.which(compiler):
-        return True
-    print(f"running eager: no C++ compiler {compiler}" if device.type == "cpu" else f"running eager on {device.type}")
-    return False
+    needed = {"cpu": [compiler], "cuda": [os.environ.get("CC", "gcc")]}.get(device.type)
+    lacking = [name for name in needed or [] if not shutil.which(name)]
+    if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        lacking.append("Python.h")
+    if lacking or needed is None:
+        print(f"running eager on {device.type}: no {' and no '.join(lacking) or 'compiled kernels for it'}")
+    return not lacking and needed is not None
 
 
-def compute_dtype(config, device):
-    """The precision of matrix products and attention; parameters and loss stay fp32."""
-    bf16 = config.dtype == "bf16" or config.dtype == "auto" and device.type == "cuda"
-    return torch.bfloat16 if bf16 else torch.float32
+def autocast(dtype, device):
+    """The precision of matrix products and attention, "fp32" or "bf16"; parameters and loss stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bf16")
 
 
-def matmul_rate(device, dtype):
+def matmul_rate(dtype, device):
     """FLOP/s of a large square matrix product here, the best of five: what MFU is measured against."""
     n = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(n, n, device=device, dtype=dtype)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     best = math.inf
     for _ in range(5):
         start = time.perf_counter()
@@ -341,9 +354,12 @@ def matmul_rate(device, dtype):
 
 def git_state():
     """Commit of this code, marked if files were changed; None outside a repository."""
-    describe = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent,
-                              capture_output=True, text=True)
-    return describe.stdout.strip() or None
+    try:
+        describe = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], text=True,
+                                  cwd=Path(__file__).parent, capture_output=True)
+        return describe.stdout.strip() or None
+    except OSError:  # no git here
+        return None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -360,7 +376,7 @@ class Run:
         self.val = device_windows(data.val, config.context, self.device)
         self.real, self.synthetic = len(self.train), 0
         if config.synthetic:
-            sampled = device_windows(read_synthetic(config).train, config.context, self.device)
+            sampled = device_windows(load_data(config.synthetic).train, config.context, self.device)
             self.train, self.synthetic = torch.cat([self.train, sampled]), len(sampled)
 
         self.model = GPT(GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=data.meta["end_of_text"],
@@ -373,15 +389,12 @@ class Run:
         self.tokens_seen = self.steps * config.batch_size * config.context
         # how floating point is carried out: a resume elsewhere would not be exact
         self.machine = {"device": self.device.type, "threads": config.threads, "torch": str(torch.__version__),
-                        "compile": pick_compile(config.compile, self.device)}
+                        "compile": pick_compile(config.compile, self.device),
+                        "micro_batch_size": config.micro_batch_size or config.batch_size}
 
     def forward(self):
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
         return torch.compile(self.model, dynamic=False) if self.machine["compile"] else self.model
-
-    def autocast(self):
-        dtype = compute_dtype(self.config, self.device)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def cost(self):
         """What the run takes, known before it starts."""
@@ -423,9 +436,9 @@ def train_step(run, forward, order):
     """One optimizer step on the windows `order`; returns loss and gradient norm, both still on the device."""
     config = run.config
     loss = 0.0
-    for part in torch.from_numpy(order).to(run.device).split(config.micro_batch_size or config.batch_size):
+    for part in torch.from_numpy(order).to(run.device).split(run.machine["micro_batch_size"]):
         tokens, targets = inputs_and_targets(run.train[part])
-        with run.autocast():
+        with autocast(config.dtype, run.device):
             part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
         part_loss.backward()
         loss += part_loss.detach()
@@ -443,17 +456,21 @@ def train(config):
     result_path = folder / "result.json"
     if result_path.exists():
         print(f"{folder} is finished")
-        return json.loads(result_path.read_text())
+        return read_json(result_path)
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder) as heartbeat:
         if result_path.exists():  # another process has just finished it
-            return json.loads(result_path.read_text())
+            return read_json(result_path)
         run = Run(config, folder)
         write_json(folder / "config.json", asdict(config))
         run.resume()
         run.log(versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
                 machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
-        result = loop(run, heartbeat)
+        try:
+            result = loop(run, heartbeat)
+        except torch.OutOfMemoryError:
+            raise InputError(f"{run.machine['micro_batch_size']} windows of {config.context} at a time do not fit in "
+                             f"the memory of {run.device}; give a smaller --micro_batch_size") from None
         write_atomically(folder / "model.pt", run.model.save)
         write_json(result_path, result)
         (folder / "resume.pt").unlink(missing_ok=True)
@@ -463,7 +480,7 @@ def train(config):
 def loop(run, heartbeat):
     """All remaining steps of a run with its log lines, validations and checkpoints; returns the result."""
     config, forward, flops = run.config, run.forward(), run.model.flops_per_token()
-    rate = matmul_rate(run.device, compute_dtype(config, run.device))
+    rate = matmul_rate(config.dtype, run.device)
     # a validation is too short to earn its own compilation on a CPU; CUDA needs it for FlexAttention
     evaluator = forward if run.device.type == "cuda" else run.model
     eval_every = config.eval_every or run.steps_per_epoch
@@ -479,12 +496,12 @@ def loop(run, heartbeat):
         bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
         loss_sum += loss
         run.step += 1
-        validate = run.step % eval_every == 0 or run.step == run.steps
-        if run.step % config.log_every and not validate:
+        heartbeat()
+        validate = run.step % eval_every == 0 and run.step < run.steps  # the end has its own, below
+        if run.step % config.log_every and not validate and run.step < run.steps:
             continue
 
         # a log line: the only place where the device is waited for
-        heartbeat()
         if bad_step >= 0:
             raise InputError(f"the loss or its gradient is not finite from step {int(bad_step)} on; the last good "
                              f"checkpoint stays in {run.folder}; try a lower --lr than {config.lr:g}")
@@ -492,7 +509,7 @@ def loop(run, heartbeat):
                "lr": run.optimizer.param_groups[0]["lr"]}
         speed = (run.step - since) * config.batch_size * config.context / (time.monotonic() - tick)
         if validate:
-            with run.autocast():
+            with autocast(config.dtype, run.device):
                 row["val_loss"] = evaluate(evaluator, run.val, config.batch_size)
         run.seconds = time.monotonic() - started
         run.log(**row, tokens_per_second=speed, mfu=speed * flops / rate, seconds=run.seconds)
@@ -506,9 +523,10 @@ def loop(run, heartbeat):
             saved = time.monotonic()
         loss_sum, since, tick = 0.0, run.step, time.monotonic()
 
-    with run.autocast():
+    with autocast(config.dtype, run.device):
         val_loss = evaluate(evaluator, run.val, config.batch_size)
         train_loss = evaluate(evaluator, run.train[:run.real][:len(run.val)], config.batch_size)
+    run.log(step=run.step, val_loss=val_loss, train_loss=train_loss)
     decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
     speed = run.tokens_seen / run.seconds
     return {**asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
@@ -522,7 +540,7 @@ def load_run(run, out="runs"):
     if not (folder / "result.json").exists():
         raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); train it first")
     try:
-        return json.loads((folder / "result.json").read_text()), GPT.load(folder / "model.pt")
+        return read_json(folder / "result.json"), GPT.load(folder / "model.pt")
     except (ValueError, OSError) as error:
         raise InputError(f"{error}; delete {folder} and train it again") from error
 
@@ -539,7 +557,7 @@ def main():
         result = run.cost()
         result["state_bytes"] = 16 * result["params"]  # weights, gradients and AdamW's two moments in fp32
         # at the rate of a large matrix product, which no real step reaches
-        result["seconds_at_least"] = result["flops"] / matmul_rate(run.device, compute_dtype(config, run.device))
+        result["seconds_at_least"] = result["flops"] / matmul_rate(config.dtype, run.device)
         print("\n".join(f"{key}: {value}" for key, value in result.items()))
     else:
         result = train(config)
