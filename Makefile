@@ -36,6 +36,7 @@ test: .venv/installed-test
 	$(PY) -m pytest -q -n 2 test_all.py
 
 .venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.version_info < (3, 11) and sys.exit('Python 3.11 or later is needed: make PYTHON=...')"
 	$(PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt | .venv/bin/python

@@ -17,7 +17,7 @@ import torch
 from ensemble import expand, load_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_data
-from train import TrainConfig, add_options, config_from, pick_device, resolve, train
+from train import TrainConfig, add_options, config_from, use_device, resolve, train
 
 def sample_windows(models, windows, seed, device):
     """Text from the logit average of the models: token ids (windows, context), each window from end-of-text on.
@@ -75,7 +75,7 @@ def main():
 
     # refuse what cannot work before the sampling: the student's options, then the teachers beside them
     weight, args.synthetic_weight = args.synthetic_weight, 0.0
-    student, device = config_from(args), pick_device(args.device, args.threads)
+    student, device = config_from(args), use_device(args.device, args.threads)
     results, models, data = load_members(expand(args.teacher, args.out), args.out, device)
     for key in ("data", "context"):
         if results[0][key] != getattr(student, key):

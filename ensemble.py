@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from fit import fit_reciprocal
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
-from train import (add_options, autocast, config_from, device_windows, inputs_and_targets, load_run, pick_device,
+from train import (add_options, autocast, config_from, device_windows, inputs_and_targets, load_run, use_device,
                    run_name, train)
 
 # what an ensemble's result says of all its members; null where they differ
@@ -149,7 +149,7 @@ def main():
                 train(config)
     if args.dry_run:
         return
-    result = evaluate_ensemble(names, args.out, pick_device(args.device, args.threads))
+    result = evaluate_ensemble(names, args.out, use_device(args.device, args.threads))
     digest = hashlib.sha256("\n".join(result["members"]).encode()).hexdigest()[:6]
     folder = Path(args.out) / "ensembles" / f"{result['data']}-{result['size'] or 'mixed'}-k{len(names)}-{digest}"
     result["name"] = folder.name

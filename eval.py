@@ -11,7 +11,7 @@ import torch
 from ensemble import expand, load_members, subset_losses
 from model import sample
 from prepare import InputError, Parser, cut_windows, run_main
-from train import device_windows, pick_device
+from train import device_windows, use_device
 
 
 def bits_per_byte(loss, data, context):
@@ -37,7 +37,7 @@ def main():
     if args.sample < 0:
         raise InputError(f"--sample {args.sample} is out of range; it must be at least 0")
 
-    device = pick_device(args.device, args.threads)
+    device = use_device(args.device, args.threads)
     results, models, data = load_members(expand(args.runs, args.out), args.out, device)
     context, everyone = results[0]["context"], tuple(range(len(models)))
     losses = subset_losses(models, device_windows(data.val, context, device), [everyone], results[0]["dtype"])

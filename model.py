@@ -28,20 +28,19 @@ class GPTConfig:
     doc_mask: bool = True  # attention does not cross documents; False: plain causal
 
 
-# The ladder (paper, table of models; the same ladder with N and D divided by 10, 100 and 1000). Each size is used with
-# its scale's context and batch size in sequences.
-SCALES = {1: dict(context=4096, batch_size=64), 10: dict(context=1024, batch_size=32),
-          100: dict(context=512, batch_size=8), 1000: dict(context=256, batch_size=4)}
-SIZES = {name: dict(scale=scale, width=width, layers=layers, heads=heads, kv_heads=kv_heads)
-         for name, scale, width, layers, heads, kv_heads in [
-             ("150m", 1, 512, 6, 8, 8), ("300m", 1, 768, 12, 12, 12),
-             ("600m", 1, 1024, 24, 16, 8), ("1.4b", 1, 2048, 16, 16, 8),
-             ("15m", 10, 384, 4, 6, 6), ("30m", 10, 512, 6, 8, 8),
-             ("60m", 10, 768, 6, 12, 12), ("140m", 10, 1024, 8, 16, 8),
-             ("1.5m", 100, 128, 2, 4, 4), ("3m", 100, 192, 3, 6, 6),
-             ("6m", 100, 256, 4, 8, 8), ("14m", 100, 384, 5, 12, 12),
-             ("150k", 1000, 48, 2, 3, 3), ("300k", 1000, 64, 3, 4, 4),
-             ("600k", 1000, 96, 3, 6, 6), ("1.4m", 1000, 128, 5, 8, 8)]}
+# The ladder: the paper's four sizes, then the same ladder with N and D divided by 10, 100 and 1000. Context and batch
+# size (sequences a step) belong to the scale. Of each size: width, layers, heads, kv_heads.
+LADDER = {1: dict(context=4096, batch_size=64, sizes={"150m": (512, 6, 8, 8), "300m": (768, 12, 12, 12),
+                                                      "600m": (1024, 24, 16, 8), "1.4b": (2048, 16, 16, 8)}),
+          10: dict(context=1024, batch_size=32, sizes={"15m": (384, 4, 6, 6), "30m": (512, 6, 8, 8),
+                                                       "60m": (768, 6, 12, 12), "140m": (1024, 8, 16, 8)}),
+          100: dict(context=512, batch_size=8, sizes={"1.5m": (128, 2, 4, 4), "3m": (192, 3, 6, 6),
+                                                      "6m": (256, 4, 8, 8), "14m": (384, 5, 12, 12)}),
+          1000: dict(context=256, batch_size=4, sizes={"150k": (48, 2, 3, 3), "300k": (64, 3, 4, 4),
+                                                       "600k": (96, 3, 6, 6), "1.4m": (128, 5, 8, 8)})}
+SCALE_OF = {size: scale for scale, rung in LADDER.items() for size in rung["sizes"]}
+SIZES = {size: dict(zip(("width", "layers", "heads", "kv_heads"), shape))
+         for rung in LADDER.values() for size, shape in rung["sizes"].items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -402,9 +402,7 @@ def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
 
 
 def test_initialization_and_first_loss():
-    size = gpt.SIZES["1.4m"]
-    model = gpt.GPT(gpt.GPTConfig(vocab_size=1024, end_of_text=1023, context=256, width=size["width"],
-                                  layers=size["layers"], heads=size["heads"], kv_heads=size["kv_heads"]), seed=3)
+    model = gpt.GPT(gpt.GPTConfig(vocab_size=1024, end_of_text=1023, context=256, **gpt.SIZES["1.4m"]), seed=3)
     clipped = 0.98658  # standard deviation of a unit normal cut off at 3
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
@@ -424,11 +422,10 @@ def test_parameter_counts_are_the_papers():
               "600m": (602_457_088, 339_788_800), "1.4b": (1_431_373_824, 906_037_248)}
     assert len(gpt.SIZES) == 16
     for name, size in gpt.SIZES.items():
-        shape = {key: size[key] for key in ("width", "layers", "heads", "kv_heads")}
-        vocab_size = {1: 128256, 10: 8192, 100: 4096, 1000: 1024}[size["scale"]]
+        vocab_size = {1: 128256, 10: 8192, 100: 4096, 1000: 1024}[gpt.SCALE_OF[name]]
         with torch.device("meta"), pytest.MonkeyPatch.context() as patch:  # no memory, no values
             patch.setattr(gpt.GPT, "initialize", lambda self, generator: None)
-            model = gpt.GPT(gpt.GPTConfig(vocab_size=vocab_size, end_of_text=0, context=64, **shape))
+            model = gpt.GPT(gpt.GPTConfig(vocab_size=vocab_size, end_of_text=0, context=64, **size))
         if name in counts:
             assert (model.parameter_count(), model.parameter_count(embeddings=False)) == counts[name]
         # every size has its own shape's count and is near its name

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import GPT, GPTConfig, SCALES, SIZES
+from model import GPT, GPTConfig, LADDER, SCALE_OF, SIZES
 from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, read_json, run_main, write_atomically,
                      write_json)
 
@@ -129,10 +129,10 @@ def resolve(config):
         raise InputError(f"unknown size {config.size}; sizes are {', '.join(SIZES)}")
     if config.recipe not in (*TUNED, "member"):
         raise InputError(f"unknown recipe {config.recipe}; recipes are {', '.join(TUNED)}, member")
-    config, scale = dataclasses.replace(config), SIZES[config.size]["scale"]
-    for name, value in SCALES[scale].items():  # context and batch size
+    config, scale = dataclasses.replace(config), SCALE_OF[config.size]
+    for name in ("context", "batch_size"):
         if getattr(config, name) is None:
-            setattr(config, name, value)
+            setattr(config, name, LADDER[scale][name])
     try:
         label = str(config.tokens).lower()
         config.tokens = PAPER_TOKENS * BUDGETS[label] // scale if label in BUDGETS else int(label.replace("_", ""))
@@ -157,7 +157,7 @@ def resolve(config):
             raise InputError(f"--{name} {getattr(config, name)} is unknown; "
                              f"choose from {', '.join(map(str, choices))}")
 
-    device, data = pick_device(config.device, config.threads), load_data(config.data)
+    device, data = use_device(config.device, config.threads), load_data(config.data)
     config.dtype = ("bf16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
     config.data, config.data_hash = data.meta["name"], data.fingerprint()
     if config.tokens > len(data.train):
@@ -307,7 +307,7 @@ def evaluate(model, windows, batch_size):
 # --------------------------------------------------------------------------------------------------------------------
 # The machine
 
-def pick_device(name, threads=1):
+def use_device(name, threads=1):
     """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too:
     torch's default, all cores, is far slower for small models and for runs side by side. Raises InputError."""
     torch.set_num_threads(threads)
@@ -325,14 +325,15 @@ def pick_compile(choice, device):
     if choice != "auto":
         return choice == "1"
     # what inductor needs: a C++ compiler and Python's headers for a CPU, a C compiler for CUDA (Triton)
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    needed = {"cpu": [compiler], "cuda": [os.environ.get("CC", "gcc")]}.get(device.type)
-    lacking = [name for name in needed or [] if not shutil.which(name)]
-    if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").exists():
-        lacking.append("Python.h")
-    if lacking or needed is None:
-        print(f"running eager on {device.type}: no {' and no '.join(lacking) or 'compiled kernels for it'}")
-    return not lacking and needed is not None
+    compilers = {"cpu": os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),
+                 "cuda": os.environ.get("CC", "gcc")}
+    lacking = compilers.get(device.type, "compiler for it")
+    if device.type in compilers and shutil.which(lacking):
+        lacking = "Python.h"
+        if device.type == "cuda" or Path(sysconfig.get_path("include"), "Python.h").exists():
+            return True
+    print(f"running eager on {device.type}: no {lacking}")
+    return False
 
 
 def autocast(dtype, device):
@@ -370,8 +371,8 @@ class Run:
 
     def __init__(self, config, folder):
         self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
-        self.device = pick_device(config.device, config.threads)
-        data, size = load_data(config.data), SIZES[config.size]
+        self.device = use_device(config.device, config.threads)
+        data = load_data(config.data)
         self.train = device_windows(data.train[:config.tokens], config.context, self.device)
         self.val = device_windows(data.val, config.context, self.device)
         self.real, self.synthetic = len(self.train), 0
@@ -379,10 +380,9 @@ class Run:
             sampled = device_windows(load_data(config.synthetic).train, config.context, self.device)
             self.train, self.synthetic = torch.cat([self.train, sampled]), len(sampled)
 
-        self.model = GPT(GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=data.meta["end_of_text"],
-                                   context=config.context, width=size["width"], layers=size["layers"],
-                                   heads=size["heads"], kv_heads=size["kv_heads"], doc_mask=bool(config.doc_mask)),
-                         seed=config.seed).to(self.device)
+        shape = GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=data.meta["end_of_text"],
+                          context=config.context, doc_mask=bool(config.doc_mask), **SIZES[config.size])
+        self.model = GPT(shape, seed=config.seed).to(self.device)
         self.optimizer = make_optimizer(self.model, config.weight_decay)
         self.steps_per_epoch = (self.real + synthetic_per_epoch(config, self.real)) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
