@@ -185,44 +185,57 @@ def write_atomically(path, content):
             os.unlink(temporary)
 
 
+MARKS = {"standard": ("s", "0.5"), "regularized": ("o", "tab:blue"), "member": ("^", "tab:green"),
+         "student": ("D", "tab:red")}  # marker and colour of each recipe
+
+
+def draw_sizes(axis, points, laws):
+    """Loss against N: the best of each recipe, its law and, dashed, its limit."""
+    for recipe, (marker, color) in MARKS.items():
+        mine = sorted((p for p in points if p["recipe"] == recipe), key=lambda p: p["params"])
+        axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
+                      fmt=marker, color=color, capsize=3, label=recipe if mine else None)
+    n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
+    for law in laws:
+        axis.plot(n, law["A"] / n ** law["b"] + law["E"], color=MARKS[law["recipe"]][1], lw=1)
+        axis.axhline(law["E"], color=MARKS[law["recipe"]][1], ls="--", lw=1)
+    axis.set(xscale="log", xlabel="parameters N", title="one model")
+    axis.legend()
+
+
+def draw_members(axis, points, ensembles):
+    """Loss against K with the law A / K + E and its limit, dashed; single models of those sizes as dotted levels."""
+    for e in ensembles:
+        k = np.arange(1, len(e["loss_by_k"]["logits"]) + 1)
+        line, = axis.plot(k, e["loss_by_k"]["logits"], "o", label=f"ensemble of {e['size']}, logit mean")
+        axis.plot(k, e["loss_by_k"]["probs"], "x", color=line.get_color(), label="probability mean")
+        if e["limit"] is not None:
+            many = np.linspace(1, max(8, k[-1]), 100)
+            axis.plot(many, e["law"]["A"] / many + e["limit"], color=line.get_color(), lw=1)
+            axis.axhline(e["limit"], color=line.get_color(), ls="--", lw=1, label="limit, K to infinity")
+    for p in points:
+        if p["size"] in {e["size"] for e in ensembles}:
+            axis.axhline(p["loss"], color=MARKS[p["recipe"]][1], ls=":", lw=1)
+            axis.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"),
+                          ha="right", va="bottom", fontsize=9)
+    axis.set(xlabel="members K", title="an ensemble")
+    axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+
+
 def draw(path, points, laws, ensembles):
-    """Loss against N for each recipe, and against K for each ensemble, with fitted laws and dashed limits."""
+    """The figure: loss against N where there are several sizes, against K where there are ensembles."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    markers = {"standard": ("s", "0.55"), "regularized": ("o", "tab:blue"), "member": ("^", "tab:green"),
-               "student": ("D", "tab:red")}
-    for recipe, (marker, color) in markers.items():
-        mine = sorted((p for p in points if p["recipe"] == recipe), key=lambda p: p["params"])
-        if mine:
-            left.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
-                          fmt=marker, color=color, capsize=3, label=recipe)
-    for law in laws:
-        n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
-        color = markers[law["recipe"]][1]
-        left.plot(n, law["A"] / n ** law["b"] + law["E"], color=color, lw=1)
-        left.axhline(law["E"], color=color, ls="--", lw=1)
-    left.set(xscale="log", xlabel="parameters N", ylabel="validation loss (nats per token)", title="one model")
-    left.legend()
-
-    # single models come again as levels, so that the eye can compare
-    for e in ensembles:
-        k = np.arange(1, len(e["loss_by_k"]["logits"]) + 1)
-        line, = right.plot(k, e["loss_by_k"]["logits"], "o", label=f"ensemble of {e['size']}, logit mean")
-        right.plot(k, e["loss_by_k"]["probs"], "x", color=line.get_color(), label="probability mean")
-        if e["limit"] is not None:
-            many = np.linspace(1, max(8, k[-1]), 100)
-            right.plot(many, e["law"]["A"] / many + e["law"]["E"], color=line.get_color(), lw=1)
-            right.axhline(e["limit"], color=line.get_color(), ls="--", lw=1, label="limit, K to infinity")
-    for p in points:
-        right.axhline(p["loss"], color=markers.get(p["recipe"], ("", "0.8"))[1], ls=":", lw=1)
-        right.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"), ha="right",
-                       va="bottom", fontsize=8)
-    right.set(xlabel="members K", title="an ensemble")
+    sizes = len({p["params"] for p in points}) > 1 or not ensembles
+    figure, axes = plt.subplots(1, sizes + bool(ensembles), figsize=(5.5 * (sizes + bool(ensembles)), 4), sharey=True,
+                                squeeze=False, layout="constrained")
+    axes[0, 0].set_ylabel("validation loss (nats per token)")
+    if sizes:
+        draw_sizes(axes[0, 0], points, laws)
     if ensembles:
-        right.legend(fontsize=8)
+        draw_members(axes[0, -1], points, ensembles)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format=Path(path).suffix[1:])
     plt.close(figure)

@@ -1,4 +1,5 @@
 """Every promise of the kit, on a CPU and offline, stage by stage. `make test` runs it."""
+import csv
 import dataclasses
 import itertools
 import json
@@ -959,3 +960,14 @@ def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys)
         assert len(options) >= 4
         for option in options:
             assert len(option.split("\n\n")[0].replace(option.split()[0], "").split()) >= 3, option
+
+
+def test_readme_shows_what_a_committed_run_printed():
+    readme = (HERE / "README.md").read_text()
+    assert (HERE / "results/1000/miniature.txt").read_text().strip() in readme
+    # and the settings said to be measured are those of committed runs
+    rows = list(csv.DictReader((HERE / "results/1000/tuning.csv").read_text().splitlines()))
+    measured = {(r["recipe"], r["size"], int(r["epochs"]), float(r["lr"]), float(r["weight_decay"])) for r in rows}
+    for recipe in ("standard", "regularized"):
+        for size in gpt.LADDER[1000]["sizes"]:
+            assert (recipe, size, *train.recipe_settings(recipe, size, 0)) in measured
