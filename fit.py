@@ -23,9 +23,11 @@ RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "token
                "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
 
 
+EXPONENTS = (0.01, 10.0)  # the range in which a power law's exponent is sought
 # runs that agree in all of these are one experiment and differ in seed alone
 SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
                 "batch_size", "doc_mask", "dtype", "synthetic_hash", "synthetic_weight")
+
 
 
 class InputError(Exception):
@@ -64,7 +66,7 @@ def fit_power(x, loss):
     A and E are linear once b is fixed, so one search over b finds the global optimum: a grid, then its best cell.
     """
     x, loss = check_points(x, loss, 3)
-    grid = np.geomspace(0.01, 10, 200)
+    grid = np.geomspace(*EXPONENTS, 200)
     best = int(np.argmin([linear_part(x, loss, b)[2] for b in grid]))
     cell = np.log(grid[[max(best - 1, 0), min(best + 1, len(grid) - 1)]])
     found = minimize_scalar(lambda log_b: linear_part(x, loss, np.exp(log_b))[2], bounds=cell, method="bounded",
@@ -261,8 +263,9 @@ def main():
         print(f"{label:<17} {size:<5} {settings:<44} {loss:7.4f}   {remark}")
     for law in laws:
         spread = "limits leaving one size out: {:.3f} to {:.3f}".format(*law["leave_one_out"] or [float("nan")] * 2)
+        flat = "" if 1.01 * EXPONENTS[0] < law["b"] < 0.99 * EXPONENTS[1] else "; b is at its bound: no power law"
         print(f"{law['recipe']} at {law['tokens']:,} tokens: loss = {law['A']:.3g} / N^{law['b']:.3g} "
-              f"+ {law['E']:.4f} ({law['sizes']} sizes; {spread})")
+              f"+ {law['E']:.4f} ({law['sizes']} sizes; {spread}{flat})")
     if not laws:
         print("no law over N: it needs three sizes of one recipe")
     if args.csv:
