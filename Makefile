@@ -25,6 +25,9 @@ standard-0 standard-1 standard-2: standard-%: data
 regularized-0 regularized-1 regularized-2: regularized-%: data
 	$(PY) train.py --size $(SIZE) --recipe regularized --seed $* --out $(OUT)
 
+# two of them wait, to fill the second core while the student is sampled for and trained
+standard-1 standard-2: | ensemble
+
 # the members are the regularized runs at three seeds
 ensemble: regularized-0 regularized-1 regularized-2
 	$(PY) ensemble.py --size $(SIZE) --recipe regularized --members 3 --out $(OUT)

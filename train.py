@@ -190,54 +190,48 @@ def run_name(config):
 # --------------------------------------------------------------------------------------------------------------------
 # One process at a time
 
-def process_mark(pid):
-    """What tells a running process of this host from a later one of the same number; None if it is gone."""
-    try:
-        if Path("/proc/self/stat").exists():
-            state, *_, start = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:20]
-            return None if state == "Z" else start  # clock ticks since boot
-        os.kill(pid, 0)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    except PermissionError:  # it runs, as another user
-        pass
-    return "running"
-
-
 @contextlib.contextmanager
 def claim(folder):
     """Hold a run folder for this process; yields the heartbeat, to be called at every step.
 
-    The lock names host and process; its modification time is the heartbeat. A dead process of this host loses it at
-    once, another host after LOCK_SILENCE seconds. Raises InputError when someone else works there, or has taken over.
+    The file `lock` names the holder, and the kernel frees it when its process dies, however. For hosts that share the
+    folder but not their locks its modification time is the heartbeat: after LOCK_SILENCE seconds of silence another
+    host takes over. Raises InputError when someone else works there, or has taken over.
     """
-    lock = folder / "lock"
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "mark": process_mark(os.getpid())}
-    with open(folder / ".guard", "w") as guard:  # only one process at a time may judge and replace the lock
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if lock.exists():
-            owner, silence = read_json(lock), time.time() - lock.stat().st_mtime
-            here = owner["host"] == me["host"]
-            if process_mark(owner["pid"]) == owner["mark"] if here else silence < LOCK_SILENCE:
-                raise InputError(f"{folder} is in use by process {owner['pid']} on {owner['host']}; "
-                                 f"wait for it or stop it, then run the same command again")
-        write_json(lock, me)
-    for leftover in folder.glob(".*.tmp"):  # of a killed process
-        leftover.unlink()
-    beaten = time.monotonic()
+    me, host = f"process {os.getpid()} on {socket.gethostname()}", socket.gethostname()
+    with open(folder / "lock", "a+") as lock:
+        held = False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = True
+        lock.seek(0)
+        owner, silence = lock.read(), time.time() - os.stat(lock.fileno()).st_mtime
+        if held or owner and not owner.endswith(f" on {host}") and silence < LOCK_SILENCE:
+            raise InputError(f"{folder} is in use by {owner}; wait for it or stop it, then run the same command again")
+        lock.truncate(0)
+        lock.write(me)
+        lock.flush()
+        for leftover in folder.glob(".*.tmp"):  # of a killed process
+            leftover.unlink()
+        beaten = time.monotonic()
 
-    def heartbeat():
-        nonlocal beaten
-        if time.monotonic() - beaten > LOCK_SILENCE / 20:
-            if not lock.exists() or read_json(lock) != me:
-                raise InputError(f"{folder} was taken over by another process after {LOCK_SILENCE} s of silence")
-            os.utime(lock)
-            beaten = time.monotonic()
-    try:
-        yield heartbeat
-    finally:
-        if lock.exists() and read_json(lock) == me:
-            lock.unlink()
+        def still_mine():
+            lock.seek(0)
+            return lock.read() == me
+
+        def heartbeat():
+            nonlocal beaten
+            if time.monotonic() - beaten > LOCK_SILENCE / 20:
+                if not still_mine():
+                    raise InputError(f"{folder} was taken over by another host after {LOCK_SILENCE} s of silence")
+                os.utime(lock.fileno())
+                beaten = time.monotonic()
+        try:
+            yield heartbeat
+        finally:
+            if still_mine():
+                lock.truncate(0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
