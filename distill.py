@@ -20,17 +20,19 @@ from prepare import InputError, Parser, run_main, write_data
 from train import TrainConfig, add_options, config_from, use_device, resolve, train
 
 def sample_windows(models, windows, seed, device):
-    """Text from the logit average of the models: token ids (windows, context), each window from end-of-text on.
+    """Text of the models in turn, as for the paper's best student: token ids (windows, context), each window from
+    end-of-text on. (Text of the logit average costs as many times more as there are models.)
 
     Every batch has a generator of its own, seeded by seed and place, so that the text does not depend on history.
     """
     parts, context, started, printed = [], models[0].config.context, time.monotonic(), 0.0
     # small batches stay in a CPU's cache; on a GPU the keys and values of all layers, in fp32, stay below 8 GiB
-    kept = sum(8 * m.config.layers * m.config.kv_heads * m.config.width // m.config.heads for m in models) * context
+    kept = max(8 * m.config.layers * m.config.kv_heads * m.config.width // m.config.heads for m in models) * context
     batch = 64 if torch.device(device).type == "cpu" else max(1, min(512, 2 ** 33 // kept))
     for start in range(0, windows, batch):
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        parts.append(sample(models, min(batch, windows - start), context, generator).cpu().numpy())
+        teacher = models[start // batch % len(models)]
+        parts.append(sample([teacher], min(batch, windows - start), context, generator).cpu().numpy())
         done, now = sum(map(len, parts)), time.monotonic()
         if now - printed > 10 or done == windows:
             speed, printed = done * context / (now - started), now
@@ -45,7 +47,7 @@ def sampled_data(results, models, data, tokens, seed, device):
     Its validation part and tokenizer are the teachers', so it loads and evaluates like any data set.
     """
     identity = {"teachers": [(result["name"], result["data_hash"]) for result in results], "tokens": tokens,
-                "seed": seed, "temperature": 1.0, "average": "logits"}
+                "seed": seed, "temperature": 1.0, "teachers_take": "turns"}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
     name = f"sampled-{results[0]['data']}-{results[0]['size']}-k{len(results)}-{digest}"
     if (Path("data") / name).exists():
