@@ -4,8 +4,10 @@ RMSNorm before each block, rotary positions, SwiGLU, grouped-query attention, no
 stays inside a document by default. Shapes in comments: B sequences, T positions, C width, H heads, D head width,
 V vocabulary.
 """
+import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,9 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2 ** 28  # above 1 GiB of fp32 logits the loss is computed in chunks; below, the plain loss is faster
+
+
+ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 @dataclass
@@ -26,6 +31,17 @@ class GPTConfig:
     heads: int
     kv_heads: int
     doc_mask: bool = True  # attention does not cross documents; False: plain causal
+    # what other models of the Llama family vary
+    inner: int = 0  # width of the MLP; 0: 3.5 x width, as the paper
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original context
+    tied: bool = False  # the head is the embedding
+
+    def __post_init__(self):
+        self.inner = self.inner or 7 * self.width // 2
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError(f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} must divide")
 
 
 # The ladder: the paper's four sizes, then the same ladder with N and D divided by 10, 100 and 1000. Context and batch
@@ -46,10 +62,16 @@ SIZES = {size: dict(zip(("width", "layers", "heads", "kv_heads"), shape))
 # --------------------------------------------------------------------------------------------------------------------
 # Blocks
 
-def rotary_tables(context, head_width, theta=10_000.0):
-    """cos and sin of the rotary angles, each (context, head_width), for the two-halves layout of Llama."""
-    frequencies = theta ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)  # (D / 2,)
-    angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies  # (T, D / 2)
+def rotary_tables(config):
+    """cos and sin of the rotary angles, each (context, head width), for the two-halves layout of Llama."""
+    D = config.width // config.heads
+    frequencies = config.rope_theta ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)  # (D / 2,)
+    if config.rope_scaling:  # Llama 3: slow frequencies are divided by factor, fast ones kept, those between blended
+        factor, low, high, original = (config.rope_scaling[key] for key in ROPE_SCALING_KEYS)
+        turns = original * frequencies / (2 * math.pi)  # over the original context
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / factor)
+    angles = torch.arange(config.context, dtype=torch.float64)[:, None] * frequencies  # (T, D / 2)
     angles = torch.cat([angles, angles], dim=1)
     return angles.cos().float(), angles.sin().float()
 
@@ -91,9 +113,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        inner = 7 * config.width // 2  # 3.5 x width, as the paper
-        self.gate_up = nn.Linear(config.width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, config.width, bias=False)
+        self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
+        self.down = nn.Linear(config.inner, config.width, bias=False)
 
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -103,9 +124,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.norm_attention = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm_attention = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.norm_mlp = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm_mlp = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x, rotary, mask, cache=None):
@@ -153,14 +174,14 @@ class GPT(nn.Module):
     def __init__(self, config, seed=0):
         """A freshly initialized model; `seed` alone decides its weights."""
         super().__init__()
-        if config.width % config.heads or config.heads % config.kv_heads:
-            raise ValueError(f"width {config.width}, heads {config.heads} and kv_heads {config.kv_heads} must divide")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        cos, sin = rotary_tables(config.context, config.width // config.heads)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.initialize(torch.Generator().manual_seed(seed))
@@ -200,8 +221,8 @@ class GPT(nn.Module):
 
     def parameter_count(self, embeddings=True):
         """N: all parameters, or without embedding and head."""
-        tables = 0 if embeddings else self.embedding.weight.numel() + self.head.weight.numel()
-        return sum(parameter.numel() for parameter in self.parameters()) - tables
+        tables = () if embeddings else {self.embedding.weight, self.head.weight}  # one if tied
+        return sum(parameter.numel() for parameter in self.parameters()) - sum(table.numel() for table in tables)
 
     def flops_per_token(self):
         """Forward and backward: 6 per weight of a Linear, the head included (the embedding is a lookup), plus causal
@@ -227,6 +248,81 @@ class GPT(nn.Module):
         except Exception as error:  # torch raises a dozen kinds here, from pickle's to zip's
             raise ValueError(f"{path} is not a whole model file ({type(error).__name__})") from error
         return model
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Hugging Face's layout of a Llama folder: config.json and *.safetensors
+
+def hugging_face_names(config):
+    """Each of our parameters and those that make it up there, joined by rows: {ours: [(theirs, rows)]}."""
+    C, D = config.width, config.width // config.heads
+    names = {"embedding.weight": [("model.embed_tokens.weight", config.vocab_size)],
+             "norm.weight": [("model.norm.weight", C)], "head.weight": [("lm_head.weight", config.vocab_size)]}
+    for i in range(config.layers):
+        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
+        heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+        parts = {"norm_attention": [("input_layernorm", C)], "norm_mlp": [("post_attention_layernorm", C)],
+                 "attention.qkv": [(f"self_attn.{x}_proj", n * D) for x, n in heads.items()],
+                 "attention.out": [("self_attn.o_proj", C)], "mlp.down": [("mlp.down_proj", C)],
+                 "mlp.gate_up": [("mlp.gate_proj", config.inner), ("mlp.up_proj", config.inner)]}
+        names |= {f"{ours}{part}.weight": [(f"{theirs}{name}.weight", rows) for name, rows in found]
+                  for part, found in parts.items()}
+    if config.tied:
+        del names["head.weight"]
+    return names
+
+
+def export_hugging_face(model, folder):
+    """Write config.json and model.safetensors that transformers' LlamaForCausalLM loads."""
+    from safetensors.torch import save_file  # optional
+    c, weights, state = model.config, {}, model.state_dict()
+    for ours, theirs in hugging_face_names(c).items():
+        pieces = state[ours].split([rows for _, rows in theirs])
+        weights |= {name: piece.contiguous().cpu() for (name, _), piece in zip(theirs, pieces)}
+    rope = {"rope_type": "llama3", **c.rope_scaling} if c.rope_scaling else {"rope_type": "default"}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+              "vocab_size": c.vocab_size, "hidden_size": c.width, "intermediate_size": c.inner,
+              "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads,
+              "head_dim": c.width // c.heads, "max_position_embeddings": c.context, "rms_norm_eps": c.norm_eps,
+              "rope_theta": c.rope_theta, "rope_parameters": {"rope_theta": c.rope_theta, **rope},
+              "tie_word_embeddings": c.tied, "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32",
+              "bos_token_id": c.end_of_text, "eos_token_id": c.end_of_text}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def import_hugging_face(folder):
+    """The GPT of a local Llama folder, tied or untied, with plain or Llama-3 rotary scaling. Plain causal attention, as
+    such models are trained. Raises ValueError for another architecture or a damaged folder."""
+    from safetensors.torch import load_file  # optional
+    folder, weights = Path(folder), {}
+    there = json.loads((folder / "config.json").read_text())
+    rope = there.get("rope_parameters") or {"rope_theta": there.get("rope_theta", 10_000.0),
+                                            **(there.get("rope_scaling") or {})}
+    kind, end = rope.get("rope_type", rope.get("type", "default")), there.get("bos_token_id")
+    unlike = {"model_type": there["model_type"] != "llama", "hidden_act": there.get("hidden_act", "silu") != "silu",
+              "attention_bias": there.get("attention_bias"), "mlp_bias": there.get("mlp_bias"),
+              "rope_type": kind not in ("default", "llama3"),
+              "head_dim": there["hidden_size"] != there["num_attention_heads"] * there.get(
+                  "head_dim", there["hidden_size"] // there["num_attention_heads"])}
+    if any(unlike.values()):
+        raise ValueError(f"{folder} is not a Llama that this GPT can hold: {', '.join(k for k in unlike if unlike[k])}")
+    config = GPTConfig(
+        vocab_size=there["vocab_size"], end_of_text=there["vocab_size"] - 1 if end is None else end,
+        context=there["max_position_embeddings"], width=there["hidden_size"], layers=there["num_hidden_layers"],
+        heads=there["num_attention_heads"], kv_heads=there.get("num_key_value_heads", there["num_attention_heads"]),
+        doc_mask=False, inner=there["intermediate_size"], norm_eps=there["rms_norm_eps"],
+        rope_theta=rope["rope_theta"], tied=there.get("tie_word_embeddings", False),
+        rope_scaling={key: rope[key] for key in ROPE_SCALING_KEYS} if kind == "llama3" else None)
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    model = GPT(config)
+    joined = {ours: torch.cat([weights[name] for name, _ in theirs])
+              for ours, theirs in hugging_face_names(config).items()}
+    model.load_state_dict(joined | ({"head.weight": joined["embedding.weight"]} if config.tied else {}))
+    return model
 
 
 # --------------------------------------------------------------------------------------------------------------------

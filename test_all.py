@@ -464,6 +464,43 @@ def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
             gpt.GPT.load(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("shape", [dict(), dict(kv_heads=4, tied=True, norm_eps=1e-6, inner=40, rope_theta=5e5),
+                                   dict(rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                                          original_max_position_embeddings=16))])
+def test_hugging_face_llama_agrees_in_logits_loss_and_gradients(tmp_path, shape):
+    """The same weights in transformers' LlamaForCausalLM, written by us and read back, in fp32."""
+    transformers = pytest.importorskip("transformers")
+    model, tokens = tiny_gpt(seed=3, doc_mask=False, **shape), random_tokens(2, 24)
+    torch.nn.init.normal_(model.embedding.weight)  # the paper's tiny embeddings would hide mistakes
+    gpt.export_hugging_face(model, tmp_path / "hf")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert sum(p.numel() for p in theirs.parameters()) == model.parameter_count()
+    ours = gpt.import_hugging_face(tmp_path / "hf")
+    assert dataclasses.replace(ours.config, end_of_text=59) == model.config
+    for mine in (model, ours):
+        found, expected = mine(tokens), theirs(tokens, labels=tokens)
+        assert (found - expected.logits).abs().max() < 1e-4
+        loss = mine(*train.inputs_and_targets(tokens)).sum() / (2 * 23)
+        assert float(loss) == pytest.approx(float(expected.loss), rel=1e-5)
+        mine.zero_grad(), theirs.zero_grad()
+        loss.backward(), expected.loss.backward()
+        gradients = dict(theirs.named_parameters())
+        for name, parts in gpt.hugging_face_names(model.config).items():
+            right = torch.cat([gradients[part].grad for part, _ in parts])
+            assert torch.allclose(dict(mine.named_parameters())[name].grad, right, rtol=1e-3, atol=1e-5), name
+
+
+def test_other_architectures_are_refused(tmp_path):
+    pytest.importorskip("safetensors")
+    gpt.export_hugging_face(tiny_gpt(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"model_type": "mistral"}, {"attention_bias": True}, {"head_dim": 16}, {"hidden_act": "gelu"},
+                   {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=f"not a Llama.*{list(change)[0].replace('parameters', 'type')}"):
+            gpt.import_hugging_face(tmp_path)
+
+
 def test_samples_follow_the_models_distribution():
     models = [tiny_gpt(seed=1), tiny_gpt(seed=2)]
     tokens = gpt.sample(models, 20_000, 3, torch.Generator().manual_seed(0))
