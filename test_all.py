@@ -550,6 +550,52 @@ def test_epochs_are_permutations():
     assert (orders[0] != train.epoch_order(dataclasses.replace(config, seed=2), 0, 103)).any()
 
 
+def test_once_keeps_one_order_and_seeds_are_apart():
+    config = train.TrainConfig(batch_size=4, seed=1, synthetic_weight=0.0)
+    once = [train.epoch_order(dataclasses.replace(config, shuffle="once"), epoch, 103) for epoch in (0, 5)]
+    assert (once[0] == once[1]).all() and (once[0] == train.epoch_order(config, 0, 103)).all()
+    moved = dataclasses.replace(config, seed=7, data_seed=1)
+    assert (train.epoch_order(moved, 3, 103) == train.epoch_order(config, 3, 103)).all()
+
+
+def test_init_seed_and_data_seed_part_what_seed_joins(world):
+    base = tiny_config(seed=3)
+    assert train.run_name(tiny_config(seed=3, init_seed=3, data_seed=3)) == train.run_name(base)
+    runs = {name: train.Run(tiny_config(**seeds), None) for name, seeds in dict(
+        base=dict(seed=3), init=dict(seed=3, init_seed=4), data=dict(seed=3, data_seed=4)).items()}
+    weights = {name: run.model.head.weight for name, run in runs.items()}
+    orders = {name: run.order(1) for name, run in runs.items()}
+    assert torch.equal(weights["base"], weights["data"]) and not torch.equal(weights["base"], weights["init"])
+    assert (orders["base"] == orders["init"]).all() and (orders["base"] != orders["data"]).any()
+    assert len({run.config.seed for run in runs.values()}) == 1
+    assert len({train.run_name(run.config) for run in runs.values()}) == 3
+
+
+def test_document_shuffle_packs_the_same_documents_anew(world):
+    run = train.Run(tiny_config(shuffle="document"), None)
+    documents, windows = [], []
+    for epoch in (0, 1):
+        order = run.order(epoch)
+        windows.append(run.train.flatten().tolist())
+        documents.append(Counter(tuple(d) for d in np.split(windows[-1], np.flatnonzero(np.array(windows[-1]) == 319))))
+        assert sorted(order.flatten()) == list(range(128)) and Counter(windows[-1]) == Counter(run.tokens.tolist())
+    assert windows[0] != windows[1] and sum((documents[0] & documents[1]).values()) >= len(documents[0]) - 2
+    # the real thing trains and has its own name
+    assert train.train(run.config)["steps"] == 64
+    assert train.run_name(run.config) != train.run_name(tiny_config())
+
+
+def test_subset_seed_draws_whole_documents_of_the_pool(world):
+    data, drawn = prepare.load_data("tiny"), {}
+    pool = {tuple(d) for d in np.split(np.asarray(data.train), np.load(world / "data/tiny/train_docs.npy")[1:])}
+    for seed in (None, 0, 1):
+        tokens = train.budget_tokens(tiny_config(subset_seed=seed), data)
+        drawn[seed] = {tuple(d) for d in np.split(tokens, np.flatnonzero(tokens == 319)[1:])[:-1]}  # the last is cut
+        assert len(tokens) == 4096 and drawn[seed] <= pool
+    assert len(drawn[0] & drawn[1]) < 0.5 * len(drawn[0]) and drawn[0] != drawn[None]
+    assert len({train.run_name(tiny_config(subset_seed=seed)) for seed in (None, 0, 1)}) == 3
+
+
 def test_synthetic_windows_have_their_share_and_take_turns():
     config = train.TrainConfig(batch_size=4, synthetic_weight=0.75)
     orders = np.concatenate([train.epoch_order(config, epoch, 40, 300).flatten() for epoch in range(5)])

@@ -67,6 +67,9 @@ class TrainConfig:
     size: str = option("300k", "one of " + ", ".join(SIZES), "what")
     tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m, 1.6b over the size's scale", "what")
     seed: int = option(0, "of the initial weights and of the data order", "what")
+    init_seed: int = option(None, "of the initial weights alone (default: --seed)", "what")
+    data_seed: int = option(None, "of the data order alone (default: --seed)", "what")
+    subset_seed: int = option(None, "which documents of the pool make up the tokens (default: its first ones)", "what")
     recipe: str = option("regularized", "standard, regularized, member or student: a label that fills the next three",
                          "recipe", identity=False)
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe")
@@ -74,6 +77,8 @@ class TrainConfig:
     weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)", "recipe")
     context: int = option(None, "tokens a window (default: the scale's)", "recipe")
     batch_size: int = option(None, "windows a step (default: the scale's)", "recipe")
+    shuffle: str = option("epoch", "epoch: windows anew each epoch; once: one order for all; document: documents are "
+                          "packed into windows anew each epoch", "recipe")
     doc_mask: int = option(1, "1: attention stays inside a document; 0: plain causal", "recipe")
     synthetic: str = option("", "data set of sampled tokens to mix in (distill.py makes it)", "distillation")
     synthetic_weight: float = option(0.0, "share of synthetic windows in each epoch, below 1", "distillation")
@@ -145,14 +150,18 @@ def resolve(config):
         budget = budget.index(config.tokens) if config.tokens in budget else None
         tuned = recipe_settings(config.recipe, config.size, budget)
         config.epochs, config.lr, config.weight_decay = (t if g is None else g for t, g in zip(tuned, given))
-    for name, least in (("seed", 0), ("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1),
+    for name, least in (("seed", 0), ("init_seed", 0), ("data_seed", 0), ("subset_seed", 0), ("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1),
                         ("synthetic_weight", 0), ("threads", 1), ("micro_batch_size", 0), ("log_every", 1),
                         ("eval_every", 0), ("checkpoint_seconds", 0)):
-        if not least <= getattr(config, name) < math.inf:
+        if getattr(config, name) is not None and not least <= getattr(config, name) < math.inf:
             raise InputError(f"--{name} {getattr(config, name)} is out of range; it must be at least {least}")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together, and the weight is below 1")
-    for name, choices in (("dtype", ("auto", "fp32", "bf16")), ("compile", ("auto", "0", "1")), ("doc_mask", (0, 1))):
+    for name in ("init_seed", "data_seed"):  # one run has one name
+        if getattr(config, name) == config.seed:
+            setattr(config, name, None)
+    for name, choices in (("shuffle", ("epoch", "once", "document")), ("dtype", ("auto", "fp32", "bf16")),
+                          ("compile", ("auto", "0", "1")), ("doc_mask", (0, 1))):
         if getattr(config, name) not in choices:
             raise InputError(f"--{name} {getattr(config, name)} is unknown; "
                              f"choose from {', '.join(map(str, choices))}")
@@ -253,12 +262,36 @@ def synthetic_per_epoch(config, real):
     return round(real * config.synthetic_weight / (1 - config.synthetic_weight))
 
 
+def pack_documents(tokens, end_of_text, rng, budget=None):
+    """The documents of `tokens` in a random order, cut at `budget` tokens. What precedes the first stays in front."""
+    documents = np.split(tokens, np.flatnonzero(np.asarray(tokens) == end_of_text))
+    order = rng.permutation(len(documents) - 1) + 1
+    lengths = np.cumsum([len(documents[i]) for i in order])
+    needed = order[:np.searchsorted(lengths, budget or lengths[-1]) + 1]
+    return np.concatenate([documents[0], *(documents[i] for i in needed)])[:budget]
+
+
+def budget_tokens(config, data):
+    """The D unique tokens of a run: the first of the pool, or those of documents drawn by subset_seed."""
+    if config.subset_seed is None:
+        return np.asarray(data.train[:config.tokens])
+    rng = np.random.default_rng([2, config.subset_seed])
+    return pack_documents(data.train, data.meta["end_of_text"], rng, config.tokens)
+
+
+def order_rng(config, epoch, stream):
+    """The random numbers of one epoch's data order; stream 0 permutes windows, 1 packs documents."""
+    seed = config.seed if config.data_seed is None else config.data_seed
+    epoch = 0 if config.shuffle == "once" else epoch
+    return np.random.default_rng([seed, epoch] if stream == 0 else [seed, epoch, stream])
+
+
 def epoch_order(config, epoch, real, synthetic=0):
     """Windows of one epoch, permuted: int64 (steps, batch_size). Indices from `real` on are synthetic windows, which
     are taken in turn, so that none repeats before all have been seen. A last incomplete batch is dropped."""
     mixed = synthetic_per_epoch(config, real)
     turn = (epoch * mixed + np.arange(mixed)) % max(synthetic, 1)
-    order = np.random.default_rng([config.seed, epoch]).permutation(np.concatenate([np.arange(real), real + turn]))
+    order = order_rng(config, epoch, 0).permutation(np.concatenate([np.arange(real), real + turn]))
     return order[:len(order) // config.batch_size * config.batch_size].reshape(-1, config.batch_size)
 
 
@@ -367,7 +400,8 @@ class Run:
         self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
         self.device = use_device(config.device, config.threads)
         data = load_data(config.data)
-        self.train = device_windows(data.train[:config.tokens], config.context, self.device)
+        self.tokens, self.end_of_text = budget_tokens(config, data), data.meta["end_of_text"]
+        self.train = device_windows(self.tokens, config.context, self.device)
         self.val = device_windows(data.val, config.context, self.device)
         self.real, self.synthetic = len(self.train), 0
         if config.synthetic:
@@ -376,7 +410,8 @@ class Run:
 
         shape = GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=data.meta["end_of_text"],
                           context=config.context, doc_mask=bool(config.doc_mask), **SIZES[config.size])
-        self.model = GPT(shape, seed=config.seed).to(self.device)
+        seed = config.seed if config.init_seed is None else config.init_seed
+        self.model = GPT(shape, seed).to(self.device)
         self.optimizer = make_optimizer(self.model, config.weight_decay)
         self.steps_per_epoch = (self.real + synthetic_per_epoch(config, self.real)) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
@@ -389,6 +424,13 @@ class Run:
     def forward(self):
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
         return torch.compile(self.model, dynamic=False) if self.machine["compile"] else self.model
+
+    def order(self, epoch):
+        """The windows of each step of an epoch: (steps, batch_size), of documents packed anew if so configured."""
+        if self.config.shuffle == "document":
+            packed = pack_documents(self.tokens, self.end_of_text, order_rng(self.config, epoch, 1))
+            self.train[:self.real] = device_windows(packed, self.config.context, self.device)
+        return epoch_order(self.config, epoch, self.real, self.synthetic)
 
     def cost(self):
         """What the run takes, known before it starts."""
@@ -485,7 +527,7 @@ def loop(run, heartbeat):
     while run.step < run.steps:
         if run.step // run.steps_per_epoch != epoch:
             epoch = run.step // run.steps_per_epoch
-            order = epoch_order(config, epoch, run.real, run.synthetic)
+            order = run.order(epoch)
         loss, norm = train_step(run, forward, order[run.step % run.steps_per_epoch])
         bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
         loss_sum += loss
@@ -519,7 +561,8 @@ def loop(run, heartbeat):
 
     with autocast(config.dtype, run.device):
         val_loss = evaluate(evaluator, run.val, config.batch_size)
-        train_loss = evaluate(evaluator, run.train[:run.real][:len(run.val)], config.batch_size)
+        fixed = device_windows(run.tokens[:len(run.val) * config.context], config.context, run.device)
+        train_loss = evaluate(evaluator, fixed, config.batch_size)
     run.log(step=run.step, val_loss=val_loss, train_loss=train_loss)
     decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
     speed = run.tokens_seen / run.seconds
