@@ -294,8 +294,8 @@ def export_hugging_face(model, folder):
 
 
 def import_hugging_face(folder):
-    """The GPT of a local Llama folder, tied or untied, with plain or Llama-3 rotary scaling. Plain causal attention, as
-    such models are trained. Raises ValueError for another architecture or a damaged folder."""
+    """The GPT of a local Llama folder, tied or untied, with plain or Llama-3 rotary scaling. Plain causal attention,
+    as such models are trained. Raises ValueError for another architecture or a damaged folder."""
     from safetensors.torch import load_file  # optional
     folder, weights = Path(folder), {}
     there = json.loads((folder / "config.json").read_text())
@@ -307,8 +307,9 @@ def import_hugging_face(folder):
               "rope_type": kind not in ("default", "llama3"),
               "head_dim": there["hidden_size"] != there["num_attention_heads"] * there.get(
                   "head_dim", there["hidden_size"] // there["num_attention_heads"])}
-    if any(unlike.values()):
-        raise ValueError(f"{folder} is not a Llama that this GPT can hold: {', '.join(k for k in unlike if unlike[k])}")
+    differing = ", ".join(key for key in unlike if unlike[key])
+    if differing:
+        raise ValueError(f"{folder} is not a Llama that this GPT can hold: {differing}")
     config = GPTConfig(
         vocab_size=there["vocab_size"], end_of_text=there["vocab_size"] - 1 if end is None else end,
         context=there["max_position_embeddings"], width=there["hidden_size"], layers=there["num_hidden_layers"],

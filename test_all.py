@@ -577,7 +577,8 @@ def test_document_shuffle_packs_the_same_documents_anew(world):
     for epoch in (0, 1):
         order = run.order(epoch)
         windows.append(run.train.flatten().tolist())
-        documents.append(Counter(tuple(d) for d in np.split(windows[-1], np.flatnonzero(np.array(windows[-1]) == 319))))
+        starts = np.flatnonzero(np.array(windows[-1]) == 319)
+        documents.append(Counter(tuple(document) for document in np.split(windows[-1], starts)))
         assert sorted(order.flatten()) == list(range(128)) and Counter(windows[-1]) == Counter(run.tokens.tolist())
     assert windows[0] != windows[1] and sum((documents[0] & documents[1]).values()) >= len(documents[0]) - 2
     # the real thing trains and has its own name

@@ -150,11 +150,11 @@ def resolve(config):
         budget = budget.index(config.tokens) if config.tokens in budget else None
         tuned = recipe_settings(config.recipe, config.size, budget)
         config.epochs, config.lr, config.weight_decay = (t if g is None else g for t, g in zip(tuned, given))
-    for name, least in (("seed", 0), ("init_seed", 0), ("data_seed", 0), ("subset_seed", 0), ("epochs", 1), ("lr", 0), ("weight_decay", 0), ("context", 2), ("batch_size", 1),
-                        ("synthetic_weight", 0), ("threads", 1), ("micro_batch_size", 0), ("log_every", 1),
-                        ("eval_every", 0), ("checkpoint_seconds", 0)):
-        if getattr(config, name) is not None and not least <= getattr(config, name) < math.inf:
-            raise InputError(f"--{name} {getattr(config, name)} is out of range; it must be at least {least}")
+    least = {"epochs": 1, "context": 2, "batch_size": 1, "threads": 1, "log_every": 1}  # of the others 0
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.type in (int, float) and value is not None and not least.get(f.name, 0) <= value < math.inf:
+            raise InputError(f"--{f.name} {value} is out of range; it must be at least {least.get(f.name, 0)}")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together, and the weight is below 1")
     for name in ("init_seed", "data_seed"):  # one run has one name
