@@ -2,14 +2,16 @@
 
     python eval.py RUN                      # one model
     python eval.py RUN RUN RUN --sample 3   # their average, and three samples of its text
+    python eval.py RUN --export_hf DIR      # for transformers' LlamaForCausalLM
 """
+import importlib.util
 import json
 import math
 
 import torch
 
 from ensemble import expand, load_members, subset_losses
-from model import sample
+from model import export_hugging_face, sample
 from prepare import InputError, Parser, cut_windows, run_main
 from train import device_windows, use_device
 
@@ -32,10 +34,13 @@ def main():
     parser.add_argument("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", default="runs", help="folder of the runs")
+    parser.add_argument("--export_hf", metavar="DIR", help="write one run as a Hugging Face Llama folder")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     args = parser.parse_args()
     if args.sample < 0:
         raise InputError(f"--sample {args.sample} is out of range; it must be at least 0")
+    if args.export_hf and importlib.util.find_spec("safetensors") is None:
+        raise InputError("--export_hf needs the package safetensors; install it with pip install safetensors")
 
     device = use_device(args.device, args.threads)
     results, models, data = load_members(expand(args.runs, args.out), args.out, device)
@@ -48,6 +53,11 @@ def main():
     print(f"{len(models)} model(s), {report['params']:,} parameters: val_loss {loss:.4f} nats per token, "
           f"{report['bits_per_byte']:.4f} bits per byte")
 
+    if args.export_hf:
+        if len(models) > 1:
+            raise InputError(f"--export_hf writes one run, not {len(models)}")
+        export_hugging_face(models[0], args.export_hf)
+        print(f"{args.export_hf} holds config.json and model.safetensors")
     if args.sample:
         tokenizer, generator = data.tokenizer(), torch.Generator(device).manual_seed(args.seed)
         windows = sample(models, args.sample, context, generator).tolist()

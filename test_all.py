@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,8 @@ import prepare
 import train
 
 HERE = Path(__file__).parent
-HAS_COMPILER = train.pick_compile("auto", torch.device("cpu"))
+KILLS = int(os.environ.get("KILLS", 2))  # SIGKILLs in each test of them; KILLS=20 pytest -k "killed or two" for more
+HAS_COMPILER = train.use_compile("auto", torch.device("cpu"))
 torch.set_num_threads(1)
 
 
@@ -490,6 +492,17 @@ def test_hugging_face_llama_agrees_in_logits_loss_and_gradients(tmp_path, shape)
             assert torch.allclose(dict(mine.named_parameters())[name].grad, right, rtol=1e-3, atol=1e-5), name
 
 
+def test_export_command_writes_what_transformers_reads(world, capsys):
+    transformers = pytest.importorskip("transformers")
+    result = train.train(tiny_config(doc_mask=0))
+    assert call(evaluation, result["name"], "--export_hf", "exported") == 0
+    theirs = transformers.LlamaForCausalLM.from_pretrained(world / "exported")
+    windows = torch.from_numpy(prepare.cut_windows(prepare.load_data("tiny").val, 32).astype(np.int64))
+    with torch.no_grad():
+        assert float(theirs(windows, labels=windows).loss) == pytest.approx(result["val_loss"], rel=1e-5)
+    assert "one run" in refused(capsys, evaluation, result["name"], result["name"], "--export_hf", "again")
+
+
 def test_other_architectures_are_refused(tmp_path):
     pytest.importorskip("safetensors")
     gpt.export_hugging_face(tiny_gpt(), tmp_path)
@@ -676,38 +689,96 @@ def read_rows(folder):
     return [{key: value for key, value in row.items() if key not in timings} for row in rows if "git" not in row]
 
 
-def start(*arguments):
+def start(*arguments, env=None):
     command = [sys.executable, HERE / "train.py", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def kill_and_resume(begin, folder, kills):
+    """Begin a run, kill it with SIGKILL somewhere after its next few log lines, begin it again: `kills` times, then to
+    the end. Returns how many kills met a running process and the steps from which it went on."""
+    def rows():
+        return (folder / "log.jsonl").read_text().count('"loss"') if (folder / "log.jsonl").exists() else 0
+
+    rng, met = np.random.default_rng(0), 0
+    for _ in range(kills):
+        processes, before = begin(), rows()
+        while rows() < before + 2 and processes[0].poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        met += all([process.poll() is None for process in processes])
+        for process in processes:
+            process.kill()
+            process.communicate()
+        assert not (folder / "result.json").exists()
+    for process in begin():
+        printed = process.communicate()
+        assert process.returncode == 0, printed
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return met, [line["step"] for line in lines if "git" in line]
 
 
 @pytest.mark.parametrize("compiled", [0, 1])
 def test_a_killed_run_resumes_bit_exactly(world, compiled):
     if compiled and not HAS_COMPILER:
         pytest.skip("no C++ compiler here")
-    options = (*TINY, "--compile", compiled, "--checkpoint_seconds", 0, "--epochs", 12, "--eval_every", 20)
-    name = train.run_name(tiny_config(epochs=12))
+    options = (*TINY, "--compile", compiled, "--checkpoint_seconds", 0, "--epochs", 8 * KILLS, "--eval_every", 20)
+    name = train.run_name(tiny_config(epochs=8 * KILLS))
     whole = start(*options, "--out", "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-
-    # kill it for real, twice, wherever it is once a checkpoint has been taken
-    log, killed = world / "killed" / name / "log.jsonl", 0
-    for rows in (3, 12):
-        process = start(*options, "--out", "killed")
-        while process.poll() is None and not (log.exists() and log.read_text().count('"loss"') > rows):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        assert not (log.parent / "result.json").exists() and (log.parent / "resume.pt").exists()
-    assert killed == 2
-    last = start(*options, "--out", "killed")
-    assert last.wait() == 0, last.stderr.read()
-    starts = [row["step"] for row in map(json.loads, log.read_text().splitlines()) if "git" in row]
-    assert len(starts) == 3 and 0 == starts[0] < starts[1] < starts[2]  # it went on, it did not start over
+    met, starts = kill_and_resume(lambda: [start(*options, "--out", "killed")], world / "killed" / name, KILLS)
+    assert met == KILLS and len(starts) == KILLS + 1 and 0 == starts[0] < starts[1] < starts[-1]
+    assert whole.communicate() and whole.returncode == 0
     assert read_rows(world / "killed" / name) == read_rows(world / "whole" / name)
     ends = [torch.load(world / out / name / "model.pt", weights_only=True)["weights"] for out in ("whole", "killed")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert not (world / "killed" / name / "resume.pt").exists()
+
+
+def start_two(*arguments):
+    """Two gloo processes on loopback with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(*arguments, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+
+
+def test_two_processes_have_the_losses_of_one(world):
+    """Same global batch, gradients accumulated; killed and resumed on the way, which changes nothing."""
+    options = (*TINY, "--epochs", 4 * KILLS, "--micro_batch_size", 1, "--checkpoint_seconds", 0)
+    one = train.train(tiny_config(epochs=4 * KILLS, micro_batch_size=1, out="one"))
+    whole, killed = (world / out / one["name"] for out in ("whole", "killed"))
+    for process in start_two(*options, "--out", "whole"):
+        printed = process.communicate()
+        assert process.returncode == 0, printed
+    met, starts = kill_and_resume(lambda: start_two(*options, "--out", "killed"), killed, KILLS)
+    assert met == KILLS and len(starts) == KILLS + 1 and 0 == starts[0] < starts[1] < starts[-1]
+    assert read_rows(killed) == read_rows(whole)
+    for row, right in zip(read_rows(whole), read_rows(world / "one" / one["name"]), strict=True):
+        assert row == {key: pytest.approx(value, rel=1e-4) for key, value in right.items()}
+    ends = [torch.load(folder / "model.pt", weights_only=True)["weights"] for folder in (whole, killed)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    for process in start_two(*TINY, "--batch_size", 3):
+        assert "cannot be shared by 2 processes" in process.communicate()[1] and process.returncode == 2
+
+
+def test_sigterm_saves_within_a_step_and_says_so(world):
+    """A preempted node: status 143, and the run goes on from exactly there to the same end."""
+    options = (*TINY, "--epochs", 12, "--log_every", 100, "--eval_every", 250)  # log lines are far between
+    whole = train.train(tiny_config(epochs=12, log_every=100, eval_every=250, out="whole"))
+    process = start(*options, "--checkpoint_seconds", 3600)
+    folder = world / "runs" / whole["name"]
+    while not (folder / "log.jsonl").exists() or '"loss"' not in (folder / "log.jsonl").read_text():
+        time.sleep(0.002)
+    process.terminate()
+    printed = process.communicate()[0]
+    step = torch.load(folder / "resume.pt", weights_only=True)["step"]
+    assert process.returncode == 143 and f"stopped by SIGTERM at step {step}" in printed
+    assert 100 < step < 384 and (folder / "lock").read_text() == ""
+    last = start(*options)
+    assert last.wait() == 0, last.stderr.read()
+    assert read_rows(folder) == read_rows(world / "whole" / whole["name"])
+    assert json.loads((folder / "result.json").read_text())["val_loss"] == whole["val_loss"]
 
 
 def test_a_finished_run_is_left_alone(world, capsys):

@@ -14,7 +14,9 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,12 +27,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from model import GPT, GPTConfig, LADDER, SCALE_OF, SIZES
 from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, read_json, run_main, write_atomically,
                      write_json)
 
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}  # labels at scale 1, as multiples of the paper's 209,715,200
+NOMINAL_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12}  # dense bf16 FLOP/s, data sheets
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock counts as abandoned
 
 # (epochs, lr, weight_decay) for each budget label in turn. Scale 1: the paper's tuned settings (its released search).
@@ -317,22 +321,39 @@ def make_optimizer(model, weight_decay):
 
 
 @torch.no_grad()
-def evaluate(model, windows, batch_size):
-    """Mean nats per prediction over all windows in order, summed in float64. The last batch is filled up with ignored
-    windows, so that a compiled model meets one shape."""
-    total = 0.0
-    for start in range(0, len(windows), batch_size):
-        tokens, targets = inputs_and_targets(windows[start:start + batch_size])
+def evaluate(model, windows, batch_size, rank=0, world=1):
+    """Mean nats per prediction over all windows in order, summed in float64; each process takes its share. The last
+    batch is filled up with ignored windows, so that a compiled model meets one shape."""
+    total, mine = 0.0, windows[rank::world]
+    for start in range(0, len(mine), batch_size):
+        tokens, targets = inputs_and_targets(mine[start:start + batch_size])
         missing = batch_size - len(tokens)
         if missing:
             tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
             targets = torch.cat([targets, torch.full_like(targets[:1], -1).expand(missing, -1)])
         total += float(model(tokens, targets).cpu().double().sum())  # on the CPU: not every device has float64
-    return total / (len(windows) * (windows.shape[1] - 1))
+    return add_up(total, windows.device) / (len(windows) * (windows.shape[1] - 1))
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The machine
+
+def join_processes():
+    """(rank, world): this process among those that torchrun started, joined by NCCL or gloo; else (0, 1)."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), world) if world > 1 else (0, 1)
+
+
+def add_up(value, device):
+    """The sum of a number or tensor over all processes, in float64 where there are several."""
+    if not dist.is_initialized():
+        return float(value)
+    total = torch.as_tensor(value, dtype=torch.float64, device=device).clone()
+    dist.all_reduce(total)
+    return float(total)
+
 
 def use_device(name, threads=1):
     """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too:
@@ -344,10 +365,13 @@ def use_device(name, threads=1):
             return torch.device(name)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise InputError(f"--device {name} cannot be used here ({str(error).splitlines()[0]})") from None
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    if torch.cuda.is_available():  # under torchrun each process has its own
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_compile(choice, device):
+def use_compile(choice, device):
     """Whether to compile; `auto` says in one line what it lacks where it does not."""
     if choice != "auto":
         return choice == "1"
@@ -398,7 +422,11 @@ class Run:
 
     def __init__(self, config, folder):
         self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
+        self.loss_sum, self.logged = torch.tensor(0.0), 0  # of the steps since the last log line, and its step
         self.device = use_device(config.device, config.threads)
+        self.rank, self.world = join_processes()
+        if config.batch_size % self.world:
+            raise InputError(f"--batch_size {config.batch_size} cannot be shared by {self.world} processes evenly")
         data = load_data(config.data)
         self.tokens, self.end_of_text = budget_tokens(config, data), data.meta["end_of_text"]
         self.train = device_windows(self.tokens, config.context, self.device)
@@ -416,14 +444,20 @@ class Run:
         self.steps_per_epoch = (self.real + synthetic_per_epoch(config, self.real)) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
         self.tokens_seen = self.steps * config.batch_size * config.context
+        compiled = use_compile(config.compile, self.device)
+        blocked = "FlexAttention" if compiled and self.device.type == "cuda" else "SDPA, dense mask"
         # how floating point is carried out: a resume elsewhere would not be exact
         self.machine = {"device": self.device.type, "threads": config.threads, "torch": str(torch.__version__),
-                        "compile": pick_compile(config.compile, self.device),
-                        "micro_batch_size": config.micro_batch_size or config.batch_size}
+                        "compile": compiled, "attention": blocked if config.doc_mask else "SDPA, causal",
+                        "micro_batch_size": config.micro_batch_size or config.batch_size // self.world,
+                        "processes": self.world}
+        self.parallel = self.model  # what trains: in several processes it averages their gradients
+        if self.world > 1:
+            self.parallel = torch.nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def forward(self):
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
-        return torch.compile(self.model, dynamic=False) if self.machine["compile"] else self.model
+        return torch.compile(self.parallel, dynamic=False) if self.machine["compile"] else self.parallel
 
     def order(self, epoch):
         """The windows of each step of an epoch: (steps, batch_size), of documents packed anew if so configured."""
@@ -439,7 +473,12 @@ class Run:
                 "tokens_seen": self.tokens_seen, "flops": self.model.flops_per_token() * self.tokens_seen}
 
     def save(self):
-        state = {"step": self.step, "seconds": self.seconds, "machine": self.machine,
+        """Checkpoint everything; called by all processes at once, written by the first."""
+        self.loss_sum = torch.tensor(add_up(self.loss_sum, self.device) / self.world)  # the same on all
+        if self.rank:
+            return
+        state = {"step": self.step, "seconds": self.seconds, "machine": self.machine, "loss_sum": self.loss_sum,
+                 "logged": self.logged,
                  "log_bytes": (self.folder / "log.jsonl").stat().st_size,
                  "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         write_atomically(self.folder / "resume.pt", lambda file: torch.save(state, file))
@@ -448,8 +487,7 @@ class Run:
         """Go on from resume.pt if there is one; the log is cut back to it."""
         path = self.folder / "resume.pt"
         if not path.exists():
-            (self.folder / "log.jsonl").write_bytes(b"")
-            return
+            return None if self.rank else (self.folder / "log.jsonl").write_bytes(b"")
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # torch raises a dozen kinds for damaged files
@@ -460,23 +498,36 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-        with open(self.folder / "log.jsonl", "r+b") as log:
-            log.truncate(state["log_bytes"])
+        self.loss_sum, self.logged = state["loss_sum"], state["logged"]
+        if self.rank == 0:
+            with open(self.folder / "log.jsonl", "r+b") as log:
+                log.truncate(state["log_bytes"])
 
     def log(self, **row):
-        with open(self.folder / "log.jsonl", "a") as log:
-            log.write(json.dumps(row) + "\n")
+        if self.rank == 0:
+            with open(self.folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(row) + "\n")
+
+    def say(self, text):
+        if self.rank == 0:
+            print(f"{self.folder.name}: {text}", flush=True)
 
 
 def train_step(run, forward, order):
-    """One optimizer step on the windows `order`; returns loss and gradient norm, both still on the device."""
-    config = run.config
-    loss = 0.0
-    for part in torch.from_numpy(order).to(run.device).split(run.machine["micro_batch_size"]):
+    """One optimizer step on the windows `order`, of which each process takes its share.
+
+    Returns this process's part of the mean loss and the gradient's norm, both still on the device.
+    """
+    config, loss = run.config, 0.0
+    parts = torch.from_numpy(order[run.rank::run.world]).to(run.device).split(run.machine["micro_batch_size"])
+    for i, part in enumerate(parts):
         tokens, targets = inputs_and_targets(run.train[part])
-        with autocast(config.dtype, run.device):
-            part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
-        part_loss.backward()
+        # processes exchange gradients, which then are the mean over processes, in the last pass alone
+        alone = run.world > 1 and i + 1 < len(parts)
+        with run.parallel.no_sync() if alone else contextlib.nullcontext():
+            with autocast(config.dtype, run.device):
+                part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
+            (part_loss * run.world).backward()
         loss += part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for group in run.optimizer.param_groups:
@@ -490,85 +541,146 @@ def train(config):
     """Train the run that a resolved TrainConfig describes, or go on with it; returns its result.json as a dict."""
     folder = Path(config.out) / run_name(config)
     result_path = folder / "result.json"
+    rank, world = join_processes()
     if result_path.exists():
-        print(f"{folder} is finished")
+        if rank == 0:
+            print(f"{folder} is finished")
         return read_json(result_path)
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder) as heartbeat:
-        if result_path.exists():  # another process has just finished it
+    with sigterm_noted() as stopped, claim(folder) if rank == 0 else contextlib.nullcontext(int) as heartbeat:
+        if result_path.exists() and world == 1:  # someone else has just finished it
             return read_json(result_path)
         run = Run(config, folder)
-        write_json(folder / "config.json", asdict(config))
+        if rank == 0:
+            write_json(folder / "config.json", asdict(config))
         run.resume()
         run.log(versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
                 machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
         try:
-            result = loop(run, heartbeat)
+            result = loop(run, heartbeat, stopped)
         except torch.OutOfMemoryError:
             raise InputError(f"{run.machine['micro_batch_size']} windows of {config.context} at a time do not fit in "
                              f"the memory of {run.device}; give a smaller --micro_batch_size") from None
-        write_atomically(folder / "model.pt", run.model.save)
-        write_json(result_path, result)
-        (folder / "resume.pt").unlink(missing_ok=True)
+        if rank == 0:
+            write_atomically(folder / "model.pt", run.model.save)
+            write_json(result_path, result)
+            (folder / "resume.pt").unlink(missing_ok=True)
+        if world > 1:  # nobody leaves before the first has written: gloo aborts who is left
+            dist.barrier()
     return result
 
 
-def loop(run, heartbeat):
+@contextlib.contextmanager
+def sigterm_noted():
+    """Yields a list that a SIGTERM, as a preempted node gets, makes non-empty."""
+    stopped = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def preempt(run):
+    """Save where a run stands and leave with the status of a process that SIGTERM ended."""
+    run.save()
+    run.say(f"stopped by SIGTERM at step {run.step}; the same command goes on from there")
+    sys.exit(128 + signal.SIGTERM)
+
+
+def loop(run, heartbeat, stopped):
     """All remaining steps of a run with its log lines, validations and checkpoints; returns the result."""
     config, forward, flops = run.config, run.forward(), run.model.flops_per_token()
-    rate = matmul_rate(config.dtype, run.device)
+    rate = run.world * matmul_rate(config.dtype, run.device)
     # a validation is too short to earn its own compilation on a CPU; CUDA needs it for FlexAttention
     evaluator = forward if run.device.type == "cuda" else run.model
+    share = dict(batch_size=config.batch_size // run.world, rank=run.rank, world=run.world)
     eval_every = config.eval_every or run.steps_per_epoch
     # the first step with a loss or gradient that is not finite, kept on the device: no step waits for it
     bad_step = torch.tensor(-1, device=run.device)
-    loss_sum, since, epoch, saved, printed = 0.0, run.step, None, time.monotonic(), 0.0
-    started, tick = time.monotonic() - run.seconds, time.monotonic()
+    epoch, saved, printed = None, time.monotonic(), 0.0
+    started, tick, ticked = time.monotonic() - run.seconds, time.monotonic(), run.step
     while run.step < run.steps:
         if run.step // run.steps_per_epoch != epoch:
             epoch = run.step // run.steps_per_epoch
             order = run.order(epoch)
         loss, norm = train_step(run, forward, order[run.step % run.steps_per_epoch])
         bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
-        loss_sum += loss
+        run.loss_sum = run.loss_sum.to(run.device) + loss
         run.step += 1
         heartbeat()
         validate = run.step % eval_every == 0 and run.step < run.steps  # the end has its own, below
-        if run.step % config.log_every and not validate and run.step < run.steps:
+        log_line = run.step % config.log_every == 0 or validate or run.step == run.steps
+        if not log_line and not (stopped and run.world == 1):  # several processes agree to stop at log lines
             continue
 
-        # a log line: the only place where the device is waited for
+        # a log line, or the end of a preempted process: the only places where the device is waited for
         if bad_step >= 0:
             raise InputError(f"the loss or its gradient is not finite from step {int(bad_step)} on; the last good "
                              f"checkpoint stays in {run.folder}; try a lower --lr than {config.lr:g}")
-        row = {"step": run.step, "epoch": run.step / run.steps_per_epoch, "loss": float(loss_sum) / (run.step - since),
-               "lr": run.optimizer.param_groups[0]["lr"]}
-        speed = (run.step - since) * config.batch_size * config.context / (time.monotonic() - tick)
+        run.seconds = time.monotonic() - started
+        if not log_line:
+            preempt(run)
+        row = {"step": run.step, "epoch": run.step / run.steps_per_epoch, "lr": run.optimizer.param_groups[0]["lr"],
+               "loss": add_up(run.loss_sum, run.device) / (run.step - run.logged)}
+        speed = (run.step - ticked) * config.batch_size * config.context / (time.monotonic() - tick)
         if validate:
             with autocast(config.dtype, run.device):
-                row["val_loss"] = evaluate(evaluator, run.val, config.batch_size)
-        run.seconds = time.monotonic() - started
+                row["val_loss"] = evaluate(evaluator, run.val, **share)
+        run.loss_sum, run.logged, run.seconds = torch.tensor(0.0), run.step, time.monotonic() - started
         run.log(**row, tokens_per_second=speed, mfu=speed * flops / rate, seconds=run.seconds)
         if time.monotonic() - printed > 10 or run.step == run.steps:
             printed, left = time.monotonic(), (run.steps - run.step) * run.seconds / run.step
-            print(f"{run.folder.name}: step {run.step}/{run.steps} loss {row['loss']:.4f}"
-                  + (f" val {row['val_loss']:.4f}" if validate else "")
-                  + f" | {speed:,.0f} tokens/s, MFU {speed * flops / rate:.0%} | {left:.0f} s left", flush=True)
-        if time.monotonic() - saved > config.checkpoint_seconds:
+            run.say(f"step {run.step}/{run.steps} loss {row['loss']:.4f}"
+                    + (f" val {row['val_loss']:.4f}" if validate else "")
+                    + f" | {speed:,.0f} tokens/s, MFU {speed * flops / rate:.0%} | {left:.0f} s left")
+        if add_up(len(stopped), run.device) and run.step < run.steps:
+            preempt(run)
+        if add_up(time.monotonic() - saved > config.checkpoint_seconds, run.device):
             run.save()
             saved = time.monotonic()
-        loss_sum, since, tick = 0.0, run.step, time.monotonic()
+        tick, ticked = time.monotonic(), run.step
 
     with autocast(config.dtype, run.device):
-        val_loss = evaluate(evaluator, run.val, config.batch_size)
+        val_loss = evaluate(evaluator, run.val, **share)
         fixed = device_windows(run.tokens[:len(run.val) * config.context], config.context, run.device)
-        train_loss = evaluate(evaluator, fixed, config.batch_size)
+        train_loss = evaluate(evaluator, fixed, **share)
     run.log(step=run.step, val_loss=val_loss, train_loss=train_loss)
     decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
     speed = run.tokens_seen / run.seconds
     return {**asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
             "tau_epochs": 1 / decay_per_epoch if decay_per_epoch else None,  # AdamW's memory
             "tokens_per_second": speed, "mfu": speed * flops / rate, "machine": run.machine}
+
+
+def bench(run, steps):
+    """Speed and memory of `steps` optimizer steps, compilation apart; nothing is written.
+
+    MFU: GPT.flops_per_token() x tokens/s over the rate of a large matrix product here, and over the device's nominal
+    dense bf16 peak where that is known.
+    """
+    def timed(count):
+        start = time.perf_counter()
+        for step in range(count):
+            loss, _ = train_step(run, forward, order[step % len(order)])
+        float(loss)  # waits for the device
+        return time.perf_counter() - start
+
+    config, forward, order = run.config, run.forward(), run.order(0)
+    first = timed(1)
+    timed(3)
+    # the best of five parts: a neighbour can only slow a part down
+    part = max(1, steps // 5)
+    speed = part * config.batch_size * config.context / min(timed(part) for _ in range(5))
+    cuda = run.device.type == "cuda"
+    device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    peak = next((flops for name, flops in NOMINAL_PEAK.items() if name in device), None)
+    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    flops = speed * run.model.flops_per_token()
+    return {**run.cost(), "tokens_per_second": speed, "mfu": flops / matmul_rate(config.dtype, run.device),
+            "mfu_nominal": flops / peak if peak else None, "peak_memory": memory, "device_name": device,
+            "compile_seconds": first - config.batch_size * config.context / speed,
+            "machine": run.machine}
 
 
 def load_run(run, out="runs"):
@@ -586,10 +698,14 @@ def main():
     parser = Parser("Train one run, or go on with it; a finished one is left as it is.")
     add_options(parser)
     parser.add_argument("--dry_run", action="store_true", help="print parameters, steps, FLOPs, memory, time; no run")
+    parser.add_argument("--bench", type=int, default=0, metavar="STEPS", nargs="?", const=50,
+                        help="time so many steps and print JSON; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
-    config = config_from(args)
-    if args.dry_run:
+    config, first = config_from(args), os.environ.get("RANK", "0") == "0"
+    if args.bench:
+        args.json, result = True, bench(Run(config, None), args.bench)
+    elif args.dry_run:
         run = Run(config, None)
         result = run.cost()
         result["state_bytes"] = 16 * result["params"]  # weights, gradients and AdamW's two moments in fp32
@@ -598,9 +714,12 @@ def main():
         print("\n".join(f"{key}: {value}" for key, value in result.items()))
     else:
         result = train(config)
-        print(f"{result['name']}: val_loss {result['val_loss']:.4f} train_loss {result['train_loss']:.4f}")
-    if args.json:
+        if first:
+            print(f"{result['name']}: val_loss {result['val_loss']:.4f} train_loss {result['train_loss']:.4f}")
+    if args.json and first:
         print(json.dumps(result))
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""Tokens/s of this kit beside transformers' LlamaForCausalLM + torch.optim.AdamW: same shapes, one thread, one run.
+
+    python results/bench.py 1.5m 6m > results/100/bench.json
+
+Context 256, batch 4, vocabulary 4,096, fp32, documents blocked in both. The contestants take turns, a few steps each,
+so that a drift of the machine's speed meets all of them; a ratio is the median over rounds of that within a round.
+"""
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from model import GPT, GPTConfig, SIZES, dense_document_mask  # noqa: E402
+from train import inputs_and_targets, make_optimizer  # noqa: E402
+
+B, T, V = 4, 256, 4096
+
+
+def ours(size, compiled):
+    model = GPT(GPTConfig(vocab_size=V, end_of_text=V - 1, context=T, **SIZES[size]))
+    optimizer, forward = make_optimizer(model, 0.1), torch.compile(model, dynamic=False) if compiled else model
+
+    def step(windows):
+        tokens, targets = inputs_and_targets(windows)
+        (forward(tokens, targets).sum() / (B * (T - 1))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def transformers_llama(size, compiled):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    shape = SIZES[size]
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=V, hidden_size=shape["width"], intermediate_size=7 * shape["width"] // 2,
+        num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"], rms_norm_eps=1e-5,
+        num_key_value_heads=shape["kv_heads"], max_position_embeddings=T, use_cache=False))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    forward = torch.compile(model, dynamic=False) if compiled else model
+
+    def step(windows):
+        tokens = windows.long()
+        mask = dense_document_mask(tokens, V - 1)  # (B, 1, T, T), boolean: passed on to the fused attention as it is
+        forward(input_ids=tokens, attention_mask=mask, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def main():
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(V - 1, (B, T), generator=generator, dtype=torch.int32)
+    windows[torch.rand(B, T, generator=generator) < 1 / 200] = V - 1  # a document is some 200 tokens long
+    report = {"torch": torch.__version__, "context": T, "batch_size": B, "vocab_size": V, "threads": 1}
+    for size in sys.argv[1:]:
+        steps = {f"{name} {mode}": make(size, mode == "compiled") for name, make in (
+            ("limitgpt", ours), ("transformers", transformers_llama)) for mode in ("eager", "compiled")}
+        rates = {name: [] for name in steps}
+        for step in steps.values():  # compile and warm up
+            step(windows), step(windows)
+        for _ in range(15):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                for _ in range(5):
+                    step(windows)
+                rates[name].append(5 * B * T / (time.perf_counter() - start))
+        mine = rates["limitgpt compiled"]
+        report[size] = {"tokens_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
+                        "ratio_to_limitgpt_compiled": {
+                            name: round(statistics.median(a / b for a, b in zip(mine, r)), 3)
+                            for name, r in rates.items()}}
+        print(size, report[size], file=sys.stderr)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
