@@ -1,6 +1,6 @@
 """Teacher(s) -> synthetic tokens -> one student (paper, section on distillation).
 
-    python distill.py --teacher RUN RUN RUN --sample_tokens 1048576 --synthetic_weight 0.75
+    python distill.py --teacher RUN RUN RUN --sample_tokens 1048576 --synthetic_weight 0.5
 
 Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train a student on the
 mixture with train.py's own loop. One teacher of the student's own size is self-distillation. The samples are a data
@@ -68,7 +68,7 @@ def main():
                         help="synthetic tokens to sample; 0: five times the real ones")
     parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print the student's result as the last line")
-    add_options(parser, TrainConfig(recipe="student", synthetic_weight=0.75))
+    add_options(parser, TrainConfig(recipe="student", synthetic_weight=0.5))
     args = parser.parse_args()
     if not 0 < args.synthetic_weight < 1 or args.sample_tokens < 0 or args.sample_seed < 0:
         raise InputError("--synthetic_weight must be between 0 and 1, --sample_tokens and --sample_seed at least 0")

@@ -53,7 +53,7 @@ TUNED = {
                     "150k": [(32, 1e-2, .4)], "300k": [(16, 1e-2, .4)],
                     "600k": [(16, 3e-3, 1.6)], "1.4m": [(16, 3e-3, 1.6)]},
     # students of an ensemble; an epoch is a pass over the real tokens of a mixture (paper, section on distillation)
-    "student": {"300m": [(16, 3e-3, .1)], "300k": [(6, 1e-2, .1)]},
+    "student": {"300m": [(16, 3e-3, .1)], "300k": [(12, 1e-2, .2)]},
 }
 
 
