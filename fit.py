@@ -19,8 +19,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar, nnls
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
-               "weight_decay", "seed", "context", "batch_size", "synthetic", "synthetic_weight", "val_loss", "probs_loss",
-               "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
+               "weight_decay", "seed", "context", "batch_size", "synthetic", "synthetic_weight", "val_loss",
+               "probs_loss", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data",
+               "data_hash", "name")
 EXPONENTS = (0.01, 10.0)  # the range in which a power law's exponent is sought
 # runs that agree in all of these are one experiment and differ in seed alone
 SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
