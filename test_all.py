@@ -902,6 +902,14 @@ def test_untuned_settings_are_not_invented(world, capsys):
     assert "no tuned regularized settings for size 3m" in message
 
 
+def test_bench_measures_and_writes_nothing(world, capsys):
+    assert call(train, *TINY, "--bench", 10) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not (world / "runs").exists() and report["machine"]["attention"] == "SDPA, dense mask"
+    assert report["mfu_nominal"] is None and 0 < report["mfu"] < 1 and report["tokens_per_second"] > 100
+    assert report["peak_memory"] > 2 ** 26 and report["flops"] > 0
+
+
 def test_dry_run_predicts_and_writes_nothing(world, capsys):
     assert call(train, *TINY, "--dry_run", "--json") == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -67,6 +67,8 @@ def option(default, help, group, identity=True):
 
 @dataclass
 class TrainConfig:
+    """All that decides a run, and how it is carried out; each field is a command-line option of every script that
+    trains. resolve() fills what is None or "auto"."""
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "one of " + ", ".join(SIZES), "what")
     tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m, 1.6b over the size's scale", "what")
@@ -478,8 +480,7 @@ class Run:
         if self.rank:
             return
         state = {"step": self.step, "seconds": self.seconds, "machine": self.machine, "loss_sum": self.loss_sum,
-                 "logged": self.logged,
-                 "log_bytes": (self.folder / "log.jsonl").stat().st_size,
+                 "logged": self.logged, "log_bytes": (self.folder / "log.jsonl").stat().st_size,
                  "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         write_atomically(self.folder / "resume.pt", lambda file: torch.save(state, file))
 
