@@ -213,7 +213,8 @@ def claim(folder):
     folder but not their locks its modification time is the heartbeat: after LOCK_SILENCE seconds of silence another
     host takes over. Raises InputError when someone else works there, or has taken over.
     """
-    me, host = f"process {os.getpid()} on {socket.gethostname()}", socket.gethostname()
+    host = socket.gethostname()
+    me = f"process {os.getpid()} on {host}"
     with open(folder / "lock", "a+") as lock:
         held = False
         try:
