@@ -3,7 +3,8 @@
     python results/bench.py 1.5m 6m > results/100/bench.json
 
 Context 256, batch 4, vocabulary 4,096, fp32, documents blocked in both. The contestants take turns, a few steps each,
-so that a drift of the machine's speed meets all of them; a ratio is the median over rounds of that within a round.
+so that a drift of the machine's speed meets all of them; a ratio is the median over rounds of that within a round, and
+its spread is the quartiles.
 """
 import json
 import statistics
@@ -18,6 +19,7 @@ from model import GPT, GPTConfig, SIZES, dense_document_mask  # noqa: E402
 from train import inputs_and_targets, make_optimizer  # noqa: E402
 
 B, T, V = 4, 256, 4096
+ROUNDS = 31
 
 
 def ours(size, compiled):
@@ -58,24 +60,26 @@ def main():
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(V - 1, (B, T), generator=generator, dtype=torch.int32)
     windows[torch.rand(B, T, generator=generator) < 1 / 200] = V - 1  # a document is some 200 tokens long
-    report = {"torch": torch.__version__, "context": T, "batch_size": B, "vocab_size": V, "threads": 1}
+    report = {"torch": torch.__version__, "context": T, "batch_size": B, "vocab_size": V, "threads": 1,
+              "rounds": ROUNDS}
     for size in sys.argv[1:]:
         steps = {f"{name} {mode}": make(size, mode == "compiled") for name, make in (
             ("limitgpt", ours), ("transformers", transformers_llama)) for mode in ("eager", "compiled")}
         rates = {name: [] for name in steps}
         for step in steps.values():  # compile and warm up
             step(windows), step(windows)
-        for _ in range(15):
+        for _ in range(ROUNDS):
             for name, step in steps.items():
                 start = time.perf_counter()
                 for _ in range(5):
                     step(windows)
                 rates[name].append(5 * B * T / (time.perf_counter() - start))
         mine = rates["limitgpt compiled"]
+        quartiles = {name: statistics.quantiles([a / b for a, b in zip(mine, r)], n=4) for name, r in rates.items()}
         report[size] = {"tokens_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
                         "limitgpt_compiled_over": {
-                            name: round(statistics.median(a / b for a, b in zip(mine, r)), 3)
-                            for name, r in rates.items()}}
+                            name: {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+                            for name, (low, middle, high) in quartiles.items() if name != "limitgpt compiled"}}
         print(size, report[size], file=sys.stderr)
     print(json.dumps(report, indent=1))
 
