@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from fit import fit_reciprocal
+from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
-from train import (add_options, autocast, config_from, device_windows, inputs_and_targets, load_run, use_device,
-                   run_name, train)
+from train import (add_options, autocast, config_from, device_windows, inputs_and_targets, run_name, train,
+                   use_device)
 
 # what an ensemble's result says of all its members; null where they differ
 SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
@@ -40,6 +41,17 @@ def expand(names, out):
         # an ensemble lies beside its members: RUNS/ensembles/NAME
         runs += [str(folders[0].parent.parent / member) for member in members] if members else [name]
     return runs
+
+
+def load_run(run, out="runs"):
+    """(result, model) of a finished run, given by folder or by name under `out`. Raises InputError."""
+    folder = Path(run) if (Path(run) / "result.json").exists() else Path(out) / run
+    if not (folder / "result.json").exists():
+        raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); train it first")
+    try:
+        return read_json(folder / "result.json"), GPT.load(folder / "model.pt")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{error}; delete {folder} and train it again") from error
 
 
 def load_members(names, out, device="cpu"):

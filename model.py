@@ -230,6 +230,14 @@ class GPT(nn.Module):
         weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
         return 6 * weights + 6 * self.config.layers * self.config.width * self.config.context
 
+    def training_bytes(self, tokens, dtype):
+        """Memory to train with `tokens` tokens a pass: 16 bytes a parameter for weight, gradient and AdamW's moments,
+        the logits at hand in fp32 with their gradient, and what eager blocks keep for the backward pass: 27 fp32
+        numbers per token, layer and unit of width (counted: 26.7 to 27.2), two thirds of that in bf16."""
+        c, kept = self.config, 27 * 4 if dtype == "fp32" else 18 * 4
+        logits = 2 * 4 * min(tokens * c.vocab_size, CHUNK_LOGITS)
+        return 16 * self.parameter_count() + logits + kept * tokens * c.layers * c.width
+
     # weights in and out
 
     def save(self, file):
@@ -247,6 +255,15 @@ class GPT(nn.Module):
             raise
         except Exception as error:  # torch raises a dozen kinds here, from pickle's to zip's
             raise ValueError(f"{path} is not a whole model file ({type(error).__name__})") from error
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """The model of a local Hugging Face folder of the Llama family (config.json, *.safetensors), tied or untied,
+        with plain or Llama-3 rotary positions. Raises ValueError for anything else."""
+        config, weights = read_hugging_face(folder)
+        model = cls(config)
+        model.load_state_dict(weights)
         return model
 
 
@@ -293,15 +310,27 @@ def export_hugging_face(model, folder):
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def import_hugging_face(folder):
-    """The GPT of a local Llama folder, tied or untied, with plain or Llama-3 rotary scaling. Plain causal attention,
-    as such models are trained. Raises ValueError for another architecture or a damaged folder."""
-    from safetensors.torch import load_file  # optional
+def read_hugging_face(folder):
+    """(GPTConfig, our weights) of a local Llama folder. Plain causal attention, as such models are trained. Raises
+    ValueError for another architecture or a damaged folder."""
+    try:
+        from safetensors.torch import load_file  # optional
+    except ImportError:
+        raise ValueError("reading *.safetensors needs the package safetensors: pip install safetensors") from None
     folder, weights = Path(folder), {}
-    there = json.loads((folder / "config.json").read_text())
+    try:
+        there = json.loads((folder / "config.json").read_text())
+        for file in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(file)
+    except Exception as error:  # safetensors raises its own kind for a damaged file
+        raise ValueError(f"{folder} has no whole config.json and *.safetensors ({error})") from error
     rope = there.get("rope_parameters") or {"rope_theta": there.get("rope_theta", 10_000.0),
                                             **(there.get("rope_scaling") or {})}
     kind, end = rope.get("rope_type", rope.get("type", "default")), there.get("bos_token_id")
+    absent = [key for key in ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                              "num_attention_heads", "max_position_embeddings") if key not in there]
+    if absent:
+        raise ValueError(f"{folder}/config.json is not a Llama's: it lacks {', '.join(absent)}")
     unlike = {"model_type": there["model_type"] != "llama", "hidden_act": there.get("hidden_act", "silu") != "silu",
               "attention_bias": there.get("attention_bias"), "mlp_bias": there.get("mlp_bias"),
               "rope_type": kind not in ("default", "llama3"),
@@ -314,16 +343,15 @@ def import_hugging_face(folder):
         vocab_size=there["vocab_size"], end_of_text=there["vocab_size"] - 1 if end is None else end,
         context=there["max_position_embeddings"], width=there["hidden_size"], layers=there["num_hidden_layers"],
         heads=there["num_attention_heads"], kv_heads=there.get("num_key_value_heads", there["num_attention_heads"]),
-        doc_mask=False, inner=there["intermediate_size"], norm_eps=there["rms_norm_eps"],
+        doc_mask=False, inner=there["intermediate_size"], norm_eps=there.get("rms_norm_eps", 1e-6),
         rope_theta=rope["rope_theta"], tied=there.get("tie_word_embeddings", False),
         rope_scaling={key: rope[key] for key in ROPE_SCALING_KEYS} if kind == "llama3" else None)
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file)
-    model = GPT(config)
-    joined = {ours: torch.cat([weights[name] for name, _ in theirs])
-              for ours, theirs in hugging_face_names(config).items()}
-    model.load_state_dict(joined | ({"head.weight": joined["embedding.weight"]} if config.tied else {}))
-    return model
+    names = hugging_face_names(config)
+    missing = [name for theirs in names.values() for name, _ in theirs if name not in weights]
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights")
+    joined = {ours: torch.cat([weights[name] for name, _ in theirs]) for ours, theirs in names.items()}
+    return config, joined | ({"head.weight": joined["embedding.weight"]} if config.tied else {})
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -361,6 +360,13 @@ def test_flex_attention_equals_the_dense_mask(monkeypatch, compiled):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_graphs_train_as_the_plain_compiled_model_does(world):
+    losses = [train.train(tiny_config(device="cuda", compile=mode, context=128, out=mode))["val_loss"]
+              for mode in ("1", "graphs")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_compiled_cuda_gradients_equal_the_cpus():
     tokens, targets = train.inputs_and_targets(random_tokens(2, 256))
     gradients = []
@@ -454,6 +460,23 @@ def test_flops_per_token_against_torchs_counter(monkeypatch):
     assert counter.get_total_flops() == 48 * (model.flops_per_token() + attention // 2)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_training_bytes_against_what_autograd_keeps(dtype):
+    """The estimate behind the micro-batch is the count of an eager forward pass, to a few percent."""
+    model, tokens, kept = gpt.GPT(gpt.GPTConfig(1024, 1023, 256, doc_mask=False, **gpt.SIZES["6m"])), 8 * 256, {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def note(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), train.autocast(dtype, torch.device("cpu")):
+        windows = random_tokens(8, 256, 1024)
+        model(windows, windows).sum()
+    counted = sum(size for pointer, size in kept.items() if pointer not in weights)
+    estimate = model.training_bytes(tokens, dtype) - 16 * model.parameter_count()
+    assert counted <= estimate < 1.2 * counted
+
+
 def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
     model = tiny_gpt(seed=5)
     model.save(tmp_path / "model.pt")
@@ -477,9 +500,10 @@ def test_hugging_face_llama_agrees_in_logits_loss_and_gradients(tmp_path, shape)
     gpt.export_hugging_face(model, tmp_path / "hf")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     assert sum(p.numel() for p in theirs.parameters()) == model.parameter_count()
-    ours = gpt.import_hugging_face(tmp_path / "hf")
-    assert dataclasses.replace(ours.config, end_of_text=59) == model.config
-    for mine in (model, ours):
+    theirs.save_pretrained(tmp_path / "theirs")  # the layout that transformers itself writes
+    ours, again = (gpt.GPT.from_pretrained(tmp_path / folder) for folder in ("hf", "theirs"))
+    assert dataclasses.replace(ours.config, end_of_text=59) == model.config == again.config
+    for mine in (model, ours, again):
         found, expected = mine(tokens), theirs(tokens, labels=tokens)
         assert (found - expected.logits).abs().max() < 1e-4
         loss = mine(*train.inputs_and_targets(tokens)).sum() / (2 * 23)
@@ -511,7 +535,19 @@ def test_other_architectures_are_refused(tmp_path):
                    {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=f"not a Llama.*{list(change)[0].replace('parameters', 'type')}"):
-            gpt.import_hugging_face(tmp_path)
+            gpt.GPT.from_pretrained(tmp_path)
+    del config["hidden_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lacks hidden_size"):
+        gpt.GPT.from_pretrained(tmp_path)
+    gpt.export_hugging_face(tiny_gpt(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="no whole config.json and"):
+        gpt.GPT.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="lacks model.embed_tokens.weight and"):
+        gpt.GPT.from_pretrained(tmp_path)
 
 
 def test_samples_follow_the_models_distribution():
@@ -636,7 +672,7 @@ def test_steps_equal_hand_written_adamw(world):
         norm = torch.sqrt(sum((g ** 2).sum() for g in gradients.values()))
         assert norm > 1
         run.step = 10 * step
-        found_loss, found_norm = train.train_step(run, run.model, np.array(order))
+        found_loss, found_norm = train.train_step(run, run.model, torch.tensor(order))
         assert (float(found_loss), float(found_norm)) == (pytest.approx(float(loss), rel=1e-6),
                                                           pytest.approx(float(norm), rel=1e-5))
         lr = 0.01 * (1 + math.cos(math.pi * run.step / 64)) / 2  # 64 steps: no warm-up
@@ -657,9 +693,19 @@ def test_accumulated_gradients_equal_the_full_batch(world):
         run = train.Run(tiny_config(micro_batch_size=micro_batch_size), None)
         run.model.double()
         run.step = 5
-        train.train_step(run, run.model, np.array([3, 1, 4, 2]))
+        train.train_step(run, run.model, torch.tensor([3, 1, 4, 2]))
         weights.append(torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()]))
     assert (weights[0] - weights[1]).abs().max() < 1e-10 and (weights[0] - weights[2]).abs().max() < 1e-10
+
+
+def test_the_micro_batch_is_the_largest_that_fits(world, monkeypatch):
+    model, config = tiny_gpt(), tiny_config()
+    memory, device = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), torch.device("cpu")
+    assert train.fitting_micro_batch(model, config, device, 12) == 12  # 12 windows of 32 tokens are nothing
+    for need, fitting in ((memory / 10, 6), (memory / 6, 4), (memory, 1)):  # a window's, of 70% of the memory
+        monkeypatch.setattr(model, "training_bytes", lambda tokens, dtype: tokens / 32 * need)
+        assert train.fitting_micro_batch(model, config, device, 12) == fitting
+    assert train.Run(config, None).machine["micro_batch_size"] == 4
 
 
 def test_evaluation_covers_every_window_once():
@@ -763,23 +809,35 @@ def test_two_processes_have_the_losses_of_one(world):
         assert "cannot be shared by 2 processes" in process.communicate()[1] and process.returncode == 2
 
 
-def test_sigterm_saves_within_a_step_and_says_so(world):
-    """A preempted node: status 143, and the run goes on from exactly there to the same end."""
+@pytest.mark.parametrize("begin", [lambda *options: [start(*options)], start_two], ids=["one", "two"])
+def test_sigterm_saves_within_a_step_and_says_so(world, begin):
+    """A preempted node, one of two processes or all: status 143, and the run goes on from exactly there to its end."""
     options = (*TINY, "--epochs", 12, "--log_every", 100, "--eval_every", 250)  # log lines are far between
-    whole = train.train(tiny_config(epochs=12, log_every=100, eval_every=250, out="whole"))
-    process = start(*options, "--checkpoint_seconds", 3600)
-    folder = world / "runs" / whole["name"]
+    whole = begin(*options, "--out", "whole")
+    assert [process.wait() for process in whole] == [0] * len(whole), whole[0].stderr.read()
+    folder = world / "runs" / os.listdir(world / "whole")[0]
+    processes = begin(*options, "--checkpoint_seconds", 3600)
     while not (folder / "log.jsonl").exists() or '"loss"' not in (folder / "log.jsonl").read_text():
         time.sleep(0.002)
-    process.terminate()
-    printed = process.communicate()[0]
+    processes[-1].terminate()
+    printed = [process.communicate()[0] for process in processes]
     step = torch.load(folder / "resume.pt", weights_only=True)["step"]
-    assert process.returncode == 143 and f"stopped by SIGTERM at step {step}" in printed
+    assert [process.returncode for process in processes] == [143] * len(processes)
+    assert f"stopped by SIGTERM at step {step}" in printed[0]
     assert 100 < step < 384 and (folder / "lock").read_text() == ""
-    last = start(*options)
-    assert last.wait() == 0, last.stderr.read()
-    assert read_rows(folder) == read_rows(world / "whole" / whole["name"])
-    assert json.loads((folder / "result.json").read_text())["val_loss"] == whole["val_loss"]
+    last = begin(*options)
+    assert [process.wait() for process in last] == [0] * len(last), last[0].stderr.read()
+    assert read_rows(folder) == read_rows(world / "whole" / folder.name)
+
+
+def test_torchrun_starts_the_processes(world):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               HERE / "train.py", *map(str, TINY), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["machine"]["processes"] == 2 and result["machine"]["micro_batch_size"] == 2
+    assert result["val_loss"] == pytest.approx(train.train(tiny_config(out="alone"))["val_loss"], rel=1e-4)
 
 
 def test_a_finished_run_is_left_alone(world, capsys):
@@ -883,13 +941,14 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--colour", "red"], "unrecognized arguments"), (["--size", "7b"], "unknown size 7b; sizes are 150m"),
-    (["--data", "nothing"], "no data set data/nothing (there: tiny)"), (["--recipe", "best"], "unknown recipe"),
+    (["--colour", "red"], "unrecognized arguments"), (["--size", "7b"], "invalid choice: '7b' (choose from"),
+    (["--data", "nothing"], "no data set data/nothing (there: tiny)"), (["--recipe", "best"], "invalid choice"),
     (["--weight_decay", "-0.1"], "out of range"), (["--lr", "nan"], "out of range"),
     (["--epochs", "0"], "out of range"), (["--epochs", "two"], "invalid int"),
     (["--tokens", "10_000_000"], "is more than the"),
     (["--tokens", "100"], "do not fill one batch"), (["--tokens", "many"], "neither a number"),
-    (["--batch_size", "4096"], "do not fill one batch"), (["--compile", "maybe"], "choose from auto, 0, 1"),
+    (["--batch_size", "4096"], "do not fill one batch"), (["--compile", "maybe"], "invalid choice"),
+    (["--compile", "graphs", "--device", "cpu"], "needs CUDA"),
     (["--seed", "-1"], "out of range"), (["--context", "0"], "out of range"), (["--batch_size", "0"], "out of range"),
     (["--device", "meta"], "cannot be used"), (["--device", "tpu9"], "cannot be used"),
     (["--synthetic", "tiny"], "go together"), (["--dtype", "fp8"], "choose from")])

@@ -60,9 +60,10 @@ TUNED = {
 # --------------------------------------------------------------------------------------------------------------------
 # Configuration
 
-def option(default, help, group, identity=True):
+def option(default, help, group, identity=True, choices=None, least=0):
     """A field of TrainConfig. identity=False: it says how or where to run and does not change what is computed."""
-    return field(default=default, metadata=dict(help=help, group=group, identity=identity))
+    return field(default=default, metadata=dict(help=help, group=group, identity=identity, choices=choices,
+                                                least=least))
 
 
 @dataclass
@@ -70,32 +71,34 @@ class TrainConfig:
     """All that decides a run, and how it is carried out; each field is a command-line option of every script that
     trains. resolve() fills what is None or "auto"."""
     data: str = option("docstrings", "data set, a folder of data/", "what")
-    size: str = option("300k", "one of " + ", ".join(SIZES), "what")
+    size: str = option("300k", "parameters, as the paper names its models", "what", choices=tuple(SIZES))
     tokens: str = option("200m", "unique tokens D: a number, or 200m, 400m, 800m, 1.6b over the size's scale", "what")
     seed: int = option(0, "of the initial weights and of the data order", "what")
     init_seed: int = option(None, "of the initial weights alone (default: --seed)", "what")
     data_seed: int = option(None, "of the data order alone (default: --seed)", "what")
     subset_seed: int = option(None, "which documents of the pool make up the tokens (default: its first ones)", "what")
-    recipe: str = option("regularized", "standard, regularized, member or student: a label that fills the next three",
-                         "recipe", identity=False)
-    epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe")
+    recipe: str = option("regularized", "a label that fills the next three", "recipe", identity=False,
+                         choices=("standard", "regularized", "member", "student"))
+    epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe", least=1)
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
     weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)", "recipe")
-    context: int = option(None, "tokens a window (default: the scale's)", "recipe")
-    batch_size: int = option(None, "windows a step (default: the scale's)", "recipe")
+    context: int = option(None, "tokens a window (default: the scale's)", "recipe", least=2)
+    batch_size: int = option(None, "windows a step (default: the scale's)", "recipe", least=1)
     shuffle: str = option("epoch", "epoch: windows anew each epoch; once: one order for all; document: documents are "
-                          "packed into windows anew each epoch", "recipe")
-    doc_mask: int = option(1, "1: attention stays inside a document; 0: plain causal", "recipe")
+                          "packed into windows anew each epoch", "recipe", choices=("epoch", "once", "document"))
+    doc_mask: int = option(1, "1: attention stays inside a document; 0: plain causal", "recipe", choices=(0, 1))
     synthetic: str = option("", "data set of sampled tokens to mix in (distill.py makes it)", "distillation")
     synthetic_weight: float = option(0.0, "share of synthetic windows in each epoch, below 1", "distillation")
-    dtype: str = option("auto", "auto (bf16 on cuda, else fp32), fp32 or bf16", "how")
+    dtype: str = option("auto", "auto: bf16 on cuda, else fp32", "how", choices=("auto", "fp32", "bf16"))
     device: str = option("auto", "auto (cuda, then mps, then cpu) or a torch device", "how", identity=False)
-    compile: str = option("auto", "1, 0 or auto (1 where there is a C++ compiler)", "how", identity=False)
+    compile: str = option("auto", "auto: 1 where there is a compiler; graphs: 1 with CUDA graphs, for models whose "
+                          "kernels are shorter than their launch", "how", identity=False,
+                          choices=("auto", "0", "1", "graphs"))
     threads: int = option(1, "CPU threads; runs side by side with one each beat one run with more", "how",
-                          identity=False)
-    micro_batch_size: int = option(0, "windows a forward pass, gradients accumulate; 0: the whole batch", "how",
-                                   identity=False)
-    log_every: int = option(50, "steps between log lines", "how", identity=False)
+                          identity=False, least=1)
+    micro_batch_size: int = option(0, "windows a forward pass, gradients accumulate; 0: as many as fit in memory",
+                                   "how", identity=False)
+    log_every: int = option(50, "steps between log lines", "how", identity=False, least=1)
     eval_every: int = option(0, "steps between validations; 0: once an epoch", "how", identity=False)
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints, taken at log lines", "how", identity=False)
     force_resume: int = option(0, "1: resume though device, threads or compile mode differ (not bit-exact)", "how",
@@ -114,7 +117,7 @@ def add_options(parser, defaults=TrainConfig()):
         name = f.metadata["group"]
         groups[name] = groups.get(name) or parser.add_argument_group(name)
         groups[name].add_argument(f"--{f.name}", type=f.type, default=getattr(defaults, f.name),
-                                  help=f.metadata["help"])
+                                  choices=f.metadata["choices"], help=f.metadata["help"])
 
 
 def config_from(args):
@@ -136,10 +139,6 @@ def recipe_settings(recipe, size, budget):
 
 def resolve(config):
     """Fill defaults that depend on size, recipe and data, and refuse what cannot run (InputError)."""
-    if config.size not in SIZES:
-        raise InputError(f"unknown size {config.size}; sizes are {', '.join(SIZES)}")
-    if config.recipe not in (*TUNED, "member"):
-        raise InputError(f"unknown recipe {config.recipe}; recipes are {', '.join(TUNED)}, member")
     config, scale = dataclasses.replace(config), SCALE_OF[config.size]
     for name in ("context", "batch_size"):
         if getattr(config, name) is None:
@@ -156,23 +155,19 @@ def resolve(config):
         budget = budget.index(config.tokens) if config.tokens in budget else None
         tuned = recipe_settings(config.recipe, config.size, budget)
         config.epochs, config.lr, config.weight_decay = (t if g is None else g for t, g in zip(tuned, given))
-    least = {"epochs": 1, "context": 2, "batch_size": 1, "threads": 1, "log_every": 1}  # of the others 0
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if f.type in (int, float) and value is not None and not least.get(f.name, 0) <= value < math.inf:
-            raise InputError(f"--{f.name} {value} is out of range; it must be at least {least.get(f.name, 0)}")
+        if f.type in (int, float) and value is not None and not f.metadata["least"] <= value < math.inf:
+            raise InputError(f"--{f.name} {value} is out of range; it must be at least {f.metadata['least']}")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together, and the weight is below 1")
     for name in ("init_seed", "data_seed"):  # one run has one name
         if getattr(config, name) == config.seed:
             setattr(config, name, None)
-    for name, choices in (("shuffle", ("epoch", "once", "document")), ("dtype", ("auto", "fp32", "bf16")),
-                          ("compile", ("auto", "0", "1")), ("doc_mask", (0, 1))):
-        if getattr(config, name) not in choices:
-            raise InputError(f"--{name} {getattr(config, name)} is unknown; "
-                             f"choose from {', '.join(map(str, choices))}")
 
     device, data = use_device(config.device, config.threads), load_data(config.data)
+    if config.compile == "graphs" and device.type != "cuda":
+        raise InputError(f"--compile graphs needs CUDA, not {device.type}; use --compile 1")
     config.dtype = ("bf16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
     config.data, config.data_hash = data.meta["name"], data.fingerprint()
     if config.tokens > len(data.train):
@@ -335,26 +330,25 @@ def evaluate(model, windows, batch_size, rank=0, world=1):
             tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
             targets = torch.cat([targets, torch.full_like(targets[:1], -1).expand(missing, -1)])
         total += float(model(tokens, targets).cpu().double().sum())  # on the CPU: not every device has float64
-    return add_up(total, windows.device) / (len(windows) * (windows.shape[1] - 1))
+    return add_up(total) / (len(windows) * (windows.shape[1] - 1))
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The machine
 
 def join_processes():
-    """(rank, world): this process among those that torchrun started, joined by NCCL or gloo; else (0, 1)."""
+    """(rank, world): this process among those that torchrun started, joined by gloo and NCCL; else (0, 1)."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
 
-def add_up(value, device):
-    """The sum of a number or tensor over all processes, in float64 where there are several."""
-    if not dist.is_initialized():
-        return float(value)
-    total = torch.as_tensor(value, dtype=torch.float64, device=device).clone()
-    dist.all_reduce(total)
+def add_up(value):
+    """The sum of a number over all processes, in float64 on the CPU, so that no device is waited for."""
+    total = torch.tensor(float(value), dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(total)
     return float(total)
 
 
@@ -375,9 +369,9 @@ def use_device(name, threads=1):
 
 
 def use_compile(choice, device):
-    """Whether to compile; `auto` says in one line what it lacks where it does not."""
+    """Whether to compile: True, False or "graphs"; `auto` says in one line what it lacks where it does not."""
     if choice != "auto":
-        return choice == "1"
+        return {"0": False, "1": True}.get(choice, choice)
     # what inductor needs: a C++ compiler and Python's headers for a CPU, a C compiler for CUDA (Triton)
     compilers = {"cpu": os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),
                  "cuda": os.environ.get("CC", "gcc")}
@@ -388,6 +382,15 @@ def use_compile(choice, device):
             return True
     print(f"running eager on {device.type}: no {lacking}")
     return False
+
+
+def fitting_micro_batch(model, config, device, share):
+    """The largest divisor of `share` windows with which training takes at most 70% of the memory there is."""
+    memory = (torch.cuda.get_device_properties(device).total_memory if device.type == "cuda"
+              else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    return max([1] + [size for size in sizes
+                      if model.training_bytes(size * config.context, config.dtype) < 0.7 * memory])
 
 
 def autocast(dtype, device):
@@ -449,25 +452,31 @@ class Run:
         self.tokens_seen = self.steps * config.batch_size * config.context
         compiled = use_compile(config.compile, self.device)
         blocked = "FlexAttention" if compiled and self.device.type == "cuda" else "SDPA, dense mask"
+        share = config.batch_size // self.world
+        micro = config.micro_batch_size or fitting_micro_batch(self.model, config, self.device, share)
+        if compiled == "graphs" and micro < share:  # a graph's gradients cannot outlive its next replay
+            raise InputError(f"--compile graphs needs the batch in one pass, not {micro} of {share}; use --compile 1")
         # how floating point is carried out: a resume elsewhere would not be exact
         self.machine = {"device": self.device.type, "threads": config.threads, "torch": str(torch.__version__),
                         "compile": compiled, "attention": blocked if config.doc_mask else "SDPA, causal",
-                        "micro_batch_size": config.micro_batch_size or config.batch_size // self.world,
-                        "processes": self.world}
+                        "micro_batch_size": micro, "processes": self.world}
         self.parallel = self.model  # what trains: in several processes it averages their gradients
         if self.world > 1:
-            self.parallel = torch.nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.parallel = torch.nn.parallel.DistributedDataParallel(self.model)
 
     def forward(self):
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
-        return torch.compile(self.parallel, dynamic=False) if self.machine["compile"] else self.parallel
+        if not self.machine["compile"]:
+            return self.parallel
+        mode = "reduce-overhead" if self.machine["compile"] == "graphs" else "default"
+        return torch.compile(self.parallel, dynamic=False, mode=mode)
 
     def order(self, epoch):
-        """The windows of each step of an epoch: (steps, batch_size), of documents packed anew if so configured."""
+        """The windows of each step of an epoch, on the device: (steps, batch_size). Packs documents if configured."""
         if self.config.shuffle == "document":
             packed = pack_documents(self.tokens, self.end_of_text, order_rng(self.config, epoch, 1))
             self.train[:self.real] = device_windows(packed, self.config.context, self.device)
-        return epoch_order(self.config, epoch, self.real, self.synthetic)
+        return torch.from_numpy(epoch_order(self.config, epoch, self.real, self.synthetic)).to(self.device)
 
     def cost(self):
         """What the run takes, known before it starts."""
@@ -477,7 +486,7 @@ class Run:
 
     def save(self):
         """Checkpoint everything; called by all processes at once, written by the first."""
-        self.loss_sum = torch.tensor(add_up(self.loss_sum, self.device) / self.world)  # the same on all
+        self.loss_sum = torch.tensor(add_up(self.loss_sum) / self.world, dtype=torch.float32)  # the same on all
         if self.rank:
             return
         state = {"step": self.step, "seconds": self.seconds, "machine": self.machine, "loss_sum": self.loss_sum,
@@ -521,7 +530,8 @@ def train_step(run, forward, order):
     Returns this process's part of the mean loss and the gradient's norm, both still on the device.
     """
     config, loss = run.config, 0.0
-    parts = torch.from_numpy(order[run.rank::run.world]).to(run.device).split(run.machine["micro_batch_size"])
+    torch.compiler.cudagraph_mark_step_begin()  # without CUDA graphs this does nothing
+    parts = order[run.rank::run.world].split(run.machine["micro_batch_size"])
     for i, part in enumerate(parts):
         tokens, targets = inputs_and_targets(run.train[part])
         # processes exchange gradients, which then are the mean over processes, in the last pass alone
@@ -583,13 +593,6 @@ def sigterm_noted():
         signal.signal(signal.SIGTERM, previous)
 
 
-def preempt(run):
-    """Save where a run stands and leave with the status of a process that SIGTERM ended."""
-    run.save()
-    run.say(f"stopped by SIGTERM at step {run.step}; the same command goes on from there")
-    sys.exit(128 + signal.SIGTERM)
-
-
 def loop(run, heartbeat, stopped):
     """All remaining steps of a run with its log lines, validations and checkpoints; returns the result."""
     config, forward, flops = run.config, run.forward(), run.model.flops_per_token()
@@ -613,34 +616,35 @@ def loop(run, heartbeat, stopped):
         heartbeat()
         validate = run.step % eval_every == 0 and run.step < run.steps  # the end has its own, below
         log_line = run.step % config.log_every == 0 or validate or run.step == run.steps
-        if not log_line and not (stopped and run.world == 1):  # several processes agree to stop at log lines
+        preempted = add_up(len(stopped)) and run.step < run.steps  # all processes stop together
+        if not log_line and not preempted:
             continue
 
-        # a log line, or the end of a preempted process: the only places where the device is waited for
+        # a log line, or the end of a preempted run: the only places where the device is waited for
         if bad_step >= 0:
             raise InputError(f"the loss or its gradient is not finite from step {int(bad_step)} on; the last good "
                              f"checkpoint stays in {run.folder}; try a lower --lr than {config.lr:g}")
         run.seconds = time.monotonic() - started
-        if not log_line:
-            preempt(run)
-        row = {"step": run.step, "epoch": run.step / run.steps_per_epoch, "lr": run.optimizer.param_groups[0]["lr"],
-               "loss": add_up(run.loss_sum, run.device) / (run.step - run.logged)}
-        speed = (run.step - ticked) * config.batch_size * config.context / (time.monotonic() - tick)
-        if validate:
-            with autocast(config.dtype, run.device):
-                row["val_loss"] = evaluate(evaluator, run.val, **share)
-        run.loss_sum, run.logged, run.seconds = torch.tensor(0.0), run.step, time.monotonic() - started
-        run.log(**row, tokens_per_second=speed, mfu=speed * flops / rate, seconds=run.seconds)
-        if time.monotonic() - printed > 10 or run.step == run.steps:
-            printed, left = time.monotonic(), (run.steps - run.step) * run.seconds / run.step
-            run.say(f"step {run.step}/{run.steps} loss {row['loss']:.4f}"
-                    + (f" val {row['val_loss']:.4f}" if validate else "")
-                    + f" | {speed:,.0f} tokens/s, MFU {speed * flops / rate:.0%} | {left:.0f} s left")
-        if add_up(len(stopped), run.device) and run.step < run.steps:
-            preempt(run)
-        if add_up(time.monotonic() - saved > config.checkpoint_seconds, run.device):
+        if log_line:
+            speed = (run.step - ticked) * config.batch_size * config.context / (time.monotonic() - tick)
+            row = {"step": run.step, "epoch": run.step / run.steps_per_epoch,
+                   "lr": run.optimizer.param_groups[0]["lr"], "loss": add_up(run.loss_sum) / (run.step - run.logged)}
+            if validate:
+                with autocast(config.dtype, run.device):
+                    row["val_loss"] = evaluate(evaluator, run.val, **share)
+            run.loss_sum, run.logged, run.seconds = torch.tensor(0.0), run.step, time.monotonic() - started
+            run.log(**row, tokens_per_second=speed, mfu=speed * flops / rate, seconds=run.seconds)
+            if time.monotonic() - printed > 10 or run.step == run.steps:
+                printed, left = time.monotonic(), (run.steps - run.step) * run.seconds / run.step
+                run.say(f"step {run.step}/{run.steps} loss {row['loss']:.4f}"
+                        + (f" val {row['val_loss']:.4f}" if validate else "")
+                        + f" | {speed:,.0f} tokens/s, MFU {speed * flops / rate:.0%} | {left:.0f} s left")
+        if preempted or add_up(time.monotonic() - saved > config.checkpoint_seconds):
             run.save()
             saved = time.monotonic()
+        if preempted:
+            run.say(f"stopped by SIGTERM at step {run.step}; the same command goes on from there")
+            sys.exit(128 + signal.SIGTERM)
         tick, ticked = time.monotonic(), run.step
 
     with autocast(config.dtype, run.device):
@@ -685,17 +689,6 @@ def bench(run, steps):
             "machine": run.machine}
 
 
-def load_run(run, out="runs"):
-    """(result, model) of a finished run, given by folder or by name under `out`. Raises InputError."""
-    folder = Path(run) if (Path(run) / "result.json").exists() else Path(out) / run
-    if not (folder / "result.json").exists():
-        raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); train it first")
-    try:
-        return read_json(folder / "result.json"), GPT.load(folder / "model.pt")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{error}; delete {folder} and train it again") from error
-
-
 def main():
     parser = Parser("Train one run, or go on with it; a finished one is left as it is.")
     add_options(parser)
@@ -709,8 +702,9 @@ def main():
         args.json, result = True, bench(Run(config, None), args.bench)
     elif args.dry_run:
         run = Run(config, None)
-        result = run.cost()
-        result["state_bytes"] = 16 * result["params"]  # weights, gradients and AdamW's two moments in fp32
+        windows = run.machine["micro_batch_size"]
+        result = {**run.cost(), "micro_batch_size": windows,
+                  "memory_bytes": run.model.training_bytes(windows * config.context, config.dtype)}
         # at the rate of a large matrix product, which no real step reaches
         result["seconds_at_least"] = result["flops"] / matmul_rate(config.dtype, run.device)
         print("\n".join(f"{key}: {value}" for key, value in result.items()))
