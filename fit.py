@@ -1,31 +1,31 @@
-"""A table of points to laws, limits and the figure. numpy and scipy alone, matplotlib for the figure.
+"""Points to laws, limits and figures. Needs numpy and scipy (matplotlib for figures), nothing of ours: copy it freely.
 
-    python fit.py                                   # every finished run and ensemble under runs/
-    python fit.py runs --csv runs.csv --figure miniature.png
+    python fit.py --list                                        # every law: formula, columns, source
+    python fit.py chinchilla points.csv --method huber --bootstrap 1000
+    python fit.py power points.csv --x N --sigma 0.01           # the limit with its interval
+    python fit.py runs --csv runs.csv --figure claims.png       # the paper's whole analysis of a folder of runs
 
-The paper judges a recipe by the limit of its law: loss = A / N^a + E over models of N parameters, A / K^b + E over
-ensembles of K members (arXiv 2509.14786, sections on regularization and ensembles).
+A law is a declaration: prediction = link(sum of linear coefficients x basis functions), where the basis knows a few
+shape parameters (exponents, mostly). One solver fits them all: it scans the shapes, each with bounded linear least
+squares for the rest, then polishes the best few on the real objective.
 """
 import argparse
 import csv
 import io
 import json
+import math
 import os
 import sys
-from itertools import groupby
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-from scipy.optimize import minimize_scalar, nnls
-
-RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
-               "weight_decay", "seed", "context", "batch_size", "synthetic", "synthetic_weight", "val_loss",
-               "probs_loss", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data",
-               "data_hash", "name")
-EXPONENTS = (0.01, 10.0)  # the range in which a power law's exponent is sought
-# runs that agree in all of these are one experiment and differ in seed alone
-SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
-                "batch_size", "doc_mask", "dtype", "synthetic_hash", "synthetic_weight")
+from scipy.optimize import brentq, least_squares, linprog, nnls
+from scipy.signal import lfilter
+from scipy.stats import chi2, f as f_distribution, qmc
 
 
 class InputError(Exception):
@@ -33,58 +33,595 @@ class InputError(Exception):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Laws
+# The laws
 
-def linear_part(x, loss, exponent):
-    """Least squares of loss = A x^-exponent + E with A, E >= 0: (A, E, root of the summed squares)."""
-    unit = np.exp(np.log(x).mean())  # in units of the mean x both columns have the same size
-    (a, e), residual = nnls(np.stack([(x / unit) ** -exponent, np.ones_like(x)], axis=1), loss)
-    return a * unit ** exponent, e, residual
-
-
-def check_points(x, loss, least):
-    x, loss = np.asarray(x, dtype=np.float64), np.asarray(loss, dtype=np.float64)
-    if not (np.isfinite(x).all() and np.isfinite(loss).all() and (x > 0).all()):
-        raise InputError("a law needs finite losses at positive x; remove the other points")
-    if len(np.unique(x)) < least:
-        raise InputError(f"a law of {least} parameters needs {least} different x, not {len(np.unique(x))}; add points")
-    return x, loss
-
-
-def fit_reciprocal(x, loss):
-    """loss = A / x + E by least squares; x and loss are (points,). Returns {"A", "E"}."""
-    x, loss = check_points(x, loss, 2)
-    a, e, _ = linear_part(x, loss, 1.0)
-    return {"A": float(a), "E": float(e)}
+@dataclass(frozen=True)
+class Law:
+    """prediction = inverse(sum of coefficients x basis); shape maps shape parameters to the range they are sought in
+    (in logs where it is positive), signs maps coefficients to "+" (at least 0) or "" (any)."""
+    formula: str
+    source: str
+    columns: tuple  # what it reads beside the target
+    shape: dict
+    signs: dict
+    basis: Callable  # (p, c) -> a column, or a constant, for each coefficient; p: shape parameters, c: columns
+    target: str = "loss"
+    logs: bool = False  # the basis sums to the log of the target, and residuals are logs whatever the method
+    link: Callable = lambda y, p, c: y  # target -> what the basis sums to
+    inverse: Callable = lambda eta, p, c: eta
+    derived: Callable = None  # parameters -> further quantities worth an interval
 
 
-def fit_power(x, loss):
-    """loss = A / x^b + E by least squares on the loss, all parameters >= 0, as the paper fits. Returns {"A","b","E"}.
-
-    A and E are linear once b is fixed, so one search over b finds the global optimum: a grid, then its best cell.
-    """
-    x, loss = check_points(x, loss, 3)
-    grid = np.geomspace(*EXPONENTS, 200)
-    best = int(np.argmin([linear_part(x, loss, b)[2] for b in grid]))
-    cell = np.log(grid[[max(best - 1, 0), min(best + 1, len(grid) - 1)]])
-    found = minimize_scalar(lambda log_b: linear_part(x, loss, np.exp(log_b))[2], bounds=cell, method="bounded",
-                            options=dict(xatol=1e-10))
-    b = float(np.exp(found.x))
-    a, e, _ = linear_part(x, loss, b)
-    return {"A": float(a), "b": b, "E": float(e)}
+def allocation(p):
+    """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv 2203.15556, eq. 4)."""
+    p = SimpleNamespace(**p)
+    return {"G": (p.alpha * p.A / (p.beta * p.B)) ** (1 / (p.alpha + p.beta)) if p.B > 0 else math.inf,
+            "a": p.beta / (p.alpha + p.beta)}
 
 
-def leave_one_out(fit, x, loss):
-    """Lowest and highest limit E when each point is left out in turn; None when too few points remain."""
-    try:
-        limits = [fit(np.delete(x, i), np.delete(loss, i))["E"] for i in range(len(x))]
-        return [min(limits), max(limits)]
-    except InputError:
-        return None
+def repeated(unique, total, decay):
+    """Effective count of `total` of which `unique` are distinct (arXiv 2305.16264, eq. 5): repetitions decay in worth
+    exponentially, and at most decay x unique are gained."""
+    return unique * (1 + decay * (1 - np.exp(-(total / unique - 1) / decay)))
+
+
+def lr_area(c):
+    """S1: the area under each curve's learning rate up to each row, as (rows,)."""
+    area = np.zeros(len(c.lr))
+    for rows in curve_rows(c):
+        steps = np.diff(c.step[rows], prepend=c.step[rows][0] - 1)  # rows may skip steps
+        area[rows] = np.cumsum(steps * c.lr[rows])
+    return area
+
+
+def curve_rows(c):
+    return [np.flatnonzero(c.curve == curve) for curve in np.unique(c.curve)]
+
+
+def annealed(c, memory):
+    """S2 of lr annealing (arXiv 2408.11029): the sum over steps of a momentum of the drops of lr, (rows,)."""
+    total = np.zeros(len(c.lr), dtype=np.result_type(memory, float))
+    for rows in curve_rows(c):
+        step = np.arange(c.step[rows][0], c.step[rows][-1] + 1)
+        lr = np.interp(step, c.step[rows], c.lr[rows])  # rows may skip steps
+        momentum = lfilter([1.0], [1.0, -memory], -np.diff(lr, prepend=lr[0]).astype(total.dtype))
+        total[rows] = np.cumsum(momentum)[(c.step[rows] - step[0]).astype(int)]
+    return total
+
+
+def multi_power_drop(c, p):
+    """The loss reduction of each row by all earlier changes of lr (arXiv 2503.12811, eq. 3), (rows,)."""
+    area, drop = lr_area(c), np.zeros(len(c.lr), dtype=np.result_type(p.C, p.beta, p.gamma, float))
+    for rows in curve_rows(c):
+        lr, s = c.lr[rows], area[rows]
+        change, before = np.diff(lr, prepend=0.0), np.concatenate([[0.0], s[:-1]])  # from 0: warm-up counts
+        k = np.flatnonzero(change)
+        since = np.maximum(s[:, None] - before[k], 0.0)  # (rows, changes)
+        power = 1 - (1 + p.C * np.maximum(lr[k], 1e-12) ** -p.gamma * since) ** -p.beta
+        drop[rows] = np.where(k <= np.arange(len(rows))[:, None], change[k] * power, 0.0).sum(1)
+    return drop
+
+
+def bounded_excess(p, c):
+    """The three terms of the practical law's h: too few parameters, too little training, too much repetition."""
+    return [c.N ** -p.alpha, c.T ** -p.beta, c.N ** p.gamma / c.U ** p.delta]
+
+
+def log_power(*columns):
+    """The declaration of target = k x column^a x ...: linear in logs, exponents of either sign."""
+    return dict(shape={}, signs={"log_k": "", **{f"a_{name}": "" for name in columns}}, logs=True,
+                basis=lambda p, c: [1.0, *(np.log(getattr(c, name)) for name in columns)],
+                derived=lambda p: {"k": math.exp(min(p["log_k"], 700.0))})
+
+
+EXPONENT = (0.01, 10.0)
+LAWS = {
+    "power": Law(
+        "loss = A / x^b + E", "arXiv 2509.14786 sections 3, 4; 2010.14701", ("x",), dict(b=EXPONENT),
+        dict(A="+", E="+"), lambda p, c: [c.x ** -p.b, 1.0]),
+    "reciprocal": Law(
+        "loss = A / x + E", "arXiv 2509.14786 section 4 (x = K)", ("x",), {}, dict(A="+", E="+"),
+        lambda p, c: [1 / c.x, 1.0]),
+    "chinchilla": Law(
+        "loss = A / N^alpha + B / D^beta + E", "arXiv 2203.15556 eq. 2; fit as 2404.10102", ("N", "D"),
+        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5)), dict(A="+", B="+", E="+"),
+        lambda p, c: [c.N ** -p.alpha, c.D ** -p.beta, 1.0], derived=allocation),
+    "kaplan": Law(
+        "loss = (A / N^(alphaN / alphaD) + B / D)^alphaD", "arXiv 2001.08361 eq. 1.5 (N without embeddings)",
+        ("N", "D"), dict(alphaN=(0.01, 1), alphaD=(0.01, 1)), dict(A="+", B="+"),
+        lambda p, c: [c.N ** -(p.alphaN / p.alphaD), 1 / c.D],
+        link=lambda y, p, c: y ** (1 / p.alphaD), inverse=lambda eta, p, c: eta ** p.alphaD),
+    "data_constrained": Law(
+        "loss = A / N'^alpha + B / D'^alpha + E; D' = U (1 + RD (1 - exp(-(T / U - 1) / RD))), N' likewise with RN "
+        "and n U parameters, of which more are excess", "arXiv 2305.16264 eq. 5 to 7 (n = (A / B)^(1 / alpha) there)",
+        ("N", "T", "U"), dict(alpha=(0.02, 2.5), RD=(0.3, 1000), RN=(0.3, 1000), n=(1e-4, 1e4)),
+        dict(A="+", B="+", E="+"), lambda p, c: [
+            repeated(np.minimum(c.N, p.n * c.U), c.N, p.RN) ** -p.alpha,
+            repeated(np.minimum(c.T, c.U), c.T, p.RD) ** -p.alpha, 1.0]),
+    "practical": Law(
+        "loss = E + (L0 - E) h / (1 + h); h = a / N^alpha + b / T^beta + c N^gamma / U^delta; L0 = ln V",
+        "arXiv 2605.09189", ("N", "T", "U", "V"),
+        dict(E=(0.05, 8), alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3), delta=(0.05, 5)),
+        dict(a="+", b="+", c="+"), bounded_excess,
+        link=lambda y, p, c: (y - p.E) / (np.log(c.V) - y),
+        inverse=lambda eta, p, c: p.E + (np.log(c.V) - p.E) * eta / (1 + eta)),
+    "overfit": Law(
+        "loss = A / N^alpha + B / T^beta + P (T / U - 1)^kappa N^gamma / U^delta + E",
+        "after arXiv 2605.01640 (Chinchilla plus a penalty for repetition; the form of the penalty is ours)",
+        ("N", "T", "U"), dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), kappa=(0.05, 5), gamma=(0.05, 3), delta=(0.05, 5)),
+        dict(A="+", B="+", P="+", E="+"),
+        lambda p, c: [c.N ** -p.alpha, c.T ** -p.beta,
+                      np.maximum(c.T / c.U - 1, 1e-9) ** p.kappa * c.N ** p.gamma / c.U ** p.delta, 1.0]),
+    "overtrain": Law(
+        "loss = (a M^eta + b M^-eta) C^-eta + E; M = D / N, C = 6 N D", "arXiv 2403.08540 eq. 4", ("N", "D"),
+        dict(eta=(0.01, 2)), dict(a="+", b="+", E="+"),
+        lambda p, c: [(c.D / c.N) ** p.eta * (6 * c.N * c.D) ** -p.eta,
+                      (c.D / c.N) ** -p.eta * (6 * c.N * c.D) ** -p.eta, 1.0]),
+    "downstream": Law(
+        "error = epsilon - k exp(-gamma loss)", "arXiv 2403.08540 eq. 5", ("loss",), dict(gamma=(0.02, 20)),
+        dict(epsilon="+", k="-"), lambda p, c: [1.0, np.exp(-p.gamma * c.loss)], target="error"),
+    "unified": Law(
+        "loss = a ln C + b", "arXiv 2404.19484 (extrapolates badly: it has no limit)", ("C",), {}, dict(a="", b=""),
+        lambda p, c: [np.log(c.C), 1.0]),
+    "lr_annealing": Law(
+        "loss = L0 + A S1^-alpha - C S2; S1: area under lr, S2: momentum lambda of its drops, summed",
+        "arXiv 2408.11029 eq. 1", ("step", "lr", "curve"), dict(alpha=(0.02, 3), forget=(1e-4, 0.05)),
+        dict(L0="+", A="+", C="-"), lambda p, c: [1.0, lr_area(c) ** -p.alpha, annealed(c, 1 - p.forget)],
+        derived=lambda p: {"lambda": 1 - p["forget"]}),
+    "multi_power": Law(
+        "loss = L0 + A S1^-alpha + B sum_k (lr_k - lr_(k-1)) (1 - (1 + C lr_k^-gamma (S1 - S1_(k-1)))^-beta)",
+        "arXiv 2503.12811 eq. 3", ("step", "lr", "curve"),
+        dict(alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3), C=(0.01, 100)), dict(L0="+", A="+", B="+"),
+        lambda p, c: [1.0, lr_area(c) ** -p.alpha, multi_power_drop(c, p)]),
+    "timescale": Law(
+        "tau = k (D / N)^a; tau = 1 / (lr x weight_decay x steps)", "arXiv 2505.13738", ("TPP",), target="tau",
+        **log_power("TPP")),
+    "optimal_pairs": Law(
+        "Nopt = k C^a", "arXiv 2406.19146 (weights 1 / sd of log Nopt, squared)", ("C",), target="Nopt",
+        **log_power("C")),
+    "step_law": Law(
+        "y = k N^a D^b, y: the best lr or batch size", "arXiv 2503.04715", ("N", "D"), target="y",
+        **log_power("N", "D")),
+    "vocabulary": Law(
+        "loss = A1 / Nnv^beta + A2 / Nv^alpha2 + B / D^beta - E; Nv = V d, loss: unigram-normalized",
+        "arXiv 2407.13623 eq. 6", ("Nnv", "Nv", "D"), dict(alpha2=(0.02, 2.5), beta=(0.02, 2.5)),
+        dict(A1="+", A2="+", B="+", E="-"),
+        lambda p, c: [c.Nnv ** -p.beta, c.Nv ** -p.alpha2, c.D ** -p.beta, 1.0]),
+    "dcpt": Law(
+        "loss = A / N^alpha + B r^eta / D^beta + C / (r + epsilon)^gamma + E; r: share of the domain's tokens",
+        "arXiv 2406.01375", ("N", "D", "r"),
+        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), eta=(0.05, 5), epsilon=(1e-3, 1), gamma=(0.05, 5)),
+        dict(A="+", B="+", C="+", E="+"),
+        lambda p, c: [c.N ** -p.alpha, c.r ** p.eta / c.D ** p.beta, (c.r + p.epsilon) ** -p.gamma, 1.0]),
+}
+LAWS["inference"] = replace(LAWS["chinchilla"], source="arXiv 2401.00448: optimum with inference, see --inference")
+LEFT_OUT = "left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, convex bounds"
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Points
+# The solver
+
+def design(law, shape, c, rows):
+    """The basis at shape parameters in declared order: (rows, coefficients)."""
+    p = SimpleNamespace(**dict(zip(law.shape, shape)))
+    columns = [np.broadcast_to(column, rows) for column in law.basis(p, c)]
+    signs = [-1.0 if sign == "-" else 1.0 for sign in law.signs.values()]  # the sign goes into the formula
+    return p, np.stack(columns, axis=1) * signs
+
+
+def bounded_least_squares(matrix, y, free):
+    """argmin |matrix x - y| with x >= 0 but where `free`; columns are first brought to one size."""
+    size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
+    scaled = matrix / size
+    x, _ = nnls(np.concatenate([scaled, -scaled[:, free]], axis=1), y)  # a free one is a difference of two
+    x[:len(size)][free] -= x[len(size):]
+    return x[:len(size)] / size
+
+
+def predict(law, params, columns):
+    """The law's prediction at a dict of columns; params: name -> value."""
+    c = SimpleNamespace(**columns)
+    rows = len(next(iter(columns.values())))
+    p, matrix = design(law, [params[name] for name in law.shape], c, rows)
+    eta = matrix @ np.array([params[name] for name in law.signs])
+    return np.exp(eta) if law.logs else law.inverse(eta, p, c)
+
+
+def shape_grid(law):
+    """Shape parameters to start from: a grid for one or two, a Latin hypercube for more; in logs. (starts, shape)"""
+    low, high = np.log(np.array(list(law.shape.values())).reshape(-1, 2).T)
+    if len(low) > 2:
+        return np.exp(qmc.scale(qmc.LatinHypercube(len(low), rng=0).random(400 * len(low)), low, high))
+    each = {0: 1, 1: 80, 2: 16}[len(low)]
+    return np.exp(np.array(list(product(*(np.linspace(a, b, each) for a, b in zip(low, high))))))
+
+
+def objective(residuals, weights, method, delta):
+    """What a method minimizes: sum of w r^2 / 2, of w Huber(r), of w |r|. Residuals of the last two are logs."""
+    r = np.abs(residuals)
+    values = {"ls": 0.5 * r ** 2, "huber": np.where(r < delta, 0.5 * r ** 2, delta * (r - 0.5 * delta)), "lad": r}
+    return float((weights * values[method]).sum())
+
+
+def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, polished=8):
+    """Fit a Law to columns (name -> array) and targets y: {"params", "objective", "prediction"}.
+
+    method: "ls" least squares on y; "huber" (width delta) and "lad" on log y. weights multiply the terms of the
+    objective. starts: shapes to start from instead of a grid; polished: how many of them are.
+    """
+    c, y = SimpleNamespace(**columns), np.asarray(y, dtype=np.float64)
+    weights = np.ones(len(y)) if weights is None else weights
+    logs = law.logs or method != "ls"
+    free = np.array([sign == "" for sign in law.signs.values()])
+    relative = np.sqrt(weights) / (y if logs and not law.logs else 1.0)  # of log residuals, to first order
+    shapes = len(law.shape)
+
+    def unpack(z):  # coefficients are those of basis columns of mean square 1: all variables have size 1
+        p, matrix = design(law, np.exp(z[:shapes]), c, len(y))
+        size = np.sqrt((matrix ** 2).mean(0))
+        return p, matrix / size, z[shapes:], size
+
+    def residuals(z):
+        p, matrix, coefficients, _ = unpack(z)
+        eta = matrix @ coefficients
+        if law.logs:
+            return eta - np.log(y)
+        value = law.inverse(eta, p, c)
+        return np.log(value / y) if logs else value - y
+
+    def jacobian(z):  # a complex step is exact to machine precision
+        return np.stack([residuals(z + 1e-30j * unit).imag / 1e-30 for unit in np.eye(len(z))], axis=1)
+
+    def polish(z):
+        def huber(square):  # least_squares takes rho, rho', rho'' of the squared residual
+            inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
+            return weights * np.stack([np.where(inside, square, 2 * width * root - width ** 2),
+                                       np.where(inside, 1.0, width / root),
+                                       np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))])
+        return least_squares(residuals, np.clip(z, low, high), jacobian, bounds=(low, high), loss=huber, xtol=1e-15,
+                             x_scale="jac", ftol=1e-15, gtol=1e-15, max_nfev=300).x
+
+    def polish_corner(z):  # least absolute deviations: a linear program of the linearized residuals, repeated
+        value, scale = objective(residuals(z), weights, "lad", delta), 1.0
+        for _ in range(40):
+            r, slope, eye = residuals(z), jacobian(z), np.eye(len(y))
+            step = linprog(np.concatenate([np.zeros(len(z)), weights]), np.block([[slope, -eye], [-slope, -eye]]),
+                           np.concatenate([-r, r]), bounds=[*zip(low - z, high - z), *[(0, None)] * len(y)]).x
+            if step is None or scale < 1e-6:
+                break
+            trial = np.clip(z + scale * step[:len(z)], low, high)
+            better = objective(residuals(trial), weights, "lad", delta)
+            if better < value * (1 - 1e-12):
+                z, value, scale = trial, better, min(1.0, 2 * scale)
+            elif scale == 1.0 and abs(better - value) <= 1e-12 * value:
+                break
+            else:
+                scale /= 4
+        return z
+    ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
+    low = np.concatenate([ranges[:, 0], np.where(free, -np.inf, 0.0)])
+    high = np.concatenate([ranges[:, 1], np.full(len(free), np.inf)])
+    width = {"ls": 1e150, "huber": delta, "lad": 1e-3}[method]
+    with np.errstate(all="ignore"):  # overflow at an absurd start is a bad start, no more
+        found = []
+        for shape in shape_grid(law) if starts is None else starts:
+            p, matrix = design(law, shape, c, len(y))
+            target = np.log(y) if law.logs else law.link(y, p, c)
+            if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+                continue
+            coefficients = bounded_least_squares(matrix * relative[:, None], target * relative, free)
+            z = np.concatenate([np.log(shape), coefficients * np.sqrt((matrix ** 2).mean(0))])
+            value = objective(residuals(z), weights, method, delta)
+            if np.isfinite(value):
+                found.append((value, z))
+        if not found:
+            raise InputError("no start of this law fits these points; check their units and columns")
+        found.sort(key=lambda pair: pair[0])
+        chosen = []  # the best starts, far enough from each other to lie in different basins
+        for _, z in found:
+            if len(chosen) < polished and all(np.abs(z - other)[:shapes].max(initial=0) > 0.15 for other in chosen):
+                chosen.append(z)
+        for z in chosen:
+            z = polish(z)
+            z = polish_corner(z) if method == "lad" else z
+            found.append((objective(residuals(z), weights, method, delta), z))
+    value, z = min(found, key=lambda pair: pair[0] if np.isfinite(pair[0]) else math.inf)
+    _, _, coefficients, size = unpack(z)
+    params = dict(zip([*law.shape, *law.signs], map(float, [*np.exp(z[:shapes]), *(coefficients / size)])))
+    return {"params": params, "objective": value, "prediction": predict(law, params, columns)}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Uncertainty
+
+def hold(law, name, value):
+    """The law with one parameter held at a value, as a Law of the others."""
+    def filled(p):
+        return SimpleNamespace(**vars(p), **{name: value}) if name in law.shape else p
+
+    i = None if name in law.shape else list(law.signs).index(name)
+
+    def basis(p, c):
+        columns = law.basis(filled(p), c)
+        return columns if i is None else columns[:i] + columns[i + 1:]
+
+    def held(p, c):  # what the held coefficient adds to the sum
+        return 0.0 if i is None else value * law.basis(p, c)[i] * (-1.0 if law.signs[name] == "-" else 1.0)
+    return replace(law, shape={key: law.shape[key] for key in law.shape if key != name},
+                   signs={key: law.signs[key] for key in law.signs if key != name}, basis=basis,
+                   link=lambda y, p, c: law.link(y, filled(p), c) - held(p, c),
+                   inverse=lambda eta, p, c: law.inverse(eta + held(p, c), filled(p), c))
+
+
+def profile_interval(law, columns, y, weights=None, sigma=None, name="E", level=0.95):
+    """Profile-likelihood interval (low, high) of a positive parameter; None without a degree of freedom.
+
+    sigma: the noise of a point of weight 1, if known (from seeds): chi-squared threshold. Otherwise it is estimated
+    from the residuals and the threshold is that of F(1, points - parameters), wide when few are left, as it must be.
+    """
+    best, freedom = fit(law, columns, y, weights), len(y) - len(law.shape) - len(law.signs)
+    if sigma is None and freedom < 1:
+        return None
+    allowed = (0.5 * sigma ** 2 * chi2.ppf(level, 1) if sigma else
+               best["objective"] * f_distribution.ppf(level, 1, freedom) / freedom)
+
+    def excess(value):
+        held = fit(hold(law, name, value), columns, y, weights, polished=2)
+        return held["objective"] - best["objective"] - allowed
+
+    center, ends = best["params"][name], []
+    for bound in (0.0, float(np.max(y))):
+        step, inner, outer = (bound - center) * 1e-4, center, center
+        while outer != bound and excess(outer) < 0:  # outward in growing steps, then the root between the last two
+            inner, outer = outer, outer + step if abs(outer + step - center) < abs(bound - center) else bound
+            step *= 2
+        crossed = outer != inner and excess(outer) > 0
+        ends.append(float(brentq(excess, inner, outer, xtol=1e-7)) if crossed else bound)
+    return tuple(ends)
+
+
+def quantities(law, params):
+    return {**params, **(law.derived(params) if law.derived else {})}
+
+
+def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
+    """95% percentile intervals {name: (low, high)} of parameters and derived quantities over `count` refits to points
+    drawn with replacement. Draws are weights, so a curve keeps its rows; refits start at the fit."""
+    rng, rows, draws = np.random.default_rng(seed), len(y), []
+    start = np.array([[found["params"][name] for name in law.shape]])
+    while len(draws) < count:
+        drawn = rng.multinomial(rows, np.full(rows, 1 / rows))
+        if np.count_nonzero(drawn) < min(rows, len(found["params"])):
+            continue
+        refit = fit(law, columns, y, drawn * (1.0 if weights is None else weights), starts=start, **options)
+        draws.append(list(quantities(law, refit["params"]).values()))
+    ends = np.percentile(draws, [2.5, 97.5], axis=0).T
+    return dict(zip(quantities(law, found["params"]), (tuple(map(float, pair)) for pair in ends)))
+
+
+def leave_one_out(law, columns, y, weights=None):
+    """Lowest and highest limit E when each point is left out in turn; None when too few points remain."""
+    if len(y) <= len(law.shape) + len(law.signs):
+        return None
+    limits = []
+    for i in range(len(y)):
+        rest = {name: np.delete(column, i) for name, column in columns.items()}
+        left = None if weights is None else np.delete(weights, i)
+        limits.append(fit(law, rest, np.delete(y, i), left)["params"]["E"])
+    return min(limits), max(limits)
+
+
+def at_bounds(law, params):
+    """Names of the parameters that ended at a bound: the points do not determine them, or the law is another."""
+    ends = [name for name, (low, high) in law.shape.items() if not 1.001 * low < params[name] < 0.999 * high]
+    return ends + [name for name, sign in law.signs.items() if sign and params[name] < 1e-9]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The paper's laws
+
+def fit_power(x, loss, **options):
+    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss: (points,)."""
+    columns, y = check_points(LAWS["power"], {"x": x, "loss": loss})
+    return fit(LAWS["power"], columns, y, **options)["params"]
+
+
+def fit_reciprocal(x, loss):
+    """A / x + E by least squares: {"A", "E"}."""
+    return fit(LAWS["reciprocal"], *check_points(LAWS["reciprocal"], {"x": x, "loss": loss}))["params"]
+
+
+def limit_of(x, loss, weights=None, sigma=None):
+    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval", "leave_one_out",
+    "at_bounds"}."""
+    law = LAWS["power"]
+    columns, y = check_points(law, {"x": x, "loss": loss})
+    params = fit(law, columns, y, weights)["params"]
+    return {**params, "interval": profile_interval(law, columns, y, weights, sigma),
+            "leave_one_out": leave_one_out(law, columns, y, weights), "at_bounds": at_bounds(law, params)}
+
+
+def tokens_for(law, loss):
+    """The inverse of a power law in D: tokens at which it has this loss. Raises InputError at or below its limit."""
+    if loss <= law["E"]:
+        raise InputError(f"the law never reaches {loss:.4f}: its limit is {law['E']:.4f}")
+    return (law["A"] / (loss - law["E"])) ** (1 / law["b"])
+
+
+def data_efficiency(law, loss, standard_loss):
+    """How many times the data the standard recipe would need for `loss`: D_std(loss) / D_std(its own loss), both by
+    the standard recipe's law over D, as the authors compute it (paper, section on data efficiency)."""
+    return tokens_for(law, loss) / tokens_for(law, standard_loss)
+
+
+def measured_efficiency(tokens, losses, loss, at):
+    """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's measured losses
+    (log tokens against loss); beyond them the nearest measured point counts, a bound on the truth."""
+    order = np.argsort(losses)
+    needed = np.interp(loss, np.asarray(losses)[order], np.log(tokens)[order])
+    return float(np.exp(needed) / at), not min(losses) <= loss <= max(losses)
+
+
+def optimum_with_inference(params, loss, inference_tokens):
+    """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv 2401.00448)."""
+    p = SimpleNamespace(**params)
+    if loss <= p.E:
+        raise InputError(f"the law never reaches {loss:.4f}: its limit is {p.E:.4f}")
+    smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
+
+    def data(log_n):
+        return (p.B / (loss - p.E - p.A * math.exp(-p.alpha * log_n))) ** (1 / p.beta)
+
+    def slope(log_n):  # of the compute by N, over N: 6 (D + dD / dlogN) + 2 inference_tokens
+        d = data(log_n)
+        change = -d ** (1 + p.beta) * p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
+        return 6 * (d + change) + 2 * inference_tokens
+    log_n = brentq(slope, smallest + 1e-6, smallest + 60)
+    return math.exp(log_n), data(log_n)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Points of a CSV file
+
+ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens",), "U": ("tokens",), "K": ("members",),
+           "loss": ("val_loss",), "tau": ("tau_epochs",), "sigma": ("sd",)}  # the columns of this kit's runs.csv
+COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
+CONSTANT = ("V", "U", "curve")  # columns that may hold one value
+
+
+def read_points(path, names, where=(), constants=()):
+    """Columns `names` of a CSV file as {name: float64 array}, `curve` as written. where: "column=value" rows to keep;
+    constants: "name=value" columns that the file lacks. Raises InputError."""
+    constants = dict(pair.split("=", 1) for pair in constants)
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        header = reader.fieldnames or []
+        rows = [(reader.line_num, row) for row in reader]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise InputError(f"{path} has the column {twice[0]} twice; rename one")
+    for pair in where:
+        column, _, value = pair.partition("=")
+        if column not in header:
+            raise InputError(f"--where {pair}: {path} has no column {column}; it has {', '.join(header)}")
+        rows = [(number, row) for number, row in rows if row[column] == value]
+    columns = {}
+    for name in names:
+        there = next((alias for alias in (name, *ALIASES.get(name, ())) if alias in header), None)
+        if there is None and name not in constants:
+            raise InputError(f"{path} has no column {name}; it has {', '.join(header)} (or give --set {name}=VALUE)")
+        values = []
+        for number, row in rows:
+            try:
+                text = constants[name] if there is None else row[there]
+                values.append(text if name == "curve" else float(text))
+            except (TypeError, ValueError):
+                raise InputError(f"{path} line {number}: {there or name} is {text!r}, not a number") from None
+        columns[name] = np.array(values)
+    return columns
+
+
+def check_values(columns):
+    """The columns as float64 (but `curve`); raises InputError for values no law can take."""
+    checked = {}
+    for name, column in columns.items():
+        checked[name] = column = np.asarray(column, dtype=None if name == "curve" else np.float64)
+        if name == "curve":
+            continue
+        bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (column == 0) & (name == "lr"))))
+        if len(bad):
+            raise InputError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
+                             f"a law needs finite positive numbers")
+        values = np.unique(column)
+        if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
+            raise InputError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more than 100,000 "
+                             f"times: are units mixed? write all as plain counts")
+    return checked
+
+
+def check_points(law, columns):
+    """(columns, targets) of points that determine a law; raises InputError for others."""
+    columns = check_values(columns)
+    for name in law.columns:
+        if name not in CONSTANT and len(np.unique(columns[name])) < 2:
+            raise InputError(f"all points have the same {name}; a law needs it to vary")
+    least = len(law.shape) + len(law.signs)
+    points = len(set(zip(*(columns[name].tolist() for name in law.columns))))
+    if points < least:
+        raise InputError(f"a law of {least} parameters needs {least} different points, not {points}; add some")
+    return {name: columns[name] for name in law.columns}, columns[law.target]
+
+
+def law_report(args):
+    """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it, too."""
+    law = LAWS[args.what]
+    if law.columns == ("x",):  # the one column that is there, or the one that is meant
+        if args.x is None:
+            raise InputError(f"--x must name the column of {args.points} that is x, for example --x N")
+        law = replace(law, columns=(args.x,), basis=lambda p, c: LAWS[args.what].basis(
+            p, SimpleNamespace(x=getattr(c, args.x))))
+    names = [*law.columns, law.target, *([args.weights] if args.weights else []), *(["sigma"] if args.pooled else [])]
+    table = read_points(args.points, names, args.where, args.set)
+    columns, y = check_points(law, table)
+    weights = table[args.weights] if args.weights else None
+    # the noise of one point: given, or pooled from a column of standard deviations
+    sigma = float(np.sqrt((table["sigma"] ** 2).mean())) if "sigma" in table else args.sigma
+    options = dict(method=args.method, delta=args.delta)
+    found = fit(law, columns, y, weights, **options)
+    values, bounds = quantities(law, found["params"]), at_bounds(law, found["params"])
+    spread = bootstrap(law, columns, y, found, args.bootstrap, weights, args.seed, **options) if args.bootstrap else {}
+    report = {"law": args.what, "formula": law.formula, "points": len(y), "objective": found["objective"],
+              "rmse": float(np.sqrt(((found["prediction"] - y) ** 2).mean())), "at_bounds": bounds,
+              "params": {name: dict(value=value, low=spread[name][0], high=spread[name][1]) if spread else value
+                         for name, value in values.items()}}
+    print(f"{args.what}: {law.target} = {law.formula.split(' = ', 1)[1]}\n{len(y)} points, {args.method}, "
+          f"rmse {report['rmse']:.4g}, objective {found['objective']:.6g}")
+    for name, value in values.items():
+        interval = "   {:.4g} to {:.4g}".format(*spread[name]) if spread else ""
+        print(f"{name:>8} {value:12.6g}{interval}{'   at its bound' if name in bounds else ''}")
+
+    if "E" in found["params"]:
+        report["limit"] = found["params"]["E"]
+        report["limit_interval"] = profile_interval(law, columns, y, weights, sigma)
+        report["leave_one_out"] = leave_one_out(law, columns, y, weights) if len(y) <= 50 else None
+        print(f"limit {report['limit']:.4f}; {describe(report['limit_interval'], report['leave_one_out'], sigma)}")
+    if args.what == "unified":
+        print("warning: this law has no limit; beyond the measured range of C it is a guess")
+    if args.inference is not None:
+        n, d = optimum_with_inference(found["params"], args.loss, args.inference)
+        report["inference"] = {"N": n, "D": d, "loss": args.loss, "inference_tokens": args.inference}
+        print(f"loss {args.loss:g} with {args.inference:g} tokens of inference: N {n:.4g}, D {d:.4g}")
+    if args.predict:
+        other = check_values(read_points(args.predict, [*law.columns, law.target], args.where, args.set))
+        truth, predicted = other[law.target], predict(law, found["params"], other)
+        report["predict"] = {"mae": float(np.abs(predicted - truth).mean()),
+                             "rows": [{law.target: float(t), "predicted": float(p)} for t, p in zip(truth, predicted)]}
+        print(f"{args.predict}: mean absolute error {report['predict']['mae']:.4g} over {len(truth)} points")
+    return report
+
+
+def describe(interval, left_out, sigma):
+    """One line on how well a limit is known."""
+    if interval is None:
+        known = "no interval, as many parameters as points"
+    else:
+        noise = f"noise {sigma:.2g} a point" if sigma else "noise from the residuals"
+        flat = ", flat below" if interval[0] == 0 else ""
+        known = f"95% {interval[0]:.3f} to {interval[1]:.3f}{flat} ({noise})"
+    return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs
+
+RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
+               "weight_decay", "seed", "context", "batch_size", "synthetic", "synthetic_weight", "val_loss",
+               "probs_loss", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data",
+               "data_hash", "name")
+# runs that agree in all of these are one experiment and differ in seed alone
+SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
+                "batch_size", "doc_mask", "dtype", "synthetic_hash", "synthetic_weight")
+
 
 def read_results(folder):
     """(runs, ensembles) under a folder: what the result.json files hold, sorted by name."""
@@ -99,65 +636,102 @@ def read_results(folder):
     return [r for r in results if "loss_by_k" not in r], [r for r in results if "loss_by_k" in r]
 
 
+def grouped(items, key):
+    """[(key, items)] of items with equal key, sorted by it."""
+    return [(value, list(group)) for value, group in groupby(sorted(items, key=key), key=key)]
+
+
 def best_of_recipes(runs):
-    """One point a (recipe, size, tokens): the least mean over seeds among the settings of that recipe alone.
-
-    Returns dicts with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`.
-    """
-    def setting(run):
-        return tuple(str(run[key]) for key in SETTING_KEYS)
-
-    means = []
-    for _, group in groupby(sorted(runs, key=setting), key=setting):
-        group = list(group)
-        losses = [run["val_loss"] for run in group]
-        means.append({**group[0], "loss": float(np.mean(losses)), "seeds": len(losses),
-                      "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None})
-    best = {}
-    for mean in means:
+    """(points, sigma). One point a (recipe, size, tokens): the least mean over seeds among the settings of that recipe
+    alone, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. sigma: the standard
+    deviation of one run, pooled over all settings with several seeds; None if there are none."""
+    best, squares, freedom = {}, 0.0, 0
+    for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
+        losses = np.array([run["val_loss"] for run in group])
+        squares, freedom = squares + ((losses - losses.mean()) ** 2).sum(), freedom + len(losses) - 1
+        mean = {**group[0], "loss": float(losses.mean()), "seeds": len(losses),
+                "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
         key = (mean["data_hash"], mean["recipe"], mean["size"], mean["tokens"])
         best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
-    return sorted(best.values(), key=lambda m: (-m["loss"]))
+    return sorted(best.values(), key=lambda m: -m["loss"]), math.sqrt(squares / freedom) if freedom else None
 
 
-def recipe_laws(points):
-    """The law over N of each (recipe, tokens) with at least three sizes: [{recipe, tokens, A, b, E, range}]."""
-    def line(point):
-        return point["recipe"], point["tokens"], point["data_hash"]
-
+def size_laws(points, sigma):
+    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as "nonembedding", for
+    N without embedding and head: the limit moves with the count."""
     laws = []
-    for (recipe, tokens, _), group in groupby(sorted(points, key=line), key=line):
-        group = list(group)
-        n, loss = np.array([p["params"] for p in group], float), np.array([p["loss"] for p in group])
-        if len(group) >= 3:
-            laws.append({"recipe": recipe, "tokens": tokens, "sizes": len(group), **fit_power(n, loss),
-                         "leave_one_out": leave_one_out(fit_power, n, loss)})
+    for (recipe, tokens, _), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
+        if len({p["params"] for p in group}) >= 3:
+            loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
+            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma)
+                          for n in ("params", "params_nonembedding"))
+            laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "points": len(group), **law,
+                         "nonembedding": other})
     return laws
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What the user sees
+def member_laws(ensembles):
+    """The limit K -> infinity of each ensemble: the law A / K + E, with its range when a member is left out."""
+    return [{"claim": "K", "recipe": e["recipe"], "size": e["size"], "params": e["params"], "tokens": e["tokens"],
+             "points": len(e["loss_by_k"]["logits"]), **e["law"], "b": 1.0, "leave_one_out": e["limit_range"],
+             "loss_by_k": e["loss_by_k"]} for e in ensembles if e["law"]]
 
-def table(points, ensembles):
-    """Rows [label, size, settings, loss, remark] of everything measured: recipes, ensembles by K, their limits."""
-    rows = []
+
+def tiered_laws(members):
+    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more."""
+    laws = []
+    for (recipe, tokens), group in grouped([m for m in members if m["params"]],
+                                           lambda m: (str(m["recipe"]), m["tokens"])):
+        best = [min(same, key=lambda m: m["E"]) for _, same in grouped(group, lambda m: m["params"])]
+        if len(best) >= 3:
+            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "points": len(best),
+                         **limit_of([m["params"] for m in best], [m["E"] for m in best])})
+    return laws
+
+
+def data_laws(points, sizes, tiered):
+    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss over N, of every
+    other recipe's limit over N, of the tiered limits (paper, section on data efficiency)."""
+    lines = {}
     for p in points:
-        spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        settings = f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}"
-        rows.append([p["recipe"], p["size"], settings, p["loss"], spread])
-    for e in ensembles:
-        for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            rows.append([f"ensemble K = {k}", e["size"], f"logit mean ({e['recipe']} members)", logits,
-                         f"probability mean {probs:.3f}"])
-        if e["limit"] is not None:
-            low, high = e["limit_range"] or [float("nan")] * 2
-            rows.append(["ensemble K = inf", e["size"], "limit of A / K + E", e["limit"],
-                         f"{low:.3f} to {high:.3f}, leaving one member out"])
-        if k >= 3:
-            law = fit_power(np.arange(1, k + 1), e["loss_by_k"]["logits"])
-            rows.append(["ensemble K = inf", e["size"], f"limit of A / K^b + E, b = {law['b']:.2f}", law["E"],
-                         f"{k} points for 3 parameters"])
+        if p["recipe"] == "standard":
+            line = lines.setdefault("standard, best N", {})
+            line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
+    for law in sizes:
+        if law["recipe"] != "standard":
+            lines.setdefault(f"{law['recipe']}, N to infinity", {})[law["tokens"]] = law["E"]
+    for law in tiered:
+        lines.setdefault(f"{law['recipe']} ensembles, N and K to infinity", {})[law["tokens"]] = law["E"]
+    return [{"claim": "D", "recipe": name, "points": len(line), "tokens": sorted(line),
+             "loss": [line[tokens] for tokens in sorted(line)],
+             **limit_of(sorted(line), [line[tokens] for tokens in sorted(line)])}
+            for name, line in lines.items() if len(line) >= 3]
+
+
+def efficiencies(laws):
+    """How many times the data the standard recipe needs for what each other line over D reaches: by the standard law,
+    with the range when one of its points is left out, and by interpolation between the measured losses."""
+    standard = next((law for law in laws if law["recipe"].startswith("standard")), None)
+    rows = []
+    for law in laws if standard else []:
+        for tokens, loss in zip(law["tokens"], law["loss"]):
+            if law is standard or tokens not in standard["tokens"]:
+                continue
+            own = standard["loss"][standard["tokens"].index(tokens)]
+            by_law = [data_efficiency(one, loss, own) for one in leaving_out(standard)
+                      if min(loss, own) > one["E"]]
+            measured, beyond = measured_efficiency(standard["tokens"], standard["loss"], loss, tokens)
+            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
+                         "by_law": data_efficiency(standard, loss, own) if loss > standard["E"] else None,
+                         "by_law_range": [min(by_law), max(by_law)] if by_law else None,
+                         "measured": measured, "extrapolated": beyond})
     return rows
+
+
+def leaving_out(law):
+    """A law over D refitted without each of its points, if at least three remain."""
+    kept = [[j for j in range(law["points"]) if j != i] for i in range(law["points"] if law["points"] > 3 else 0)]
+    return [fit_power([law["tokens"][j] for j in rest], [law["loss"][j] for j in rest]) for rest in kept]
 
 
 def write_csv(path, runs, ensembles):
@@ -185,94 +759,186 @@ def write_atomically(path, content):
             os.unlink(temporary)
 
 
-MARKS = {"standard": ("s", "0.5"), "regularized": ("o", "tab:blue"), "member": ("^", "tab:green"),
-         "student": ("D", "tab:red")}  # marker and colour of each recipe
+# --------------------------------------------------------------------------------------------------------------------
+# What the user sees
 
+def print_table(points, sigma, members, laws, ratios):
+    """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
+    def line(label, size, settings, loss, remark):
+        print(f"{label:<17} {size:<5} {settings:<44} {loss:7.4f}   {remark}")
 
-def draw_sizes(axis, points, laws):
-    """Loss against N: the best of each recipe, its law and, dashed, its limit."""
-    for recipe, (marker, color) in MARKS.items():
-        mine = sorted((p for p in points if p["recipe"] == recipe), key=lambda p: p["params"])
-        axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
-                      fmt=marker, color=color, capsize=3, label=recipe if mine else None)
-    n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
-    for law in laws:
-        axis.plot(n, law["A"] / n ** law["b"] + law["E"], color=MARKS[law["recipe"]][1], lw=1)
-        axis.axhline(law["E"], color=MARKS[law["recipe"]][1], ls="--", lw=1)
-    axis.set(xscale="log", xlabel="parameters N", title="one model")
-    axis.legend()
-
-
-def draw_members(axis, points, ensembles):
-    """Loss against K with the law A / K + E and its limit, dashed; single models of those sizes as dotted levels."""
-    for e in ensembles:
-        k = np.arange(1, len(e["loss_by_k"]["logits"]) + 1)
-        line, = axis.plot(k, e["loss_by_k"]["logits"], "o", label=f"ensemble of {e['size']}, logit mean")
-        axis.plot(k, e["loss_by_k"]["probs"], "x", color=line.get_color(), label="probability mean")
-        if e["limit"] is not None:
-            many = np.linspace(1, max(8, k[-1]), 100)
-            axis.plot(many, e["law"]["A"] / many + e["limit"], color=line.get_color(), lw=1)
-            axis.axhline(e["limit"], color=line.get_color(), ls="--", lw=1, label="limit, K to infinity")
     for p in points:
-        if p["size"] in {e["size"] for e in ensembles}:
-            axis.axhline(p["loss"], color=MARKS[p["recipe"]][1], ls=":", lw=1)
+        spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
+        line(p["recipe"], p["size"], f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}",
+             p["loss"], spread)
+    for m in members:
+        for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
+            line(f"ensemble K = {k}", m["size"], f"logit mean ({m['recipe']} members)", logits,
+                 f"probability mean {probs:.3f}")
+        low, high = m["leave_one_out"] or [math.nan] * 2
+        line("ensemble K = inf", m["size"], "limit of A / K + E", m["E"],
+             f"{low:.3f} to {high:.3f}, leaving one member out")
+        if m["points"] >= 3:
+            law = fit_power(np.arange(1, m["points"] + 1), m["loss_by_k"]["logits"])
+            line("ensemble K = inf", m["size"], f"limit of A / K^b + E, b = {law['b']:.2f}", law["E"],
+                 f"{m['points']} points for 3 parameters")
+    for law in laws:
+        x = {"N": "N", "N and K": "N", "D": "D"}[law["claim"]]
+        at = f" at {law['tokens']:,} tokens" if x == "N" else ""
+        of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
+        print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
+              f"points\n    {describe(law['interval'], law['leave_one_out'], sigma if law['claim'] == 'N' else None)}"
+              + ("; b at its bound: no power law" if "b" in law["at_bounds"] else ""))
+        if "nonembedding" in law:
+            other = law["nonembedding"]
+            print(f"    by N without embedding and head: + {other['E']:.4f}; "
+                  f"{describe(other['interval'], other['leave_one_out'], sigma)}")
+    for r in ratios:
+        by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
+        spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""
+        print(f"{r['recipe']} at {r['tokens']:,} tokens: {by_law} by the standard law{spread}, "
+              + (f"more than {r['measured']:.2f} by measurement (warning: beyond its range)" if r["extrapolated"]
+                 else f"{r['measured']:.2f} by interpolation"))
+    if not laws:
+        print("no law over N: it needs three sizes of one recipe")
+
+
+STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"), "member": ("^", "tab:green", "--"),
+          "student": ("D", "tab:red", ":")}  # marker, colour and line, to be told apart in grey, too
+
+
+def draw_limit(axis, x, law, color, style):
+    """A law over x, its limit as a dashed line and the limit's interval as a band."""
+    axis.plot(x, law["A"] / x ** law["b"] + law["E"], color=color, ls=style, lw=1)
+    axis.axhline(law["E"], color=color, ls="--", lw=1)
+    band = law.get("interval") or law.get("leave_one_out")
+    if band and band[1] - band[0] < 1:
+        axis.axhspan(*band, color=color, alpha=0.12, lw=0)
+
+
+def draw_sizes(axis, points, sizes, tiered, members):
+    """Loss against N: the best of each recipe, ensemble limits, their laws and, dashed, the laws' limits."""
+    for recipe, (marker, color, _) in STYLES.items():
+        mine = sorted((p for p in points if p["recipe"] == recipe), key=lambda p: p["params"])
+        if mine:
+            axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
+                          fmt=marker, color=color, capsize=3, label=recipe)
+    if members:
+        axis.plot([m["params"] for m in members], [m["E"] for m in members], "*", ms=9, color="black",
+                  label="ensemble, K to infinity")
+    n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
+    for law in sizes + tiered:
+        _, color, style = STYLES[law["recipe"]] if law["claim"] == "N" else ("*", "black", "-.")
+        if "b" not in law["at_bounds"]:
+            draw_limit(axis, n, law, color, style)
+    axis.set(xscale="log", xlabel="parameters N")
+
+
+def draw_members(axis, points, members):
+    """Loss against K with the law A / K + E and its limit; single models of those sizes as dotted levels."""
+    for m, marker in zip(members, "o^sDvP*X" * len(members)):
+        k = np.arange(1, m["points"] + 1)
+        drawn, = axis.plot(k, m["loss_by_k"]["logits"], marker, label=f"{m['size']}, logit mean")
+        axis.plot(k, m["loss_by_k"]["probs"], "x", color=drawn.get_color(), label="probability mean")
+        draw_limit(axis, np.geomspace(1, max(16, k[-1]), 100), m, drawn.get_color(), "-")
+    for p in points:
+        if p["size"] in {m["size"] for m in members}:
+            axis.axhline(p["loss"], color=STYLES[p["recipe"]][1], ls=":", lw=1)
             axis.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"),
-                          ha="right", va="bottom", fontsize=9)
-    axis.set(xlabel="members K", title="an ensemble")
-    axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+                          ha="right", va="bottom", fontsize=8)
+    axis.set(xscale="log", xlabel="members K", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
 
 
-def draw(path, points, laws, ensembles):
-    """The figure: loss against N where there are several sizes, against K where there are ensembles."""
+def draw_data(axis, laws):
+    """Loss against D of each recipe, with its law and limit."""
+    for law, marker in zip(laws, "so^DvP"):
+        drawn, = axis.plot(law["tokens"], law["loss"], marker, label=law["recipe"])
+        x = np.geomspace(law["tokens"][0], 10 * law["tokens"][-1], 100)
+        draw_limit(axis, x, law, drawn.get_color(), "-")
+    axis.set(xscale="log", xlabel="unique tokens D")
+
+
+def draw(path, points, sizes, members, tiered, laws):
+    """One figure a claim that has points, beside each other's names: NAME-sizes, NAME-members, NAME-data."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
-    sizes = len({p["params"] for p in points}) > 1 or not ensembles
-    figure, axes = plt.subplots(1, sizes + bool(ensembles), figsize=(5.5 * (sizes + bool(ensembles)), 4), sharey=True,
-                                squeeze=False, layout="constrained")
-    axes[0, 0].set_ylabel("validation loss (nats per token)")
-    if sizes:
-        draw_sizes(axes[0, 0], points, laws)
-    if ensembles:
-        draw_members(axes[0, -1], points, ensembles)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120, format=Path(path).suffix[1:])
-    plt.close(figure)
-    write_atomically(path, drawn.getvalue())
+    claims = {"sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
+              "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
+    for claim, (there, draw_claim, what) in claims.items():
+        if there:
+            figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+            draw_claim(axis, *what)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_ylabel("validation loss (nats per token)")
+            axis.legend(fontsize=8)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+            plt.close(figure)
+            write_atomically(Path(path).with_stem(f"{Path(path).stem}-{claim}"), drawn.getvalue())
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Laws, limits and the figure of the runs in a folder.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
-    parser.add_argument("runs", nargs="?", default="runs", help="folder with finished runs and ensembles")
-    parser.add_argument("--csv", help="also write every run and ensemble to this file")
-    parser.add_argument("--figure", help="also draw loss against N and K to this .png, .pdf or .svg")
-    parser.add_argument("--json", action="store_true", help="print rows and laws as the last line")
-    args = parser.parse_args()
-    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise InputError(f"--figure {args.figure} must end in .png, .pdf or .svg")
-
-    runs, ensembles = read_results(args.runs)
-    points = best_of_recipes(runs)
-    laws, rows = recipe_laws(points), table(points, ensembles)
-    for label, size, settings, loss, remark in rows:
-        print(f"{label:<17} {size:<5} {settings:<44} {loss:7.4f}   {remark}")
-    for law in laws:
-        spread = "limits leaving one size out: {:.3f} to {:.3f}".format(*law["leave_one_out"] or [float("nan")] * 2)
-        flat = "" if 1.01 * EXPONENTS[0] < law["b"] < 0.99 * EXPONENTS[1] else "; b is at its bound: no power law"
-        print(f"{law['recipe']} at {law['tokens']:,} tokens: loss = {law['A']:.3g} / N^{law['b']:.3g} "
-              f"+ {law['E']:.4f} ({law['sizes']} sizes; {spread}{flat})")
-    if not laws:
-        print("no law over N: it needs three sizes of one recipe")
+def runs_report(args):
+    """The paper's analysis of a folder of runs: points, laws, limits, data efficiency; prints it, too."""
+    runs, ensembles = read_results(args.what)
+    points, sigma = best_of_recipes(runs)
+    sizes, members = size_laws(points, sigma), member_laws(ensembles)
+    tiered = tiered_laws(members)
+    laws = data_laws(points, sizes, tiered)
+    ratios = efficiencies(laws)
+    print_table(points, sigma, members, sizes + tiered + laws, ratios)
     if args.csv:
         write_csv(args.csv, runs, ensembles)
     if args.figure:
-        draw(args.figure, points, laws, ensembles)
+        draw(args.figure, points, sizes, members, tiered, laws)
+    keys = ("recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "loss", "sd", "seeds")
+    return {"points": [{key: p[key] for key in keys} for p in points], "sigma": sigma,
+            "laws": sizes + members + tiered + laws, "data_efficiency": ratios}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Laws, limits and figures of runs or of any table of points.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
+    parser.add_argument("what", nargs="?", default="runs", help="a folder of finished runs, or the name of a law")
+    parser.add_argument("points", nargs="?", help="CSV file for the law; columns by name, also those of runs.csv")
+    parser.add_argument("--list", action="store_true", help="print every law: formula, columns, source")
+    parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    runs = parser.add_argument_group("of runs")
+    runs.add_argument("--csv", help="also write every run and ensemble to this file")
+    runs.add_argument("--figure", help="also draw NAME-sizes, NAME-members, NAME-data for this NAME.png, .pdf or .svg")
+    laws = parser.add_argument_group("of a law")
+    laws.add_argument("--x", help="the column that is x in power and reciprocal")
+    laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
+                      help="least squares on the target, or Huber or absolute deviations of its log")
+    laws.add_argument("--delta", type=float, default=1e-3, help="width of huber")
+    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
+    laws.add_argument("--sigma", type=float, help="noise of a point, from seeds, for the limit's interval")
+    laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
+    laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
+    laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    laws.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only such rows")
+    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
+    laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
+    laws.add_argument("--inference", type=float, metavar="TOKENS",
+                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
+    laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
+    args = parser.parse_args()
+    if args.list:
+        for name, law in LAWS.items():
+            print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
+        return print(LEFT_OUT)
+    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--figure {args.figure} must end in .png, .pdf or .svg")
+    if args.what in LAWS and args.points is None or args.points and args.what not in LAWS:
+        raise InputError(f"a law and a CSV file go together; laws are {', '.join(LAWS)}")
+    if args.inference is not None and (args.loss is None or args.what not in ("chinchilla", "inference")):
+        raise InputError("--inference goes with chinchilla and --loss")
+    report = law_report(args) if args.points else runs_report(args)
     if args.json:
-        print(json.dumps({"rows": [dict(zip(("label", "size", "settings", "loss", "remark"), row)) for row in rows],
-                          "laws": laws}))
+        print(json.dumps(report))
 
 
 if __name__ == "__main__":
