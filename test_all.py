@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -961,6 +962,104 @@ def test_bad_options_are_refused(world, capsys, options, message):
 def test_untuned_settings_are_not_invented(world, capsys):
     message = refused(capsys, train, "--data", "tiny", "--size", "3m", "--tokens", 4096, "--context", 32)
     assert "no tuned regularized settings for size 3m" in message
+
+
+def test_the_search_walks_the_papers_grid():
+    config = train.TrainConfig(epochs=16, lr=3e-3, weight_decay=0.8)
+
+    def walk(axis, direction, steps):
+        found = [config]
+        for _ in range(steps):
+            found.append(train.neighbour(found[-1], axis, direction))
+        return [getattr(c, axis) for c in found]
+    assert walk("lr", -1, 4) == [3e-3, 1e-3, 3e-4, 1e-4, 3e-5] and walk("lr", 1, 3) == [3e-3, 1e-2, 3e-2, 1e-1]
+    assert walk("epochs", 1, 3) == [16, 32, 64, 128] and walk("epochs", -1, 4) == [16, 8, 4, 2, 1]
+    assert walk("weight_decay", 1, 2) == [0.8, 1.6, 3.2] and walk("weight_decay", -1, 4) == [0.8, 0.4, 0.2, 0.1, 0.05]
+    assert train.neighbour(dataclasses.replace(config, epochs=1), "epochs", -1) is None
+
+
+def made_up_losses(monkeypatch, loss):
+    """Let settle() ask a formula instead of training; returns the list of what it was asked."""
+    asked = []
+
+    def settle(configs, jobs, memo):
+        asked.extend(configs)
+        return [loss(config) for config in configs]
+    monkeypatch.setattr(train, "settle", settle)
+    return asked
+
+
+def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch):
+    def loss(config):  # a bowl with its bottom at 32 epochs, lr 1e-2, weight decay 0.4; another seed is another noise
+        bowl = (math.log2(config.epochs / 32) ** 2 + 4 * math.log10(config.lr / 1e-2) ** 2
+                + math.log2(config.weight_decay / 0.4) ** 2)
+        lucky = -2.0 if (config.epochs, config.seed) == (64, 5) else 0.0  # on seed 5 alone
+        return 3.5 + 0.1 * bowl + 0.02 * (config.seed - 6) + lucky
+    made_up_losses(monkeypatch, loss)
+    start = train.TrainConfig(epochs=8, lr=1e-3, weight_decay=0.1, seed=5)
+    assert train.descend(start, train.AXES, 1, {}).epochs == 64
+    found = train.tune(dataclasses.replace(start, seed=6), train.AXES, 3, 1, {})
+    assert (found["epochs"], found["lr"], found["weight_decay"]) == (32, 1e-2, 0.4) and len(found["neighbours"]) == 6
+    assert found["sd"] == pytest.approx(0.02) and {row["verdict"] for row in found["neighbours"]} == {"worse"}
+    # all six neighbours are there, each with its own margin; those within four sd have three seeds
+    for row in found["neighbours"]:
+        distance = abs(math.log2(row["epochs"] / 32)) + abs(math.log2(row["weight_decay"] / 0.4))
+        margin = 0.1 if distance else 4 * 0.1 * math.log10(10 / 3 if row["lr"] < 1e-2 else 3) ** 2
+        assert row["margin"] == pytest.approx(margin) and len(row["losses"]) == (3 if margin < 0.095 else 1)
+    # a bowl flatter than the noise: everything is a tie
+    made_up_losses(monkeypatch, lambda c: 3.5 + 1e-3 * math.log2(c.epochs / 32) ** 2 + 0.02 * (c.seed % 3))
+    found = train.tune(dataclasses.replace(start, epochs=32, seed=0), ["epochs"], 3, 1, {})
+    assert [row["verdict"] for row in found["neighbours"]] == ["tie", "tie"]
+    assert all(len(row["losses"]) == 3 for row in found["neighbours"])
+
+
+def start_search(*arguments):
+    command = [sys.executable, HERE / "train.py", *map(str, (*TINY, "--tune", "--over", "weight_decay", *arguments))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_four_searches_share_the_work_and_two_are_killed(world):
+    """Each run is trained by one of them, what the dead had begun is taken over, all come to the same certificate."""
+    options = ("--seeds", 2, "--epochs", 12, "--checkpoint_seconds", 0)
+    searches = [start_search(*options) for _ in range(4)]
+    while len(list(world.glob("runs/tiny*/resume.pt"))) < 2 and None in [search.poll() for search in searches]:
+        time.sleep(0.001)
+    for search in searches[:2]:  # with the runs they are training
+        os.killpg(search.pid, signal.SIGKILL)
+        search.communicate()
+    printed = [search.communicate() for search in searches[2:]]
+    assert [search.returncode for search in searches] == [-9, -9, 0, 0], printed
+    certificate = next(world.glob("runs/certificates/*/certificate.json"))
+    found = json.loads(certificate.read_text())
+    runs = [json.loads(path.read_text()) for path in world.glob("runs/tiny*/result.json")]
+    losses = {(run["weight_decay"], run["seed"]): run["val_loss"] for run in runs}
+    assert len(losses) == len(runs) == len(list(world.glob("runs/tiny*")))  # every claim ended in a result
+    assert len([line for out, _ in printed for line in out.splitlines() if ": val_loss" in line]) <= len(runs)
+    center = found["weight_decay"]
+    assert found["losses"] == [losses[center, seed] for seed in (0, 1)]
+    for row in found["neighbours"]:
+        assert row["weight_decay"] in (center / 2, center * 2)
+        assert row["losses"] == [losses[row["weight_decay"], seed] for seed in range(len(row["losses"]))]
+        assert losses[center, 0] <= losses[row["weight_decay"], 0] or row["verdict"] == "tie"
+    # asked again, with two at once, it trains nothing
+    again = start_search(*options, "--jobs", 2)
+    out, _ = again.communicate()
+    assert again.returncode == 0 and ": val_loss" not in out and json.loads(certificate.read_text()) == found
+
+
+def test_a_search_accepts_committed_rows_and_reports_what_fails(world, capsys):
+    config = tiny_config(epochs=2)
+    row = {"kind": "run", "name": train.run_name(config), "val_loss": 3.25}
+    write_points(world / "runs.csv", **{key: [value, "x"] for key, value in row.items()} | {"val_loss": [3.25, 9]})
+    memo = train.read_memo(world / "runs.csv")
+    assert memo == {row["name"]: 3.25} and train.read_memo(world / "nothing.csv") == {}
+    assert train.settle([config], 1, memo) == [3.25] and not (world / "runs").exists()
+    diverging = tiny_config(lr=1e38)
+    assert train.settle([config, diverging], 2, memo) == [3.25, math.inf]
+    (world / "data" / "tiny" / "train.bin").write_bytes(b"")
+    with pytest.raises(prepare.InputError, match="failed: train.py: error: .*train.bin is missing or changed"):
+        train.settle([dataclasses.replace(config, seed=9)], 1, memo)
+    assert "--over takes some of" in refused(capsys, train, *TINY, "--tune", "--over", "size")
 
 
 def test_bench_measures_and_writes_nothing(world, capsys):

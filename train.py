@@ -2,11 +2,15 @@
 
     python train.py --data docstrings --size 300k --recipe regularized
     python train.py --data docstrings --size 300k --epochs 16 --lr 3e-3 --weight_decay 1.6 --seed 1
+    python train.py --tune --size 300k --recipe regularized --seeds 3 --jobs 2      # the best settings, certified
 
 Ask for a finished run: nothing happens. Ask for an interrupted one: it resumes exactly. runs/NAME/ holds config.json,
 log.jsonl, model.pt and, written last, result.json, which is what "finished" means.
 """
+import argparse
+import concurrent.futures
 import contextlib
+import csv
 import dataclasses
 import fcntl
 import hashlib
@@ -468,6 +472,7 @@ class Run:
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
         if not self.machine["compile"]:
             return self.parallel
+        torch.compiler.reset()  # else the ninth model of a process would silently run eager: the limit is eight
         mode = "reduce-overhead" if self.machine["compile"] == "graphs" else "default"
         return torch.compile(self.parallel, dynamic=False, mode=mode)
 
@@ -689,16 +694,157 @@ def bench(run, steps):
             "machine": run.machine}
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# The search for locally optimal hyperparameters (paper, section on the regularized recipe)
+
+AXES = ("epochs", "lr", "weight_decay")
+
+
+def neighbour(config, axis, direction):
+    """The config one step away on the paper's grid: lr in 1, 3, 10, ..., the others in doublings; None outside it."""
+    value = getattr(config, axis)
+    if axis == "lr":
+        rung = round(2 * math.log10(value)) + direction
+        value = float(f"{(1, 3)[rung % 2] * 10.0 ** (rung // 2):.0e}")
+    else:
+        value = type(value)(value * 2.0 ** direction)
+    return dataclasses.replace(config, **{axis: value}) if value else None
+
+
+def read_memo(path):
+    """{run name: validation loss} of the runs that a committed table holds; a search need not train those again."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {row["name"]: float(row["val_loss"]) for row in csv.DictReader(file) if row["kind"] == "run"}
+
+
+def train_elsewhere(config, slot):
+    """Train in a process of its own; returns whether it did, False if another process is at it. A loss that is not
+    finite counts as trained: the search reads it as infinite."""
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
+             if f.metadata and getattr(config, f.name) not in (None, f.default)}
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    env, devices = dict(os.environ), torch.cuda.device_count()
+    if devices > 1:
+        env["CUDA_VISIBLE_DEVICES"] = str(slot % devices)
+    done = subprocess.run([sys.executable, __file__, *options], env=env, stderr=subprocess.PIPE, text=True)
+    if done.returncode and "is in use by" not in done.stderr and "is not finite" not in done.stderr:
+        raise InputError(f"{run_name(config)} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+    return "is in use by" not in done.stderr
+
+
+def settle(configs, jobs, memo):
+    """Validation loss of each resolved config: from its folder or the memo, else trained, `jobs` at once. Processes
+    and machines that ask for the same runs share them: who claims a run trains it, the others wait for its result."""
+    def known(config):
+        path = Path(config.out) / run_name(config) / "result.json"
+        return read_json(path)["val_loss"] if path.exists() else memo.get(run_name(config))
+
+    def attempt(config, slot):
+        if known(config) is None and train_elsewhere(config, slot) and known(config) is None:
+            memo[run_name(config)] = math.inf  # diverged
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        while missing := [config for config in configs if known(config) is None]:
+            list(pool.map(attempt, missing, range(len(missing))))
+            if all(known(config) is None for config in missing):
+                time.sleep(2)  # all of them are being trained elsewhere
+    return [known(config) for config in configs]
+
+
+def descend(center, over, jobs, memo):
+    """Coordinate descent from `center` along the axes `over` until no neighbour is better, on the config's seed."""
+    moved = True
+    while moved:
+        moved = False
+        for axis in over:
+            pair = [step for direction in (-1, 1) if (step := neighbour(center, axis, direction))]
+            losses = settle([center, *pair], jobs, memo)
+            while min(losses) < losses[0]:
+                center, moved = pair[losses.index(min(losses)) - 1], True
+                pair = [step for direction in (-1, 1) if (step := neighbour(center, axis, direction))]
+                losses = settle([center, *pair], jobs, memo)
+    return center
+
+
+def tune(config, over, seeds, jobs, memo):
+    """The certificate of a locally optimal setting: the center, its neighbours, their losses over seeds, the margins.
+
+    The center and every neighbour within four standard deviations of it get `seeds` seeds; a difference of means
+    within two standard errors is a tie, and a neighbour that is better by more becomes the center of a new search.
+    """
+    def over_seeds(configs):
+        return settle([dataclasses.replace(c, seed=c.seed + i) for c in configs for i in range(seeds)], jobs, memo)
+
+    center = descend(config, over, jobs, memo)
+    places = [(axis, direction, neighbour(center, axis, direction)) for axis in over for direction in (-1, 1)]
+    places = [(f"{axis} {'half' if direction < 0 else 'double'}" if axis != "lr" else
+               f"lr {'down' if direction < 0 else 'up'}", place) for axis, direction, place in places if place]
+    first = settle([center] + [place for _, place in places], jobs, memo)
+    table = {0: over_seeds([center])}
+    sd = float(np.std(table[0], ddof=1)) if seeds > 1 else None
+    near = [i for i in range(1, len(first)) if seeds > 1 and first[i] < np.mean(table[0]) + 4 * sd]
+    losses = over_seeds([places[i - 1][1] for i in near])
+    table |= {i: losses[j * seeds:(j + 1) * seeds] for j, i in enumerate(near)}
+    if seeds > 1:
+        sd = float(np.sqrt(np.mean([np.var(values, ddof=1) for values in table.values()])))  # pooled
+
+    rows = []
+    for i, (step, place) in enumerate(places, 1):
+        values = table.get(i, [first[i]])
+        margin = float(np.mean(values) - np.mean(table[0] if i in table else first[0]))
+        spread = 2 * sd * math.sqrt(2 / seeds) if i in table else 0.0
+        rows.append({"step": step, **{axis: getattr(place, axis) for axis in AXES}, "losses": values, "margin": margin,
+                     "verdict": "tie" if abs(margin) <= spread else "worse" if margin > 0 else "better"})
+    better = [i for i, row in enumerate(rows) if row["verdict"] == "better"]
+    if better:  # on one seed the center was lucky
+        best = min(better, key=lambda i: rows[i]["margin"])
+        return tune(places[best][1], over, seeds, jobs, memo)
+    return {"size": center.size, "data": center.data, "tokens": center.tokens, "recipe": center.recipe, "over": over,
+            **{axis: getattr(center, axis) for axis in AXES}, "loss": float(np.mean(table[0])), "losses": table[0],
+            "sd": sd, "neighbours": rows, "git": git_state()}
+
+
+def print_certificate(found):
+    """The certificate as a table: the center, then its neighbours with their margins."""
+    sd = f", sd {found['sd']:.4f} pooled" if found["sd"] is not None else ""
+    print(f"{found['recipe']} {found['size']} at {found['tokens']:,} tokens: {len(found['losses'])} seed(s){sd}\n"
+          f"{'step':<20} {'epochs':>6} {'lr':>8} {'weight decay':>12} {'loss':>8} {'seeds':>5} {'margin':>8}")
+    for row in [{**found, "step": "center", "margin": 0.0, "verdict": ""}, *found["neighbours"]]:
+        print(f"{row['step']:<20} {row['epochs']:>6} {row['lr']:>8g} {row['weight_decay']:>12g} "
+              f"{np.mean(row['losses']):>8.4f} {len(row['losses']):>5} {row['margin']:>+8.4f} {row['verdict']}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
 def main():
     parser = Parser("Train one run, or go on with it; a finished one is left as it is.")
     add_options(parser)
+    search = parser.add_argument_group("search")
+    search.add_argument("--tune", action="store_true", help="search locally optimal settings, write their certificate")
+    search.add_argument("--over", help="axes of the search (default: epochs,lr,weight_decay; standard: epochs,lr)")
+    search.add_argument("--start", help="recipe whose settings the search starts at (default: --recipe)")
+    search.add_argument("--seeds", type=int, default=1, help="seeds of the optimum and of its near ties")
+    search.add_argument("--jobs", type=int, default=1, help="runs at once, each in a process of its own")
     parser.add_argument("--dry_run", action="store_true", help="print parameters, steps, FLOPs, memory, time; no run")
     parser.add_argument("--bench", type=int, default=0, metavar="STEPS", nargs="?", const=50,
                         help="time so many steps and print JSON; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
-    config, first = config_from(args), os.environ.get("RANK", "0") == "0"
-    if args.bench:
+    over = (args.over or ",".join(AXES[:2] if args.recipe == "standard" else AXES)).split(",")
+    if not set(over) <= set(AXES) or min(args.seeds, args.jobs) < 1:
+        raise InputError(f"--over takes some of {','.join(AXES)}; --seeds and --jobs are at least 1")
+    config = config_from(args if args.start is None else argparse.Namespace(**{**vars(args), "recipe": args.start}))
+    config, first = dataclasses.replace(config, recipe=args.recipe), os.environ.get("RANK", "0") == "0"
+    if args.tune and not args.dry_run:
+        memo = read_memo(Path(__file__).parent / "results" / str(SCALE_OF[config.size]) / "runs.csv")
+        result = tune(config, over, args.seeds, args.jobs, memo)
+        folder = Path(config.out) / "certificates" / f"{config.data}-{config.size}-{config.tokens}-{config.recipe}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "certificate.json", result)
+        print_certificate(result)
+        print(folder / "certificate.json")
+    elif args.bench:
         args.json, result = True, bench(Run(config, None), args.bench)
     elif args.dry_run:
         run = Run(config, None)
