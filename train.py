@@ -472,7 +472,6 @@ class Run:
         """The model to call: compiled under a second name, so that saved weights keep theirs."""
         if not self.machine["compile"]:
             return self.parallel
-        torch.compiler.reset()  # else the ninth model of a process would silently run eager: the limit is eight
         mode = "reduce-overhead" if self.machine["compile"] == "graphs" else "default"
         return torch.compile(self.parallel, dynamic=False, mode=mode)
 
@@ -767,42 +766,46 @@ def descend(center, over, jobs, memo):
     return center
 
 
-def tune(config, over, seeds, jobs, memo):
-    """The certificate of a locally optimal setting: the center, its neighbours, their losses over seeds, the margins.
+def certify(center, over, seeds, jobs, memo):
+    """(certificate, better neighbour or None) of a setting: it and its neighbours, losses over seeds, margins.
 
     The center and every neighbour within four standard deviations of it get `seeds` seeds; a difference of means
-    within two standard errors is a tie, and a neighbour that is better by more becomes the center of a new search.
+    within two standard errors is a tie.
     """
-    def over_seeds(configs):
-        return settle([dataclasses.replace(c, seed=c.seed + i) for c in configs for i in range(seeds)], jobs, memo)
+    def over_seeds(config):
+        return settle([dataclasses.replace(config, seed=config.seed + i) for i in range(seeds)], jobs, memo)
 
-    center = descend(config, over, jobs, memo)
-    places = [(axis, direction, neighbour(center, axis, direction)) for axis in over for direction in (-1, 1)]
-    places = [(f"{axis} {'half' if direction < 0 else 'double'}" if axis != "lr" else
-               f"lr {'down' if direction < 0 else 'up'}", place) for axis, direction, place in places if place]
-    first = settle([center] + [place for _, place in places], jobs, memo)
-    table = {0: over_seeds([center])}
-    sd = float(np.std(table[0], ddof=1)) if seeds > 1 else None
-    near = [i for i in range(1, len(first)) if seeds > 1 and first[i] < np.mean(table[0]) + 4 * sd]
-    losses = over_seeds([places[i - 1][1] for i in near])
-    table |= {i: losses[j * seeds:(j + 1) * seeds] for j, i in enumerate(near)}
-    if seeds > 1:
-        sd = float(np.sqrt(np.mean([np.var(values, ddof=1) for values in table.values()])))  # pooled
-
+    steps = [(axis, direction, place) for axis in over for direction in (-1, 1)
+             if (place := neighbour(center, axis, direction))]
+    own, *first = settle([center, *(place for _, _, place in steps)], jobs, memo)
+    losses = over_seeds(center)
+    sd = float(np.std(losses, ddof=1)) if seeds > 1 else 0.0
     rows = []
-    for i, (step, place) in enumerate(places, 1):
-        values = table.get(i, [first[i]])
-        margin = float(np.mean(values) - np.mean(table[0] if i in table else first[0]))
-        spread = 2 * sd * math.sqrt(2 / seeds) if i in table else 0.0
-        rows.append({"step": step, **{axis: getattr(place, axis) for axis in AXES}, "losses": values, "margin": margin,
-                     "verdict": "tie" if abs(margin) <= spread else "worse" if margin > 0 else "better"})
-    better = [i for i, row in enumerate(rows) if row["verdict"] == "better"]
-    if better:  # on one seed the center was lucky
-        best = min(better, key=lambda i: rows[i]["margin"])
-        return tune(places[best][1], over, seeds, jobs, memo)
-    return {"size": center.size, "data": center.data, "tokens": center.tokens, "recipe": center.recipe, "over": over,
-            **{axis: getattr(center, axis) for axis in AXES}, "loss": float(np.mean(table[0])), "losses": table[0],
-            "sd": sd, "neighbours": rows, "git": git_state()}
+    for (axis, direction, place), loss in zip(steps, first):
+        near = seeds > 1 and loss < np.mean(losses) + 4 * sd
+        values = over_seeds(place) if near else [loss]
+        rows.append({"step": f"{axis} {'down' if direction < 0 else 'up'}",
+                     **{name: getattr(place, name) for name in AXES}, "losses": values,
+                     "margin": float(np.mean(values) - (np.mean(losses) if near else own))})
+    several = [losses, *(row["losses"] for row in rows if len(row["losses"]) > 1)]
+    sd = float(np.sqrt(np.mean([np.var(values, ddof=1) for values in several]))) if seeds > 1 else None  # pooled
+    for row in rows:
+        spread = 2 * sd * math.sqrt(2 / seeds) if len(row["losses"]) > 1 else 0.0
+        row["verdict"] = "tie" if abs(row["margin"]) <= spread else "worse" if row["margin"] > 0 else "better"
+    found = {"size": center.size, "data": center.data, "tokens": center.tokens, "recipe": center.recipe, "over": over,
+             **{axis: getattr(center, axis) for axis in AXES}, "loss": float(np.mean(losses)), "losses": losses,
+             "sd": sd, "neighbours": rows, "git": git_state()}
+    best = min(range(len(rows)), key=lambda i: rows[i]["margin"])
+    return found, steps[best][2] if rows[best]["verdict"] == "better" else None
+
+
+def tune(config, over, seeds, jobs, memo):
+    """The certificate of a locally optimal setting: descends on one seed, then moves on while a neighbour is better
+    over `seeds` of them (each move lowers the mean, so this ends)."""
+    center = descend(config, over, jobs, memo)
+    while center is not None:
+        found, center = certify(center, over, seeds, jobs, memo)
+    return found
 
 
 def print_certificate(found):
