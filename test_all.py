@@ -993,7 +993,8 @@ def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch
     def loss(config, noise):  # a bowl with its bottom at 32 epochs, lr 1e-2, weight decay 0.4
         bowl = (math.log2(config.epochs / 32) ** 2 + 4 * math.log10(config.lr / 1e-2) ** 2
                 + math.log2(config.weight_decay / 0.4) ** 2)
-        lucky = -0.11 if (config.epochs, config.seed) == (64, 5) else 0.0  # on seed 5 alone
+        place = (config.epochs, config.lr, config.weight_decay, config.seed)
+        lucky = -0.11 if place == (64, 1e-2, 0.4, 5) else 0.0  # there, and on seed 5 alone
         return 3.5 + 0.1 * bowl + noise * (config.seed - 6) + lucky
     start = train.TrainConfig(epochs=8, lr=1e-3, weight_decay=0.1, seed=5)
     made_up_losses(monkeypatch, lambda config: loss(config, 0.002))
