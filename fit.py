@@ -282,21 +282,18 @@ def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, pol
                              x_scale="jac", ftol=1e-15, gtol=1e-15, max_nfev=300).x
 
     def polish_corner(z):  # least absolute deviations: a linear program of the linearized residuals, repeated
-        value, scale = objective(residuals(z), weights, "lad", delta), 1.0
-        for _ in range(40):
+        value, radius = objective(residuals(z), weights, "lad", delta), 0.1
+        for _ in range(60):
             r, slope, eye = residuals(z), jacobian(z), np.eye(len(y))
+            box = zip(np.maximum(low - z, -radius), np.minimum(high - z, radius))
             step = linprog(np.concatenate([np.zeros(len(z)), weights]), np.block([[slope, -eye], [-slope, -eye]]),
-                           np.concatenate([-r, r]), bounds=[*zip(low - z, high - z), *[(0, None)] * len(y)]).x
-            if step is None or scale < 1e-6:
+                           np.concatenate([-r, r]), bounds=[*box, *[(0, None)] * len(y)]).x
+            if step is None or radius < 1e-9:
                 break
-            trial = np.clip(z + scale * step[:len(z)], low, high)
+            trial = np.clip(z + step[:len(z)], low, high)
             better = objective(residuals(trial), weights, "lad", delta)
-            if better < value * (1 - 1e-12):
-                z, value, scale = trial, better, min(1.0, 2 * scale)
-            elif scale == 1.0 and abs(better - value) <= 1e-12 * value:
-                break
-            else:
-                scale /= 4
+            radius *= 2 if better < value else 0.25
+            z, value = (trial, better) if better < value else (z, value)
         return z
     ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
     low = np.concatenate([ranges[:, 0], np.where(free, -np.inf, 0.0)])
