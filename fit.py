@@ -55,8 +55,8 @@ class Law:
 def allocation(p):
     """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv 2203.15556, eq. 4)."""
     p = SimpleNamespace(**p)
-    return {"G": (p.alpha * p.A / (p.beta * p.B)) ** (1 / (p.alpha + p.beta)) if p.B > 0 else math.inf,
-            "a": p.beta / (p.alpha + p.beta)}
+    ratio = p.alpha * p.A / (p.beta * max(p.B, 1e-300))
+    return {"G": ratio ** (1 / (p.alpha + p.beta)), "a": p.beta / (p.alpha + p.beta)}
 
 
 def repeated(unique, total, decay):
@@ -236,96 +236,118 @@ def shape_grid(law):
     return np.exp(np.array(list(product(*(np.linspace(a, b, each) for a, b in zip(low, high))))))
 
 
-def objective(residuals, weights, method, delta):
-    """What a method minimizes: sum of w r^2 / 2, of w Huber(r), of w |r|. Residuals of the last two are logs."""
-    r = np.abs(residuals)
-    values = {"ls": 0.5 * r ** 2, "huber": np.where(r < delta, 0.5 * r ** 2, delta * (r - 0.5 * delta)), "lad": r}
-    return float((weights * values[method]).sum())
+class Problem:
+    """A law on points, in variables z of about size 1: logs of the shape parameters, then the coefficients of basis
+    columns scaled to mean square 1. columns: name -> (points,); y: targets; method, delta, weights: as of fit()."""
+
+    def __init__(self, law, columns, y, weights, method, delta):
+        self.law, self.c, self.y, self.method, self.delta = law, SimpleNamespace(**columns), y, method, delta
+        self.weights = np.ones(len(y)) if weights is None else weights
+        self.logs, self.shapes = law.logs or method != "ls", len(law.shape)
+        self.free = np.array([sign == "" for sign in law.signs.values()])
+        ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
+        self.low = np.concatenate([ranges[:, 0], np.where(self.free, -np.inf, 0.0)])
+        self.high = np.concatenate([ranges[:, 1], np.full(len(self.free), np.inf)])
+
+    def unpack(self, z):
+        """(shape parameters, scaled basis, its column sizes) at z."""
+        p, matrix = design(self.law, np.exp(z[:self.shapes]), self.c, len(self.y))
+        size = np.sqrt((matrix ** 2).mean(0))
+        return p, matrix / size, size
+
+    def residuals(self, z):
+        """Prediction minus target, of logs where the law or the method wants logs."""
+        p, matrix, _ = self.unpack(z)
+        eta = matrix @ z[self.shapes:]
+        if self.law.logs:
+            return eta - np.log(self.y)
+        value = self.law.inverse(eta, p, self.c)
+        return np.log(value / self.y) if self.logs else value - self.y
+
+    def jacobian(self, z):
+        """Derivative of the residuals, exact to machine precision: a complex step has no cancellation."""
+        return np.stack([self.residuals(z + 1e-30j * unit).imag / 1e-30 for unit in np.eye(len(z))], axis=1)
+
+    def value(self, z):
+        """What is minimized: the sum of w r^2 / 2, of w Huber(r) or of w |r|."""
+        r, delta = np.abs(self.residuals(z)), self.delta
+        value = {"ls": 0.5 * r ** 2, "huber": np.where(r < delta, 0.5 * r ** 2, delta * (r - 0.5 * delta)), "lad": r}
+        value = float((self.weights * value[self.method]).sum())
+        return value if np.isfinite(value) else math.inf
+
+    def start(self, shape):
+        """z at these shape parameters with the best coefficients for them, to first order; None if not finite."""
+        p, matrix = design(self.law, shape, self.c, len(self.y))
+        target = np.log(self.y) if self.law.logs else self.law.link(self.y, p, self.c)
+        if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+            return None
+        weights = np.sqrt(self.weights) / (self.y if self.logs and not self.law.logs else 1.0)
+        coefficients = bounded_least_squares(matrix * weights[:, None], target * weights, self.free)
+        return np.concatenate([np.log(shape), coefficients * np.sqrt((matrix ** 2).mean(0))])
+
+    def polish(self, z):
+        """A local minimum near z; of "lad" one of Huber's loss, from which polish_corner() goes on."""
+        width = {"ls": 1e150, "huber": self.delta, "lad": 1e-3}[self.method]
+
+        def huber(square):  # least_squares takes rho, rho', rho'' of the squared residual
+            inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
+            return self.weights * np.stack([np.where(inside, square, 2 * width * root - width ** 2),
+                                            np.where(inside, 1.0, width / root),
+                                            np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))])
+        z = np.clip(z, self.low, self.high)
+        z = least_squares(self.residuals, z, self.jacobian, bounds=(self.low, self.high), loss=huber, x_scale="jac",
+                          xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=300).x
+        return self.polish_corner(z) if self.method == "lad" else z
+
+    def polish_corner(self, z):
+        """The least absolute deviations near z: linear programs of the linearized residuals in a trust region."""
+        value, radius, eye = self.value(z), 0.1, np.eye(len(self.y))
+        for _ in range(60):
+            r, slope = self.residuals(z), self.jacobian(z)
+            box = zip(np.maximum(self.low - z, -radius), np.minimum(self.high - z, radius))
+            step = linprog(np.concatenate([np.zeros(len(z)), self.weights]), np.block([[slope, -eye], [-slope, -eye]]),
+                           np.concatenate([-r, r]), bounds=[*box, *[(0, None)] * len(r)]).x
+            if step is None or radius < 1e-9:
+                break
+            trial = np.clip(z + step[:len(z)], self.low, self.high)
+            better = self.value(trial) < value
+            radius *= 2 if better else 0.25
+            z, value = (trial, self.value(trial)) if better else (z, value)
+        return z
+
+    def at_bounds(self, z):
+        """Names of the parameters that are at a bound: the points do not determine them, or the law is another."""
+        shape, coefficients = z[:self.shapes], z[self.shapes:]
+        end = np.minimum(shape - self.low[:self.shapes], self.high[:self.shapes] - shape) < 1e-3
+        zero = ~self.free & (coefficients < 1e-9 * np.abs(coefficients).max())
+        return [name for name, bound in zip([*self.law.shape, *self.law.signs], [*end, *zero]) if bound]
 
 
 def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, polished=8):
-    """Fit a Law to columns (name -> array) and targets y: {"params", "objective", "prediction"}.
+    """Fit a Law to columns (name -> array) and targets y: {"params", "objective", "prediction", "at_bounds"}.
 
     method: "ls" least squares on y; "huber" (width delta) and "lad" on log y. weights multiply the terms of the
-    objective. starts: shapes to start from instead of a grid; polished: how many of them are.
+    objective. starts: shapes to start from instead of shape_grid(); polished: how many of them are. Raises InputError
+    when the law is finite at none of them.
     """
-    c, y = SimpleNamespace(**columns), np.asarray(y, dtype=np.float64)
-    weights = np.ones(len(y)) if weights is None else weights
-    logs = law.logs or method != "ls"
-    free = np.array([sign == "" for sign in law.signs.values()])
-    relative = np.sqrt(weights) / (y if logs and not law.logs else 1.0)  # of log residuals, to first order
-    shapes = len(law.shape)
-
-    def unpack(z):  # coefficients are those of basis columns of mean square 1: all variables have size 1
-        p, matrix = design(law, np.exp(z[:shapes]), c, len(y))
-        size = np.sqrt((matrix ** 2).mean(0))
-        return p, matrix / size, z[shapes:], size
-
-    def residuals(z):
-        p, matrix, coefficients, _ = unpack(z)
-        eta = matrix @ coefficients
-        if law.logs:
-            return eta - np.log(y)
-        value = law.inverse(eta, p, c)
-        return np.log(value / y) if logs else value - y
-
-    def jacobian(z):  # a complex step is exact to machine precision
-        return np.stack([residuals(z + 1e-30j * unit).imag / 1e-30 for unit in np.eye(len(z))], axis=1)
-
-    def polish(z):
-        def huber(square):  # least_squares takes rho, rho', rho'' of the squared residual
-            inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
-            return weights * np.stack([np.where(inside, square, 2 * width * root - width ** 2),
-                                       np.where(inside, 1.0, width / root),
-                                       np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))])
-        return least_squares(residuals, np.clip(z, low, high), jacobian, bounds=(low, high), loss=huber, xtol=1e-15,
-                             x_scale="jac", ftol=1e-15, gtol=1e-15, max_nfev=300).x
-
-    def polish_corner(z):  # least absolute deviations: a linear program of the linearized residuals, repeated
-        value, radius = objective(residuals(z), weights, "lad", delta), 0.1
-        for _ in range(60):
-            r, slope, eye = residuals(z), jacobian(z), np.eye(len(y))
-            box = zip(np.maximum(low - z, -radius), np.minimum(high - z, radius))
-            step = linprog(np.concatenate([np.zeros(len(z)), weights]), np.block([[slope, -eye], [-slope, -eye]]),
-                           np.concatenate([-r, r]), bounds=[*box, *[(0, None)] * len(y)]).x
-            if step is None or radius < 1e-9:
-                break
-            trial = np.clip(z + step[:len(z)], low, high)
-            better = objective(residuals(trial), weights, "lad", delta)
-            radius *= 2 if better < value else 0.25
-            z, value = (trial, better) if better < value else (z, value)
-        return z
-    ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
-    low = np.concatenate([ranges[:, 0], np.where(free, -np.inf, 0.0)])
-    high = np.concatenate([ranges[:, 1], np.full(len(free), np.inf)])
-    width = {"ls": 1e150, "huber": delta, "lad": 1e-3}[method]
+    problem = Problem(law, columns, np.asarray(y, dtype=np.float64), weights, method, delta)
     with np.errstate(all="ignore"):  # overflow at an absurd start is a bad start, no more
-        found = []
-        for shape in shape_grid(law) if starts is None else starts:
-            p, matrix = design(law, shape, c, len(y))
-            target = np.log(y) if law.logs else law.link(y, p, c)
-            if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
-                continue
-            coefficients = bounded_least_squares(matrix * relative[:, None], target * relative, free)
-            z = np.concatenate([np.log(shape), coefficients * np.sqrt((matrix ** 2).mean(0))])
-            value = objective(residuals(z), weights, method, delta)
-            if np.isfinite(value):
-                found.append((value, z))
-        if not found:
-            raise InputError("no start of this law fits these points; check their units and columns")
-        found.sort(key=lambda pair: pair[0])
+        found = [problem.start(shape) for shape in (shape_grid(law) if starts is None else starts)]
+        found = sorted(((problem.value(z), z) for z in found if z is not None), key=lambda pair: pair[0])
         chosen = []  # the best starts, far enough from each other to lie in different basins
-        for _, z in found:
-            if len(chosen) < polished and all(np.abs(z - other)[:shapes].max(initial=0) > 0.15 for other in chosen):
+        for value, z in found:
+            distance = min((np.abs(z - other)[:problem.shapes].max(initial=0) for other in chosen), default=math.inf)
+            if len(chosen) < polished and value < math.inf and distance > 0.15:
                 chosen.append(z)
-        for z in chosen:
-            z = polish(z)
-            z = polish_corner(z) if method == "lad" else z
-            found.append((objective(residuals(z), weights, method, delta), z))
-    value, z = min(found, key=lambda pair: pair[0] if np.isfinite(pair[0]) else math.inf)
-    _, _, coefficients, size = unpack(z)
-    params = dict(zip([*law.shape, *law.signs], map(float, [*np.exp(z[:shapes]), *(coefficients / size)])))
-    return {"params": params, "objective": value, "prediction": predict(law, params, columns)}
+        if not chosen:
+            raise InputError("no start of this law fits these points; check their units and columns")
+        found += [(problem.value(z), z) for z in map(problem.polish, chosen)]
+        value, z = min(found, key=lambda pair: pair[0])
+        _, _, size = problem.unpack(z)
+        values = [*np.exp(z[:problem.shapes]), *(z[problem.shapes:] / size)]
+        params = dict(zip([*law.shape, *law.signs], map(float, values)))
+        return {"params": params, "objective": value, "prediction": predict(law, params, columns),
+                "at_bounds": problem.at_bounds(z)}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -350,6 +372,16 @@ def hold(law, name, value):
                    inverse=lambda eta, p, c: law.inverse(eta + held(p, c), filled(p), c))
 
 
+def near_starts(law, found, without=None):
+    """Shapes to refit from: where few, the whole grid (None); where many, the fit and steps of a fifth around it."""
+    if len(law.shape) <= 2:
+        return None
+    shape = np.array([found["params"][name] for name in law.shape if name != without])
+    bounds = np.array([law.shape[name] for name in law.shape if name != without])
+    steps = np.exp(0.2 * np.concatenate([np.zeros((1, len(shape))), np.eye(len(shape)), -np.eye(len(shape))]))
+    return np.clip(shape * steps, *bounds.T)
+
+
 def profile_interval(law, columns, y, weights=None, sigma=None, name="E", level=0.95):
     """Profile-likelihood interval (low, high) of a positive parameter; None without a degree of freedom.
 
@@ -359,11 +391,12 @@ def profile_interval(law, columns, y, weights=None, sigma=None, name="E", level=
     best, freedom = fit(law, columns, y, weights), len(y) - len(law.shape) - len(law.signs)
     if sigma is None and freedom < 1:
         return None
+    near = near_starts(law, best, without=name)
     allowed = (0.5 * sigma ** 2 * chi2.ppf(level, 1) if sigma else
                best["objective"] * f_distribution.ppf(level, 1, freedom) / freedom)
 
     def excess(value):
-        held = fit(hold(law, name, value), columns, y, weights, polished=2)
+        held = fit(hold(law, name, value), columns, y, weights, starts=near, polished=2)
         return held["objective"] - best["objective"] - allowed
 
     center, ends = best["params"][name], []
@@ -400,18 +433,12 @@ def leave_one_out(law, columns, y, weights=None):
     """Lowest and highest limit E when each point is left out in turn; None when too few points remain."""
     if len(y) <= len(law.shape) + len(law.signs):
         return None
-    limits = []
+    limits, near = [], near_starts(law, fit(law, columns, y, weights))
     for i in range(len(y)):
         rest = {name: np.delete(column, i) for name, column in columns.items()}
         left = None if weights is None else np.delete(weights, i)
-        limits.append(fit(law, rest, np.delete(y, i), left)["params"]["E"])
+        limits.append(fit(law, rest, np.delete(y, i), left, starts=near)["params"]["E"])
     return min(limits), max(limits)
-
-
-def at_bounds(law, params):
-    """Names of the parameters that ended at a bound: the points do not determine them, or the law is another."""
-    ends = [name for name, (low, high) in law.shape.items() if not 1.001 * low < params[name] < 0.999 * high]
-    return ends + [name for name, sign in law.signs.items() if sign and params[name] < 1e-9]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -433,9 +460,9 @@ def limit_of(x, loss, weights=None, sigma=None):
     "at_bounds"}."""
     law = LAWS["power"]
     columns, y = check_points(law, {"x": x, "loss": loss})
-    params = fit(law, columns, y, weights)["params"]
-    return {**params, "interval": profile_interval(law, columns, y, weights, sigma),
-            "leave_one_out": leave_one_out(law, columns, y, weights), "at_bounds": at_bounds(law, params)}
+    found = fit(law, columns, y, weights)
+    return {**found["params"], "interval": profile_interval(law, columns, y, weights, sigma),
+            "leave_one_out": leave_one_out(law, columns, y, weights), "at_bounds": found["at_bounds"]}
 
 
 def tokens_for(law, loss):
@@ -565,7 +592,7 @@ def law_report(args):
     sigma = float(np.sqrt((table["sigma"] ** 2).mean())) if "sigma" in table else args.sigma
     options = dict(method=args.method, delta=args.delta)
     found = fit(law, columns, y, weights, **options)
-    values, bounds = quantities(law, found["params"]), at_bounds(law, found["params"])
+    values, bounds = quantities(law, found["params"]), found["at_bounds"]
     spread = bootstrap(law, columns, y, found, args.bootstrap, weights, args.seed, **options) if args.bootstrap else {}
     report = {"law": args.what, "formula": law.formula, "points": len(y), "objective": found["objective"],
               "rmse": float(np.sqrt(((found["prediction"] - y) ** 2).mean())), "at_bounds": bounds,
