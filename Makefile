@@ -1,5 +1,6 @@
 # make         the paper in miniature: standard, regularized, ensemble, distilled, on two cores
 # make test    every promise, offline
+# make ladder  certified settings of both recipes at the four sizes of 1/1000: hours, can be stopped and repeated
 # Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for again.
 PYTHON ?= python3
 JOBS ?= 2
@@ -9,7 +10,7 @@ OUT = runs/miniature-$(SIZE)
 # validation now and then: once an epoch, the default, is a tenth of the time of models this small
 OPTIONS = --size $(SIZE) --out $(OUT) --eval_every 1000
 
-.PHONY: miniature table data standard-% regularized-% ensemble student test
+.PHONY: miniature table data standard-% regularized-% ensemble student ladder test
 # independent runs side by side, one thread each
 miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
@@ -36,6 +37,12 @@ ensemble: regularized-0 regularized-1 regularized-2
 
 student: ensemble
 	$(PY) distill.py $(OPTIONS) --teacher $(OUT)/ensembles/*
+
+ladder: data
+	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized; do \
+	    $(PY) train.py --tune --size $$size --recipe $$recipe --seeds 3 --jobs $(JOBS) --eval_every 1000 \
+	        --out runs/ladder/$$recipe || exit; done; done
+	$(PY) fit.py runs/ladder --csv runs/ladder/ladder.csv --figure runs/ladder/ladder.png
 
 test: .venv/installed-test
 	$(PY) -m pytest -q -n 2 test_all.py

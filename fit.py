@@ -5,7 +5,7 @@
     python fit.py power points.csv --x N --sigma 0.01           # the limit with its interval
     python fit.py runs --csv runs.csv --figure claims.png       # the paper's whole analysis of a folder of runs
 
-A law is a declaration: prediction = link(sum of linear coefficients x basis functions), where the basis knows a few
+A law is a declaration: link(target) = sum of linear coefficients x basis functions, where the basis knows a few
 shape parameters (exponents, mostly). One solver fits them all: it scans the shapes, each with bounded linear least
 squares for the rest, then polishes the best few on the real objective.
 """
@@ -37,8 +37,8 @@ class InputError(Exception):
 
 @dataclass(frozen=True)
 class Law:
-    """prediction = inverse(sum of coefficients x basis); shape maps shape parameters to the range they are sought in
-    (in logs where it is positive), signs maps coefficients to "+" (at least 0) or "" (any)."""
+    """link(target) = sum of coefficients x basis. shape maps shape parameters to the range they are sought in, signs
+    maps coefficients to "+" (at least 0), "-" (at least 0 and subtracted) or "" (any)."""
     formula: str
     source: str
     columns: tuple  # what it reads beside the target
@@ -55,8 +55,8 @@ class Law:
 def allocation(p):
     """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv 2203.15556, eq. 4)."""
     p = SimpleNamespace(**p)
-    ratio = p.alpha * p.A / (p.beta * max(p.B, 1e-300))
-    return {"G": ratio ** (1 / (p.alpha + p.beta)), "a": p.beta / (p.alpha + p.beta)}
+    log_ratio = math.log(p.alpha * max(p.A, 1e-300)) - math.log(p.beta * max(p.B, 1e-300))
+    return {"log_G": log_ratio / (p.alpha + p.beta), "a": p.beta / (p.alpha + p.beta)}
 
 
 def repeated(unique, total, decay):
@@ -65,34 +65,37 @@ def repeated(unique, total, decay):
     return unique * (1 + decay * (1 - np.exp(-(total / unique - 1) / decay)))
 
 
+def curves(c):
+    """For each curve: its rows in order of steps, the learning rate of every step from 1 to the last, interpolated
+    between rows (before the first it is the first's), and the place of each row in it."""
+    for curve in np.unique(c.curve):
+        rows = np.flatnonzero(c.curve == curve)
+        rows = rows[np.argsort(c.step[rows])]
+        step = np.arange(1, c.step[rows[-1]] + 1)
+        yield rows, np.interp(step, c.step[rows], c.lr[rows]), np.maximum(c.step[rows].astype(int) - 1, 0)
+
+
 def lr_area(c):
-    """S1: the area under each curve's learning rate up to each row, as (rows,)."""
+    """S1: the sum of each curve's learning rate over the steps up to each row, (rows,)."""
     area = np.zeros(len(c.lr))
-    for rows in curve_rows(c):
-        steps = np.diff(c.step[rows], prepend=c.step[rows][0] - 1)  # rows may skip steps
-        area[rows] = np.cumsum(steps * c.lr[rows])
+    for rows, lr, place in curves(c):
+        area[rows] = np.cumsum(lr)[place]
     return area
-
-
-def curve_rows(c):
-    return [np.flatnonzero(c.curve == curve) for curve in np.unique(c.curve)]
 
 
 def annealed(c, memory):
     """S2 of lr annealing (arXiv 2408.11029): the sum over steps of a momentum of the drops of lr, (rows,)."""
     total = np.zeros(len(c.lr), dtype=np.result_type(memory, float))
-    for rows in curve_rows(c):
-        step = np.arange(c.step[rows][0], c.step[rows][-1] + 1)
-        lr = np.interp(step, c.step[rows], c.lr[rows])  # rows may skip steps
+    for rows, lr, place in curves(c):
         momentum = lfilter([1.0], [1.0, -memory], -np.diff(lr, prepend=lr[0]).astype(total.dtype))
-        total[rows] = np.cumsum(momentum)[(c.step[rows] - step[0]).astype(int)]
+        total[rows] = np.cumsum(momentum)[place]
     return total
 
 
 def multi_power_drop(c, p):
     """The loss reduction of each row by all earlier changes of lr (arXiv 2503.12811, eq. 3), (rows,)."""
     area, drop = lr_area(c), np.zeros(len(c.lr), dtype=np.result_type(p.C, p.beta, p.gamma, float))
-    for rows in curve_rows(c):
+    for rows, _, _ in curves(c):
         lr, s = c.lr[rows], area[rows]
         change, before = np.diff(lr, prepend=0.0), np.concatenate([[0.0], s[:-1]])  # from 0: warm-up counts
         k = np.flatnonzero(change)
@@ -136,7 +139,7 @@ LAWS = {
         "and n U parameters, of which more are excess", "arXiv 2305.16264 eq. 5 to 7 (n = (A / B)^(1 / alpha) there)",
         ("N", "T", "U"), dict(alpha=(0.02, 2.5), RD=(0.3, 1000), RN=(0.3, 1000), n=(1e-4, 1e4)),
         dict(A="+", B="+", E="+"), lambda p, c: [
-            repeated(np.minimum(c.N, p.n * c.U), c.N, p.RN) ** -p.alpha,
+            repeated(np.minimum(c.N, p.n * np.minimum(c.T, c.U)), c.N, p.RN) ** -p.alpha,
             repeated(np.minimum(c.T, c.U), c.T, p.RD) ** -p.alpha, 1.0]),
     "practical": Law(
         "loss = E + (L0 - E) h / (1 + h); h = a / N^alpha + b / T^beta + c N^gamma / U^delta; L0 = ln V",
@@ -194,7 +197,7 @@ LAWS = {
         dict(A="+", B="+", C="+", E="+"),
         lambda p, c: [c.N ** -p.alpha, c.r ** p.eta / c.D ** p.beta, (c.r + p.epsilon) ** -p.gamma, 1.0]),
 }
-LAWS["inference"] = replace(LAWS["chinchilla"], source="arXiv 2401.00448: optimum with inference, see --inference")
+LAWS["inference"] = replace(LAWS["chinchilla"], source="arXiv 2401.00448 (for --inference; the law is Chinchilla's)")
 LEFT_OUT = "left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, convex bounds"
 
 
@@ -252,7 +255,7 @@ class Problem:
     def unpack(self, z):
         """(shape parameters, scaled basis, its column sizes) at z."""
         p, matrix = design(self.law, np.exp(z[:self.shapes]), self.c, len(self.y))
-        size = np.sqrt((matrix ** 2).mean(0))
+        size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
         return p, matrix / size, size
 
     def residuals(self, z):
@@ -372,18 +375,18 @@ def hold(law, name, value):
                    inverse=lambda eta, p, c: law.inverse(eta + held(p, c), filled(p), c))
 
 
-def near_starts(law, found, without=None):
+def near_starts(law, found):
     """Shapes to refit from: where few, the whole grid (None); where many, the fit and steps of a fifth around it."""
     if len(law.shape) <= 2:
         return None
-    shape = np.array([found["params"][name] for name in law.shape if name != without])
-    bounds = np.array([law.shape[name] for name in law.shape if name != without])
+    shape = np.array([found["params"][name] for name in law.shape])
+    bounds = np.array(list(law.shape.values()))
     steps = np.exp(0.2 * np.concatenate([np.zeros((1, len(shape))), np.eye(len(shape)), -np.eye(len(shape))]))
     return np.clip(shape * steps, *bounds.T)
 
 
-def profile_interval(law, columns, y, weights=None, sigma=None, name="E", level=0.95):
-    """Profile-likelihood interval (low, high) of a positive parameter; None without a degree of freedom.
+def profile_interval(law, columns, y, weights=None, sigma=None):
+    """95% profile-likelihood interval (low, high) of the limit E; None without a degree of freedom. Least squares.
 
     sigma: the noise of a point of weight 1, if known (from seeds): chi-squared threshold. Otherwise it is estimated
     from the residuals and the threshold is that of F(1, points - parameters), wide when few are left, as it must be.
@@ -391,22 +394,22 @@ def profile_interval(law, columns, y, weights=None, sigma=None, name="E", level=
     best, freedom = fit(law, columns, y, weights), len(y) - len(law.shape) - len(law.signs)
     if sigma is None and freedom < 1:
         return None
-    near = near_starts(law, best, without=name)
-    allowed = (0.5 * sigma ** 2 * chi2.ppf(level, 1) if sigma else
-               best["objective"] * f_distribution.ppf(level, 1, freedom) / freedom)
+    allowed = (0.5 * sigma ** 2 * chi2.ppf(0.95, 1) if sigma is not None else
+               best["objective"] * f_distribution.ppf(0.95, 1, freedom) / freedom)
 
     def excess(value):
-        held = fit(hold(law, name, value), columns, y, weights, starts=near, polished=2)
-        return held["objective"] - best["objective"] - allowed
+        held = hold(law, "E", value)
+        refit = fit(held, columns, y, weights, starts=near_starts(held, best), polished=2)
+        return refit["objective"] - best["objective"] - allowed
 
-    center, ends = best["params"][name], []
+    center, ends = best["params"]["E"], []
     for bound in (0.0, float(np.max(y))):
         step, inner, outer = (bound - center) * 1e-4, center, center
         while outer != bound and excess(outer) < 0:  # outward in growing steps, then the root between the last two
             inner, outer = outer, outer + step if abs(outer + step - center) < abs(bound - center) else bound
             step *= 2
         crossed = outer != inner and excess(outer) > 0
-        ends.append(float(brentq(excess, inner, outer, xtol=1e-7)) if crossed else bound)
+        ends.append(float(brentq(excess, inner, outer, xtol=1e-7)) if crossed else float(outer))
     return tuple(ends)
 
 
@@ -416,12 +419,15 @@ def quantities(law, params):
 
 def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
     """95% percentile intervals {name: (low, high)} of parameters and derived quantities over `count` refits to points
-    drawn with replacement. Draws are weights, so a curve keeps its rows; refits start at the fit."""
+    drawn with replacement. Draws are weights, so a curve keeps its rows; refits start at the fit. Raises InputError
+    where there are no more points than parameters: all draws would then be the same points."""
     rng, rows, draws = np.random.default_rng(seed), len(y), []
+    if rows <= len(found["params"]):
+        raise InputError(f"--bootstrap needs more than {rows} points for {len(found['params'])} parameters")
     start = np.array([[found["params"][name] for name in law.shape]])
     while len(draws) < count:
         drawn = rng.multinomial(rows, np.full(rows, 1 / rows))
-        if np.count_nonzero(drawn) < min(rows, len(found["params"])):
+        if np.count_nonzero(drawn) < len(found["params"]):
             continue
         refit = fit(law, columns, y, drawn * (1.0 if weights is None else weights), starts=start, **options)
         draws.append(list(quantities(law, refit["params"]).values()))
@@ -429,25 +435,26 @@ def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
     return dict(zip(quantities(law, found["params"]), (tuple(map(float, pair)) for pair in ends)))
 
 
-def leave_one_out(law, columns, y, weights=None):
-    """Lowest and highest limit E when each point is left out in turn; None when too few points remain."""
-    if len(y) <= len(law.shape) + len(law.signs):
-        return None
-    limits, near = [], near_starts(law, fit(law, columns, y, weights))
-    for i in range(len(y)):
-        rest = {name: np.delete(column, i) for name, column in columns.items()}
-        left = None if weights is None else np.delete(weights, i)
-        limits.append(fit(law, rest, np.delete(y, i), left, starts=near)["params"]["E"])
-    return min(limits), max(limits)
+def leave_one_out(law, columns, y, found, weights=None, **options):
+    """The parameters when each point is left out in turn, [name -> value]; none when too few points remain."""
+    if len(y) <= len(found["params"]):
+        return []
+    near, every = near_starts(law, found), np.arange(len(y))
+    return [fit(law, {name: column[every != i] for name, column in columns.items()}, y[every != i],
+                None if weights is None else weights[every != i], starts=near, **options)["params"] for i in every]
+
+
+def limit_range(left_out):
+    """Lowest and highest limit E of such fits; None of none."""
+    return (min(p["E"] for p in left_out), max(p["E"] for p in left_out)) if left_out else None
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The paper's laws
 
-def fit_power(x, loss, **options):
+def fit_power(x, loss):
     """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss: (points,)."""
-    columns, y = check_points(LAWS["power"], {"x": x, "loss": loss})
-    return fit(LAWS["power"], columns, y, **options)["params"]
+    return fit(LAWS["power"], *check_points(LAWS["power"], {"x": x, "loss": loss}))["params"]
 
 
 def fit_reciprocal(x, loss):
@@ -456,13 +463,14 @@ def fit_reciprocal(x, loss):
 
 
 def limit_of(x, loss, weights=None, sigma=None):
-    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval", "leave_one_out",
-    "at_bounds"}."""
+    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval", "leave_one_out" (the
+    range of limits), "left_out" (those fits), "at_bounds"}."""
     law = LAWS["power"]
     columns, y = check_points(law, {"x": x, "loss": loss})
     found = fit(law, columns, y, weights)
+    left_out = leave_one_out(law, columns, y, found, weights)
     return {**found["params"], "interval": profile_interval(law, columns, y, weights, sigma),
-            "leave_one_out": leave_one_out(law, columns, y, weights), "at_bounds": found["at_bounds"]}
+            "leave_one_out": limit_range(left_out), "left_out": left_out, "at_bounds": found["at_bounds"]}
 
 
 def tokens_for(law, loss):
@@ -489,8 +497,8 @@ def measured_efficiency(tokens, losses, loss, at):
 def optimum_with_inference(params, loss, inference_tokens):
     """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv 2401.00448)."""
     p = SimpleNamespace(**params)
-    if loss <= p.E:
-        raise InputError(f"the law never reaches {loss:.4f}: its limit is {p.E:.4f}")
+    if loss <= p.E or min(p.A, p.B) <= 0:
+        raise InputError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is {p.E:.4f}")
     smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
     def data(log_n):
@@ -508,7 +516,7 @@ def optimum_with_inference(params, loss, inference_tokens):
 # Points of a CSV file
 
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens",), "U": ("tokens",), "K": ("members",),
-           "loss": ("val_loss",), "tau": ("tau_epochs",), "sigma": ("sd",)}  # the columns of this kit's runs.csv
+           "loss": ("val_loss",), "sigma": ("sd",)}  # the columns of this kit's runs.csv
 COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 
@@ -516,11 +524,20 @@ CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 def read_points(path, names, where=(), constants=()):
     """Columns `names` of a CSV file as {name: float64 array}, `curve` as written. where: "column=value" rows to keep;
     constants: "name=value" columns that the file lacks. Raises InputError."""
+    for pair in (*where, *constants):
+        if "=" not in pair:
+            raise InputError(f"--where and --set take NAME=VALUE, not {pair}")
     constants = dict(pair.split("=", 1) for pair in constants)
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        rows = [(reader.line_num, row) for row in reader]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from None
+    longer = [number for number, row in rows if None in row]
+    if longer:
+        raise InputError(f"{path} line {longer[0]} has more fields than the header; decimal commas?")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise InputError(f"{path} has the column {twice[0]} twice; rename one")
@@ -529,6 +546,8 @@ def read_points(path, names, where=(), constants=()):
         if column not in header:
             raise InputError(f"--where {pair}: {path} has no column {column}; it has {', '.join(header)}")
         rows = [(number, row) for number, row in rows if row[column] == value]
+    if not rows:
+        raise InputError(f"{path} has no rows{' left by --where' if where else ''}")
     columns = {}
     for name in names:
         there = next((alias for alias in (name, *ALIASES.get(name, ())) if alias in header), None)
@@ -545,14 +564,15 @@ def read_points(path, names, where=(), constants=()):
     return columns
 
 
-def check_values(columns):
-    """The columns as float64 (but `curve`); raises InputError for values no law can take."""
+def check_values(law, columns):
+    """The columns as float64 (but `curve`); raises InputError for values the law cannot take."""
     checked = {}
     for name, column in columns.items():
         checked[name] = column = np.asarray(column, dtype=None if name == "curve" else np.float64)
         if name == "curve":
             continue
-        bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (column == 0) & (name == "lr"))))
+        signed = name == law.target and "-" in law.signs.values()  # what is subtracted may exceed the rest
+        bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (column == 0) & (name == "lr") | signed)))
         if len(bad):
             raise InputError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
                              f"a law needs finite positive numbers")
@@ -565,10 +585,12 @@ def check_values(columns):
 
 def check_points(law, columns):
     """(columns, targets) of points that determine a law; raises InputError for others."""
-    columns = check_values(columns)
+    columns = check_values(law, columns)
     for name in law.columns:
         if name not in CONSTANT and len(np.unique(columns[name])) < 2:
             raise InputError(f"all points have the same {name}; a law needs it to vary")
+    if "curve" in law.columns and (lr_area(SimpleNamespace(**columns)) == 0).any():
+        raise InputError("lr is 0 up to the first row of a curve; start it at a step with lr above 0")
     least = len(law.shape) + len(law.signs)
     points = len(set(zip(*(columns[name].tolist() for name in law.columns))))
     if points < least:
@@ -579,6 +601,8 @@ def check_points(law, columns):
 def law_report(args):
     """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it, too."""
     law = LAWS[args.what]
+    if args.x is not None and law.columns != ("x",) or args.x == "curve":
+        raise InputError("--x names the column of numbers that is x in power and reciprocal")
     if law.columns == ("x",):  # the one column that is there, or the one that is meant
         if args.x is None:
             raise InputError(f"--x must name the column of {args.points} that is x, for example --x N")
@@ -588,8 +612,10 @@ def law_report(args):
     table = read_points(args.points, names, args.where, args.set)
     columns, y = check_points(law, table)
     weights = table[args.weights] if args.weights else None
+    if args.method != "ls" and min(y) <= 0:
+        raise InputError(f"huber and lad take the log of {law.target}, which must be positive; use --method ls")
     # the noise of one point: given, or pooled from a column of standard deviations
-    sigma = float(np.sqrt((table["sigma"] ** 2).mean())) if "sigma" in table else args.sigma
+    sigma = float(np.sqrt((table["sigma"] ** 2).mean())) if args.pooled else args.sigma
     options = dict(method=args.method, delta=args.delta)
     found = fit(law, columns, y, weights, **options)
     values, bounds = quantities(law, found["params"]), found["at_bounds"]
@@ -598,17 +624,18 @@ def law_report(args):
               "rmse": float(np.sqrt(((found["prediction"] - y) ** 2).mean())), "at_bounds": bounds,
               "params": {name: dict(value=value, low=spread[name][0], high=spread[name][1]) if spread else value
                          for name, value in values.items()}}
-    print(f"{args.what}: {law.target} = {law.formula.split(' = ', 1)[1]}\n{len(y)} points, {args.method}, "
+    print(f"{args.what}: {law.formula}\n{len(y)} points, {args.method}, "
           f"rmse {report['rmse']:.4g}, objective {found['objective']:.6g}")
     for name, value in values.items():
         interval = "   {:.4g} to {:.4g}".format(*spread[name]) if spread else ""
         print(f"{name:>8} {value:12.6g}{interval}{'   at its bound' if name in bounds else ''}")
 
-    if "E" in found["params"]:
-        report["limit"] = found["params"]["E"]
-        report["limit_interval"] = profile_interval(law, columns, y, weights, sigma)
-        report["leave_one_out"] = leave_one_out(law, columns, y, weights) if len(y) <= 50 else None
-        print(f"limit {report['limit']:.4f}; {describe(report['limit_interval'], report['leave_one_out'], sigma)}")
+    if "E" in law.shape or law.signs.get("E") == "+":
+        left_out = leave_one_out(law, columns, y, found, weights, **options) if len(y) <= 50 else []
+        report["limit"], report["leave_one_out"] = found["params"]["E"], limit_range(left_out)
+        if args.method == "ls":  # the profile is that of least squares; for the others there is the bootstrap
+            report["limit_interval"] = profile_interval(law, columns, y, weights, sigma)
+            print(f"limit {report['limit']:.4f}; {describe(report['limit_interval'], report['leave_one_out'], sigma)}")
     if args.what == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
     if args.inference is not None:
@@ -616,7 +643,7 @@ def law_report(args):
         report["inference"] = {"N": n, "D": d, "loss": args.loss, "inference_tokens": args.inference}
         print(f"loss {args.loss:g} with {args.inference:g} tokens of inference: N {n:.4g}, D {d:.4g}")
     if args.predict:
-        other = check_values(read_points(args.predict, [*law.columns, law.target], args.where, args.set))
+        other = check_values(law, read_points(args.predict, [*law.columns, law.target], args.where, args.set))
         truth, predicted = other[law.target], predict(law, found["params"], other)
         report["predict"] = {"mae": float(np.abs(predicted - truth).mean()),
                              "rows": [{law.target: float(t), "predicted": float(p)} for t, p in zip(truth, predicted)]}
@@ -629,7 +656,7 @@ def describe(interval, left_out, sigma):
     if interval is None:
         known = "no interval, as many parameters as points"
     else:
-        noise = f"noise {sigma:.2g} a point" if sigma else "noise from the residuals"
+        noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a point"
         flat = ", flat below" if interval[0] == 0 else ""
         known = f"95% {interval[0]:.3f} to {interval[1]:.3f}{flat} ({noise})"
     return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
@@ -644,20 +671,25 @@ RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "token
                "data_hash", "name")
 # runs that agree in all of these are one experiment and differ in seed alone
 SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
-                "batch_size", "doc_mask", "dtype", "synthetic_hash", "synthetic_weight")
+                "batch_size", "doc_mask", "dtype", "shuffle", "subset_seed", "synthetic_hash", "synthetic_weight")
 
 
 def read_results(folder):
-    """(runs, ensembles) under a folder: what the result.json files hold, sorted by name."""
-    results = []
+    """(runs, ensembles) under a folder: what the result.json files hold, sorted by path; copies count once."""
+    runs, ensembles = {}, {}
     for path in sorted(Path(folder).rglob("result.json")):
         try:
-            results.append(json.loads(path.read_text()))
-        except (ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not JSON ({error}); remove its folder and run its command again") from None
-    if not results:
+            result = {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}  # older runs lack them
+            kind, needed = (ensembles, ("law",)) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
+            missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is not a JSON object ({error}); remove its folder and run its command again") from None
+        if missing:
+            raise InputError(f"{path} has no {missing[0]}; remove its folder and run its command again")
+        kind[result["name"], result["recipe"]] = result
+    if not runs and not ensembles:
         raise InputError(f"no finished run under {folder} (no result.json); train one first")
-    return [r for r in results if "loss_by_k" not in r], [r for r in results if "loss_by_k" in r]
+    return list(runs.values()), list(ensembles.values())
 
 
 def grouped(items, key):
@@ -689,27 +721,34 @@ def size_laws(points, sigma):
             loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
             law, other = (limit_of([p[n] for p in group], loss, seeds, sigma)
                           for n in ("params", "params_nonembedding"))
-            laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "points": len(group), **law,
-                         "nonembedding": other})
+            laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
+                         "points": len(group), **law, "nonembedding": other})
     return laws
 
 
 def member_laws(ensembles):
-    """The limit K -> infinity of each ensemble: the law A / K + E, with its range when a member is left out."""
-    return [{"claim": "K", "recipe": e["recipe"], "size": e["size"], "params": e["params"], "tokens": e["tokens"],
-             "points": len(e["loss_by_k"]["logits"]), **e["law"], "b": 1.0, "leave_one_out": e["limit_range"],
-             "loss_by_k": e["loss_by_k"]} for e in ensembles if e["law"]]
+    """The limit K -> infinity of each ensemble: the law A / K + E, with its range when a member is left out, and, as
+    "free", A / K^b + E where there are three K or more."""
+    laws = []
+    for e in ensembles:
+        if e["law"]:
+            k = range(1, len(e["loss_by_k"]["logits"]) + 1)
+            laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
+                         "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
+                         "b": 1.0, "leave_one_out": e["limit_range"], "loss_by_k": e["loss_by_k"],
+                         "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
+    return laws
 
 
 def tiered_laws(members):
     """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more."""
     laws = []
-    for (recipe, tokens), group in grouped([m for m in members if m["params"]],
-                                           lambda m: (str(m["recipe"]), m["tokens"])):
+    alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"]]  # members may differ in size or recipe
+    for (recipe, tokens, data), group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
         best = [min(same, key=lambda m: m["E"]) for _, same in grouped(group, lambda m: m["params"])]
         if len(best) >= 3:
-            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "points": len(best),
-                         **limit_of([m["params"] for m in best], [m["E"] for m in best])})
+            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data,
+                         "points": len(best), **limit_of([m["params"] for m in best], [m["E"] for m in best])})
     return laws
 
 
@@ -719,43 +758,40 @@ def data_laws(points, sizes, tiered):
     lines = {}
     for p in points:
         if p["recipe"] == "standard":
-            line = lines.setdefault("standard, best N", {})
+            line = lines.setdefault(("standard, best N", p["data_hash"]), {})
             line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
     for law in sizes:
         if law["recipe"] != "standard":
-            lines.setdefault(f"{law['recipe']}, N to infinity", {})[law["tokens"]] = law["E"]
+            lines.setdefault((f"{law['recipe']}, N to infinity", law["data_hash"]), {})[law["tokens"]] = law["E"]
     for law in tiered:
-        lines.setdefault(f"{law['recipe']} ensembles, N and K to infinity", {})[law["tokens"]] = law["E"]
-    return [{"claim": "D", "recipe": name, "points": len(line), "tokens": sorted(line),
+        name = f"{law['recipe']} ensembles, N and K to infinity"
+        lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
+    return [{"claim": "D", "recipe": name, "data_hash": data, "points": len(line), "tokens": sorted(line),
              "loss": [line[tokens] for tokens in sorted(line)],
              **limit_of(sorted(line), [line[tokens] for tokens in sorted(line)])}
-            for name, line in lines.items() if len(line) >= 3]
+            for (name, data), line in lines.items() if len(line) >= 3]
 
 
 def efficiencies(laws):
     """How many times the data the standard recipe needs for what each other line over D reaches: by the standard law,
     with the range when one of its points is left out, and by interpolation between the measured losses."""
-    standard = next((law for law in laws if law["recipe"].startswith("standard")), None)
+    def by_law(law, loss, own):
+        return data_efficiency(law, loss, own) if min(loss, own) > law["E"] and law["A"] > 0 else None
+
+    standards = {law["data_hash"]: law for law in laws if law["recipe"].startswith("standard")}
     rows = []
-    for law in laws if standard else []:
+    for law in laws:
+        standard = standards.get(law["data_hash"], law)
         for tokens, loss in zip(law["tokens"], law["loss"]):
             if law is standard or tokens not in standard["tokens"]:
                 continue
             own = standard["loss"][standard["tokens"].index(tokens)]
-            by_law = [data_efficiency(one, loss, own) for one in leaving_out(standard)
-                      if min(loss, own) > one["E"]]
+            ends = [ratio for one in standard["left_out"] if (ratio := by_law(one, loss, own)) is not None]
             measured, beyond = measured_efficiency(standard["tokens"], standard["loss"], loss, tokens)
             rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
-                         "by_law": data_efficiency(standard, loss, own) if loss > standard["E"] else None,
-                         "by_law_range": [min(by_law), max(by_law)] if by_law else None,
-                         "measured": measured, "extrapolated": beyond})
+                         "by_law": by_law(standard, loss, own), "measured": measured, "extrapolated": beyond,
+                         "by_law_range": [min(ends), max(ends)] if ends else None})
     return rows
-
-
-def leaving_out(law):
-    """A law over D refitted without each of its points, if at least three remain."""
-    kept = [[j for j in range(law["points"]) if j != i] for i in range(law["points"] if law["points"] > 3 else 0)]
-    return [fit_power([law["tokens"][j] for j in rest], [law["loss"][j] for j in rest]) for rest in kept]
 
 
 def write_csv(path, runs, ensembles):
@@ -788,26 +824,27 @@ def write_atomically(path, content):
 
 def print_table(points, sigma, members, laws, ratios):
     """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
-    def line(label, size, settings, loss, remark):
-        print(f"{label:<17} {size:<5} {settings:<44} {loss:7.4f}   {remark}")
+    several = len({item["tokens"] for item in points + members}) > 1
+
+    def line(label, item, settings, loss, remark):
+        budget = f" on {item['tokens']:,} tokens" if several and item["tokens"] else ""
+        print(f"{label:<17} {item['size']:<5} {settings:<44} {loss:7.4f}   {remark}{budget}")
 
     for p in points:
         spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        line(p["recipe"], p["size"], f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}",
-             p["loss"], spread)
+        line(p["recipe"], p, f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}", p["loss"],
+             spread)
     for m in members:
         for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
-            line(f"ensemble K = {k}", m["size"], f"logit mean ({m['recipe']} members)", logits,
+            line(f"ensemble K = {k}", m, f"logit mean ({m['recipe'] or 'mixed'} members)", logits,
                  f"probability mean {probs:.3f}")
-        low, high = m["leave_one_out"] or [math.nan] * 2
-        line("ensemble K = inf", m["size"], "limit of A / K + E", m["E"],
-             f"{low:.3f} to {high:.3f}, leaving one member out")
-        if m["points"] >= 3:
-            law = fit_power(np.arange(1, m["points"] + 1), m["loss_by_k"]["logits"])
-            line("ensemble K = inf", m["size"], f"limit of A / K^b + E, b = {law['b']:.2f}", law["E"],
+        spread = "{:.3f} to {:.3f}, leaving one member out".format(*m["leave_one_out"]) if m["leave_one_out"] else ""
+        line("ensemble K = inf", m, "limit of A / K + E", m["E"], spread)
+        if m["free"]:
+            line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
                  f"{m['points']} points for 3 parameters")
     for law in laws:
-        x = {"N": "N", "N and K": "N", "D": "D"}[law["claim"]]
+        x = law["claim"][0]
         at = f" at {law['tokens']:,} tokens" if x == "N" else ""
         of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
         print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
@@ -821,38 +858,41 @@ def print_table(points, sigma, members, laws, ratios):
         by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
         spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""
         print(f"{r['recipe']} at {r['tokens']:,} tokens: {by_law} by the standard law{spread}, "
-              + (f"more than {r['measured']:.2f} by measurement (warning: beyond its range)" if r["extrapolated"]
-                 else f"{r['measured']:.2f} by interpolation"))
+              + (f"{'more' if r['loss'] < r['standard_loss'] else 'less'} than {r['measured']:.2f} by measurement "
+                 f"(warning: beyond its range)" if r["extrapolated"] else f"{r['measured']:.2f} by interpolation"))
     if not laws:
         print("no law over N: it needs three sizes of one recipe")
 
 
 STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"), "member": ("^", "tab:green", "--"),
           "student": ("D", "tab:red", ":")}  # marker, colour and line, to be told apart in grey, too
+OTHER_STYLE = ("*", "black", "-.")
 
 
 def draw_limit(axis, x, law, color, style):
-    """A law over x, its limit as a dashed line and the limit's interval as a band."""
+    """A law over x, its limit as a dashed line and the limit's interval as a band, which may leave the figure."""
+    from matplotlib.patches import Rectangle
     axis.plot(x, law["A"] / x ** law["b"] + law["E"], color=color, ls=style, lw=1)
     axis.axhline(law["E"], color=color, ls="--", lw=1)
     band = law.get("interval") or law.get("leave_one_out")
-    if band and band[1] - band[0] < 1:
-        axis.axhspan(*band, color=color, alpha=0.12, lw=0)
+    if band:  # an artist does not stretch the axes as axhspan would
+        axis.add_artist(Rectangle((0, band[0]), 1, band[1] - band[0], transform=axis.get_yaxis_transform(), lw=0,
+                                  color=color, alpha=0.12))
 
 
 def draw_sizes(axis, points, sizes, tiered, members):
     """Loss against N: the best of each recipe, ensemble limits, their laws and, dashed, the laws' limits."""
-    for recipe, (marker, color, _) in STYLES.items():
-        mine = sorted((p for p in points if p["recipe"] == recipe), key=lambda p: p["params"])
-        if mine:
-            axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
-                          fmt=marker, color=color, capsize=3, label=recipe)
-    if members:
-        axis.plot([m["params"] for m in members], [m["E"] for m in members], "*", ms=9, color="black",
+    for recipe, mine in grouped(points, lambda p: p["recipe"]):
+        marker, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
+                      fmt=marker, color=color, capsize=3, label=recipe)
+    sized = [m for m in members if m["params"]]
+    if sized:
+        axis.plot([m["params"] for m in sized], [m["E"] for m in sized], "*", ms=9, color="black",
                   label="ensemble, K to infinity")
     n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
     for law in sizes + tiered:
-        _, color, style = STYLES[law["recipe"]] if law["claim"] == "N" else ("*", "black", "-.")
+        _, color, style = STYLES.get(law["recipe"], OTHER_STYLE) if law["claim"] == "N" else OTHER_STYLE
         if "b" not in law["at_bounds"]:
             draw_limit(axis, n, law, color, style)
     axis.set(xscale="log", xlabel="parameters N")
@@ -867,7 +907,7 @@ def draw_members(axis, points, members):
         draw_limit(axis, np.geomspace(1, max(16, k[-1]), 100), m, drawn.get_color(), "-")
     for p in points:
         if p["size"] in {m["size"] for m in members}:
-            axis.axhline(p["loss"], color=STYLES[p["recipe"]][1], ls=":", lw=1)
+            axis.axhline(p["loss"], color=STYLES.get(p["recipe"], OTHER_STYLE)[1], ls=":", lw=1)
             axis.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"),
                           ha="right", va="bottom", fontsize=8)
     axis.set(xscale="log", xlabel="members K", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
@@ -884,13 +924,17 @@ def draw_data(axis, laws):
 
 def draw(path, points, sizes, members, tiered, laws):
     """One figure a claim that has points, beside each other's names: NAME-sizes, NAME-members, NAME-data."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
-
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import NullFormatter
+    except ImportError:
+        raise InputError("--figure needs matplotlib; install it with pip install matplotlib") from None
     claims = {"sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
               "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
+    if not any(there for there, _, _ in claims.values()):
+        print("no figure: it needs two sizes, an ensemble or three budgets")
     for claim, (there, draw_claim, what) in claims.items():
         if there:
             figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -954,6 +998,12 @@ def main():
         for name, law in LAWS.items():
             print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
         return print(LEFT_OUT)
+    for name in ("delta", "sigma", "loss", "inference"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name} {value} is out of range; it must be above 0")
+    if min(args.bootstrap, args.seed) < 0:
+        raise InputError("--bootstrap and --seed must be at least 0")
     if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"--figure {args.figure} must end in .png, .pdf or .svg")
     if args.what in LAWS and args.points is None or args.points and args.what not in LAWS:
@@ -962,7 +1012,7 @@ def main():
         raise InputError("--inference goes with chinchilla and --loss")
     report = law_report(args) if args.points else runs_report(args)
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(report, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -261,9 +261,12 @@ class GPT(nn.Module):
     def from_pretrained(cls, folder):
         """The model of a local Hugging Face folder of the Llama family (config.json, *.safetensors), tied or untied,
         with plain or Llama-3 rotary positions. Raises ValueError for anything else."""
-        config, weights = read_hugging_face(folder)
-        model = cls(config)
-        model.load_state_dict(weights)
+        try:
+            config, weights = read_hugging_face(folder)
+            model = cls(config)
+            model.load_state_dict(weights)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # fields or shapes of another layout
+            raise ValueError(f"{folder} is not a Llama folder that this GPT can hold ({error})") from error
         return model
 
 

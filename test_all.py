@@ -887,7 +887,7 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(world, capsys, monke
     assert lock.read_text() == ""
     # who was taken for dead and was only slow stops at its next heartbeat and leaves the new owner's lock alone
     monkeypatch.setattr(train, "LOCK_SILENCE", 0)
-    with pytest.raises(prepare.InputError, match="taken over"), train.claim(folder) as heartbeat:
+    with pytest.raises(train.InUse, match="taken over"), train.claim(folder) as heartbeat:
         heartbeat()
         lock.write_text("process 1 on elsewhere")
         heartbeat()
@@ -970,12 +970,14 @@ def test_the_search_walks_the_papers_grid():
     def walk(axis, direction, steps):
         found = [config]
         for _ in range(steps):
-            found.append(train.neighbour(found[-1], axis, direction))
+            found.append(dict(train.neighbours(found[-1], [axis]))[f"{axis} {direction}"])
         return [getattr(c, axis) for c in found]
-    assert walk("lr", -1, 4) == [3e-3, 1e-3, 3e-4, 1e-4, 3e-5] and walk("lr", 1, 3) == [3e-3, 1e-2, 3e-2, 1e-1]
-    assert walk("epochs", 1, 3) == [16, 32, 64, 128] and walk("epochs", -1, 4) == [16, 8, 4, 2, 1]
-    assert walk("weight_decay", 1, 2) == [0.8, 1.6, 3.2] and walk("weight_decay", -1, 4) == [0.8, 0.4, 0.2, 0.1, 0.05]
-    assert train.neighbour(dataclasses.replace(config, epochs=1), "epochs", -1) is None
+    assert walk("lr", "down", 4) == [3e-3, 1e-3, 3e-4, 1e-4, 3e-5] and walk("lr", "up", 2) == [3e-3, 1e-2, 3e-2]
+    assert walk("epochs", "up", 3) == [16, 32, 64, 128] and walk("epochs", "down", 4) == [16, 8, 4, 2, 1]
+    assert walk("weight_decay", "up", 2) == [0.8, 1.6, 3.2] and walk("weight_decay", "down", 4)[-2:] == [0.1, 0.0]
+    assert [step for step, _ in train.neighbours(dataclasses.replace(config, epochs=1), ["epochs"])] == ["epochs up"]
+    with pytest.raises(prepare.InputError, match="--lr 0.002 is not on the search's grid: 1e-05, 3e-05"):
+        train.neighbours(dataclasses.replace(config, lr=2e-3), ["lr"])
 
 
 def made_up_losses(monkeypatch, loss):
@@ -992,16 +994,16 @@ def made_up_losses(monkeypatch, loss):
 def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch):
     def loss(config, noise):  # a bowl with its bottom at 32 epochs, lr 1e-2, weight decay 0.4
         bowl = (math.log2(config.epochs / 32) ** 2 + 4 * math.log10(config.lr / 1e-2) ** 2
-                + math.log2(config.weight_decay / 0.4) ** 2)
+                + math.log2(max(config.weight_decay, 0.05) / 0.4) ** 2)
         place = (config.epochs, config.lr, config.weight_decay, config.seed)
         lucky = -0.11 if place == (64, 1e-2, 0.4, 5) else 0.0  # there, and on seed 5 alone
         return 3.5 + 0.1 * bowl + noise * (config.seed - 6) + lucky
-    start = train.TrainConfig(epochs=8, lr=1e-3, weight_decay=0.1, seed=5)
+    start = train.TrainConfig(tokens=4096, epochs=8, lr=1e-3, weight_decay=0.1, seed=5)
     made_up_losses(monkeypatch, lambda config: loss(config, 0.002))
-    assert train.descend(start, train.AXES, 1, {}).epochs == 64
-    assert train.tune(start, train.AXES, 3, 1, {})["epochs"] == 32  # three seeds know better
+    assert train.descend(start, list(train.GRID), 1, {}).epochs == 64
+    assert train.tune(start, list(train.GRID), 3, 1, {})["epochs"] == 32  # three seeds know better
     made_up_losses(monkeypatch, lambda config: loss(config, 0.02))
-    found = train.tune(dataclasses.replace(start, seed=6), train.AXES, 3, 1, {})
+    found = train.tune(dataclasses.replace(start, seed=6), list(train.GRID), 3, 1, {})
     assert (found["epochs"], found["lr"], found["weight_decay"]) == (32, 1e-2, 0.4) and len(found["neighbours"]) == 6
     assert found["sd"] == pytest.approx(0.02) and {row["verdict"] for row in found["neighbours"]} == {"worse"}
     # all six neighbours are there, each with its own margin; those within four sd have three seeds
@@ -1014,10 +1016,18 @@ def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch
     found = train.tune(dataclasses.replace(start, epochs=32, seed=0), ["epochs"], 3, 1, {})
     assert [row["verdict"] for row in found["neighbours"]] == ["tie", "tie"]
     assert all(len(row["losses"]) == 3 for row in found["neighbours"])
+    # neighbours that diverge are worse, a center that does is refused; the search ends in both cases
+    made_up_losses(monkeypatch, lambda c: 3.5 + 0.01 * c.seed if (c.epochs, c.lr) == (32, 1e-2) else math.inf)
+    found = train.tune(dataclasses.replace(start, epochs=32, lr=1e-2, seed=0), ["epochs", "lr"], 3, 1, {})
+    assert {row["verdict"] for row in found["neighbours"]} == {"worse"} and found["sd"] == pytest.approx(0.01)
+    made_up_losses(monkeypatch, lambda c: math.inf)
+    with pytest.raises(prepare.InputError, match="diverges on some seed"):
+        train.tune(dataclasses.replace(start, epochs=32), ["epochs"], 3, 1, {})
 
 
 def start_search(*arguments):
-    command = [sys.executable, HERE / "train.py", *map(str, (*TINY, "--tune", "--over", "weight_decay", *arguments))]
+    options = (*TINY, "--weight_decay", 0.4, "--tune", "--over", "weight_decay", *arguments)
+    command = [sys.executable, HERE / "train.py", *map(str, options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -1063,6 +1073,7 @@ def test_a_search_accepts_committed_rows_and_reports_what_fails(world, capsys):
     with pytest.raises(prepare.InputError, match="failed: train.py: error: .*train.bin is missing or changed"):
         train.settle([dataclasses.replace(config, seed=9)], 1, memo)
     assert "--over takes some of" in refused(capsys, train, *TINY, "--tune", "--over", "size")
+    assert "--start goes with it" in refused(capsys, train, *TINY, "--start", "member")
 
 
 def test_bench_measures_and_writes_nothing(world, capsys):
@@ -1354,6 +1365,20 @@ def test_published_coefficients():
                                                                          pytest.approx(d, rel=1e-3))
 
 
+def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
+    """S1 and S2 from every 50th row, shuffled, are those of every step, summed from their definitions."""
+    step = np.arange(1, 1001)
+    lr = np.interp(step, [1, 200, 1000], [1.0, 1.0, 0.1])
+    momentum = s2 = 0.0
+    for before, after in zip(lr, lr[1:]):
+        momentum = 0.99 * momentum + before - after
+        s2 += momentum
+    for kept in (step, np.random.default_rng(0).permutation(np.r_[step[199::50], 1])):
+        c = SimpleNamespace(step=kept.astype(float), lr=lr[kept - 1], curve=np.full(len(kept), "a"))
+        last = np.argmax(kept)
+        assert fit.lr_area(c)[last] == pytest.approx(lr.sum()) and fit.annealed(c, 0.99)[last] == pytest.approx(s2)
+
+
 def test_intervals_of_a_linear_law_are_the_textbooks():
     """A / K + E is linear: the profile is Student's interval, or the normal one where the noise is known."""
     from scipy import stats
@@ -1368,6 +1393,8 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     low, high = fit.profile_interval(law, columns, loss, sigma=0.02)
     assert (high - low) / 2 == pytest.approx(1.95996 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
     assert fit.profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
+    exact = fit.profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
+    assert exact == pytest.approx((3, 3), abs=1e-4)
     # the bootstrap agrees with them and is seeded
     found = fit.fit(law, columns, loss)
     drawn = fit.bootstrap(law, columns, loss, found, 300)
@@ -1375,7 +1402,7 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     assert drawn != fit.bootstrap(law, columns, loss, found, 300, seed=1)
     assert drawn["E"][0] < found["params"]["E"] < drawn["E"][1] and 0.3 < (drawn["E"][1] - drawn["E"][0]) / half < 2
     # without the first point, the limit by hand
-    left = fit.leave_one_out(law, columns, loss)
+    left = fit.limit_range(fit.leave_one_out(law, columns, loss, found))
     ends = [stats.linregress(np.delete(1 / k, i), np.delete(loss, i)).intercept for i in range(8)]
     assert left == (pytest.approx(min(ends)), pytest.approx(max(ends)))
 
@@ -1413,7 +1440,6 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
         low, high = report["params"][name]["low"], report["params"][name]["high"]
         assert low < report["params"][name]["value"] < high and 2 * low - high < true < 2 * high - low
     assert report["limit"] == report["params"]["E"]["value"] and report["inference"]["N"] > 0
-    assert report["limit_interval"][0] < 1.8 < report["limit_interval"][1]
     # columns of this kit's runs.csv, chosen rows, constants
     rows = dict(params=[1e6, 2e6, 4e6, 8e6] * 2, val_loss=[3.5, 3.3, 3.2, 3.15, 9, 9, 9, 9], recipe=list("aaaabbbb"))
     write_points(world / "runs.csv", **rows)
@@ -1440,6 +1466,12 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "has no column a"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"], "goes with chinchilla and --loss"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "has no rows left by --where"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "take NAME=VALUE, not V"),
+    ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than the header"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0.0 is out of range"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "9"], "more than 3 points"),
+    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the first row"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "laws are power, reciprocal, chinchilla")])
 def test_bad_points_are_refused(tmp_path, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
@@ -1498,6 +1530,20 @@ def test_fit_command_over_runs(world, capsys):
         assert (world / f"claims-{claim}.png").read_bytes().startswith(b"\x89PNG")
     assert subprocess.run([sys.executable, HERE / "fit.py", "--figure", "a.foo"], capture_output=True).returncode == 2
     assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 12 * 5
+    # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
+    law = ensemble.limit_of([3.5, 3.3])
+    write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law, limit_range=None,
+          loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]))
+    settings |= {"recipe": "another", "size": "300k", "params": 300_000, "params_nonembedding": 150_000}
+    for name in ("a", "copies/a"):
+        write(name, **settings, val_loss=4.0)
+        (world / "runs" / name / "result.json").write_text((world / "runs/a/result.json").read_text())
+    assert call(fit, "--figure", "more.png") == 0
+    printed = capsys.readouterr().out
+    assert "ensemble K = 2    mixed" in printed and "nan" not in printed and printed.count("another") == 1
+    (world / "runs" / "a" / "result.json").write_text("[]")
+    done = subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True, text=True)
+    assert done.returncode == 2 and "a/result.json is not a JSON object" in done.stderr and done.stderr.count("\n") == 1
     (world / "runs" / "regularized-200000-150000-0-0" / "result.json").write_text("{")
     assert subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True).returncode == 2
     assert subprocess.run([sys.executable, HERE / "fit.py", "nowhere"], capture_output=True, text=True).stderr \

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import queue
 import resource
 import shutil
 import signal
@@ -42,7 +43,7 @@ NOMINAL_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12} 
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock counts as abandoned
 
 # (epochs, lr, weight_decay) for each budget label in turn. Scale 1: the paper's tuned settings (its released search).
-# 1/1000: starting values measured with this kit, see results/1000/tuning.csv.
+# 1/1000: starting values measured with this kit, see tuning.csv and, of the student, students.csv in results/1000.
 TUNED = {
     "standard": {"150m": [(8, 3e-3, .1), (16, 1e-2, .1), (32, 1e-2, .1), (64, 3e-3, .1)],
                  "300m": [(8, 1e-3, .1), (8, 3e-3, .1), (16, 3e-3, .1), (16, 3e-3, .1)],
@@ -165,15 +166,12 @@ def resolve(config):
             raise InputError(f"--{f.name} {value} is out of range; it must be at least {f.metadata['least']}")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together, and the weight is below 1")
-    for name in ("init_seed", "data_seed"):  # one run has one name
-        if getattr(config, name) == config.seed:
-            setattr(config, name, None)
 
     device, data = use_device(config.device, config.threads), load_data(config.data)
     if config.compile == "graphs" and device.type != "cuda":
         raise InputError(f"--compile graphs needs CUDA, not {device.type}; use --compile 1")
     config.dtype = ("bf16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
-    config.data, config.data_hash = data.meta["name"], data.fingerprint()
+    config.data, config.data_hash = data.folder.name, data.fingerprint()
     if config.tokens > len(data.train):
         raise InputError(f"--tokens {config.tokens:,} is more than the {len(data.train):,} train tokens of "
                          f"{config.data}; lower it or prepare more text")
@@ -182,7 +180,7 @@ def resolve(config):
                          f"{config.batch_size} windows of {config.context}; lower --batch_size or --context")
     if config.synthetic:
         sampled = load_data(config.synthetic)
-        config.synthetic, config.synthetic_hash = sampled.meta["name"], sampled.fingerprint()
+        config.synthetic, config.synthetic_hash = sampled.folder.name, sampled.fingerprint()
         if sampled.meta["sha256"]["tokenizer.tiktoken"] != data.meta["sha256"]["tokenizer.tiktoken"]:
             raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of {config.data}")
         if len(sampled.train) < config.context:
@@ -190,12 +188,17 @@ def resolve(config):
     return config
 
 
+def identity(config):
+    """What a run computes: every such field that differs from its default, so that a new option never renames old
+    runs. A seed that equals --seed is not given apart: one run has one name."""
+    return {f.name: value for f in dataclasses.fields(TrainConfig) if f.metadata.get("identity", True)
+            and (value := getattr(config, f.name)) != f.default
+            and not (f.name in ("init_seed", "data_seed") and value == config.seed)}
+
+
 def run_name(config):
-    """Readable and unique: key fields, then a hash of every identity field that differs from its default, so that a
-    new option never renames old runs."""
-    identity = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)
-                if f.metadata.get("identity", True) and getattr(config, f.name) != f.default}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+    """Readable and unique: key fields, then a hash of all that identifies the run."""
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]
     mixed = f"-mix{config.synthetic_weight:g}" if config.synthetic else ""
     return (f"{config.data}-{config.size}-{config.tokens // 1000}k{mixed}-e{config.epochs}-lr{config.lr:g}"
             f"-wd{config.weight_decay:g}-s{config.seed}-{digest}")
@@ -204,13 +207,17 @@ def run_name(config):
 # --------------------------------------------------------------------------------------------------------------------
 # One process at a time
 
+class InUse(InputError):
+    """Another process works in the run folder."""
+
+
 @contextlib.contextmanager
 def claim(folder):
     """Hold a run folder for this process; yields the heartbeat, to be called at every step.
 
     The file `lock` names the holder, and the kernel frees it when its process dies, however. For hosts that share the
     folder but not their locks its modification time is the heartbeat: after LOCK_SILENCE seconds of silence another
-    host takes over. Raises InputError when someone else works there, or has taken over.
+    host takes over. Raises InUse when someone else works there, or has taken over.
     """
     host = socket.gethostname()
     me = f"process {os.getpid()} on {host}"
@@ -223,7 +230,7 @@ def claim(folder):
         lock.seek(0)
         owner, silence = lock.read(), time.time() - os.stat(lock.fileno()).st_mtime
         if held or owner and not owner.endswith(f" on {host}") and silence < LOCK_SILENCE:
-            raise InputError(f"{folder} is in use by {owner}; wait for it or stop it, then run the same command again")
+            raise InUse(f"{folder} is in use by {owner}; wait for it or stop it, then run the same command again")
         lock.truncate(0)
         lock.write(me)
         lock.flush()
@@ -239,7 +246,7 @@ def claim(folder):
             nonlocal beaten
             if time.monotonic() - beaten > LOCK_SILENCE / 20:
                 if not still_mine():
-                    raise InputError(f"{folder} was taken over by another host after {LOCK_SILENCE} s of silence")
+                    raise InUse(f"{folder} is in use by another host, taken over after {LOCK_SILENCE} s of silence")
                 os.utime(lock.fileno())
                 beaten = time.monotonic()
         try:
@@ -281,15 +288,14 @@ def budget_tokens(config, data):
     """The D unique tokens of a run: the first of the pool, or those of documents drawn by subset_seed."""
     if config.subset_seed is None:
         return np.asarray(data.train[:config.tokens])
-    rng = np.random.default_rng([2, config.subset_seed])
+    rng = np.random.default_rng([config.subset_seed, 0, 2])
     return pack_documents(data.train, data.meta["end_of_text"], rng, config.tokens)
 
 
 def order_rng(config, epoch, stream):
-    """The random numbers of one epoch's data order; stream 0 permutes windows, 1 packs documents."""
+    """The random numbers of one epoch's data order; stream 0 permutes windows, 1 packs documents (2 draws subsets)."""
     seed = config.seed if config.data_seed is None else config.data_seed
-    epoch = 0 if config.shuffle == "once" else epoch
-    return np.random.default_rng([seed, epoch] if stream == 0 else [seed, epoch, stream])
+    return np.random.default_rng([seed, 0 if config.shuffle == "once" else epoch, stream])
 
 
 def epoch_order(config, epoch, real, synthetic=0):
@@ -349,7 +355,7 @@ def join_processes():
 
 
 def add_up(value):
-    """The sum of a number over all processes, in float64 on the CPU, so that no device is waited for."""
+    """The sum of a number over all processes, in float64 on the CPU: the devices take no part in it."""
     total = torch.tensor(float(value), dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -360,16 +366,17 @@ def use_device(name, threads=1):
     """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too:
     torch's default, all cores, is far slower for small models and for runs side by side. Raises InputError."""
     torch.set_num_threads(threads)
-    if name != "auto":
-        try:
-            torch.ones(1, device=name).cpu()  # an absent device fails here
-            return torch.device(name)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(f"--device {name} cannot be used here ({str(error).splitlines()[0]})") from None
-    if torch.cuda.is_available():  # under torchrun each process has its own
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        # under torchrun each process has its own
+        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+        torch.ones(1, device=device).cpu()  # an absent device fails here
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name} cannot be used here ({str(error).splitlines()[0]})") from None
 
 
 def use_compile(choice, device):
@@ -461,9 +468,11 @@ class Run:
         if compiled == "graphs" and micro < share:  # a graph's gradients cannot outlive its next replay
             raise InputError(f"--compile graphs needs the batch in one pass, not {micro} of {share}; use --compile 1")
         # how floating point is carried out: a resume elsewhere would not be exact
-        self.machine = {"device": self.device.type, "threads": config.threads, "torch": str(torch.__version__),
-                        "compile": compiled, "attention": blocked if config.doc_mask else "SDPA, causal",
-                        "micro_batch_size": micro, "processes": self.world}
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        self.machine = {"device": self.device.type, "device_name": name, "threads": config.threads,
+                        "torch": str(torch.__version__), "compile": compiled,
+                        "attention": blocked if config.doc_mask else "SDPA, causal", "micro_batch_size": micro,
+                        "processes": self.world}
         self.parallel = self.model  # what trains: in several processes it averages their gradients
         if self.world > 1:
             self.parallel = torch.nn.parallel.DistributedDataParallel(self.model)
@@ -490,10 +499,10 @@ class Run:
 
     def save(self):
         """Checkpoint everything; called by all processes at once, written by the first."""
-        self.loss_sum = torch.tensor(add_up(self.loss_sum) / self.world, dtype=torch.float32)  # the same on all
+        sums = [add_up(self.loss_sum if rank == self.rank else 0.0) for rank in range(self.world)]
         if self.rank:
             return
-        state = {"step": self.step, "seconds": self.seconds, "machine": self.machine, "loss_sum": self.loss_sum,
+        state = {"step": self.step, "seconds": self.seconds, "machine": self.machine, "loss_sums": sums,
                  "logged": self.logged, "log_bytes": (self.folder / "log.jsonl").stat().st_size,
                  "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         write_atomically(self.folder / "resume.pt", lambda file: torch.save(state, file))
@@ -513,7 +522,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.loss_sum, self.logged = state["loss_sum"], state["logged"]
+        self.loss_sum = torch.tensor((state["loss_sums"] + [0.0] * self.world)[self.rank])
+        self.logged = state["logged"]
         if self.rank == 0:
             with open(self.folder / "log.jsonl", "r+b") as log:
                 log.truncate(state["log_bytes"])
@@ -566,17 +576,17 @@ def train(config):
     with sigterm_noted() as stopped, claim(folder) if rank == 0 else contextlib.nullcontext(int) as heartbeat:
         if result_path.exists() and world == 1:  # someone else has just finished it
             return read_json(result_path)
-        run = Run(config, folder)
-        if rank == 0:
-            write_json(folder / "config.json", asdict(config))
-        run.resume()
-        run.log(versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-                machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
         try:
+            run = Run(config, folder)
+            if rank == 0:
+                write_json(folder / "config.json", asdict(config))
+            run.resume()
+            versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+            run.log(versions=versions, machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
             result = loop(run, heartbeat, stopped)
         except torch.OutOfMemoryError:
-            raise InputError(f"{run.machine['micro_batch_size']} windows of {config.context} at a time do not fit in "
-                             f"the memory of {run.device}; give a smaller --micro_batch_size") from None
+            raise InputError(f"{config.size} with windows of {config.context} does not fit in the device's memory; "
+                             f"halve --micro_batch_size (the log's first line has it)") from None
         if rank == 0:
             write_atomically(folder / "model.pt", run.model.save)
             write_json(result_path, result)
@@ -588,13 +598,15 @@ def train(config):
 
 @contextlib.contextmanager
 def sigterm_noted():
-    """Yields a list that a SIGTERM, as a preempted node gets, makes non-empty."""
+    """Yields a list that a SIGTERM, as a preempted node gets, makes non-empty; ends the process if nobody else did."""
     stopped = []
     previous = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     try:
         yield stopped
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if stopped:  # after the last step
+        sys.exit(128 + signal.SIGTERM)
 
 
 def loop(run, heartbeat, stopped):
@@ -603,7 +615,7 @@ def loop(run, heartbeat, stopped):
     rate = run.world * matmul_rate(config.dtype, run.device)
     # a validation is too short to earn its own compilation on a CPU; CUDA needs it for FlexAttention
     evaluator = forward if run.device.type == "cuda" else run.model
-    share = dict(batch_size=config.batch_size // run.world, rank=run.rank, world=run.world)
+    share = dict(batch_size=run.machine["micro_batch_size"], rank=run.rank, world=run.world)
     eval_every = config.eval_every or run.steps_per_epoch
     # the first step with a loss or gradient that is not finite, kept on the device: no step waits for it
     bad_step = torch.tensor(-1, device=run.device)
@@ -648,6 +660,7 @@ def loop(run, heartbeat, stopped):
             saved = time.monotonic()
         if preempted:
             run.say(f"stopped by SIGTERM at step {run.step}; the same command goes on from there")
+            add_up(0.0)  # nobody leaves before the first has written
             sys.exit(128 + signal.SIGTERM)
         tick, ticked = time.monotonic(), run.step
 
@@ -685,7 +698,8 @@ def bench(run, steps):
     cuda = run.device.type == "cuda"
     device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
     peak = next((flops for name, flops in NOMINAL_PEAK.items() if name in device), None)
-    memory = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    memory = torch.cuda.max_memory_allocated() if cuda else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     flops = speed * run.model.flops_per_token()
     return {**run.cost(), "tokens_per_second": speed, "mfu": flops / matmul_rate(config.dtype, run.device),
             "mfu_nominal": flops / peak if peak else None, "peak_memory": memory, "device_name": device,
@@ -696,18 +710,23 @@ def bench(run, steps):
 # --------------------------------------------------------------------------------------------------------------------
 # The search for locally optimal hyperparameters (paper, section on the regularized recipe)
 
-AXES = ("epochs", "lr", "weight_decay")
+# the paper's grid and a little beyond
+GRID = {"epochs": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+        "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)}
 
 
-def neighbour(config, axis, direction):
-    """The config one step away on the paper's grid: lr in 1, 3, 10, ..., the others in doublings; None outside it."""
-    value = getattr(config, axis)
-    if axis == "lr":
-        rung = round(2 * math.log10(value)) + direction
-        value = float(f"{(1, 3)[rung % 2] * 10.0 ** (rung // 2):.0e}")
-    else:
-        value = type(value)(value * 2.0 ** direction)
-    return dataclasses.replace(config, **{axis: value}) if value else None
+def neighbours(config, axes):
+    """[(step, config)]: what lies one step of the grid away along the axes. Raises InputError off the grid."""
+    found = []
+    for axis in axes:
+        value, grid = getattr(config, axis), GRID[axis]
+        if value not in grid:
+            raise InputError(f"--{axis} {value:g} is not on the search's grid: {', '.join(f'{v:g}' for v in grid)}")
+        for step, i in (("down", grid.index(value) - 1), ("up", grid.index(value) + 1)):
+            if 0 <= i < len(grid):
+                found.append((f"{axis} {step}", dataclasses.replace(config, **{axis: grid[i]})))
+    return found
 
 
 def read_memo(path):
@@ -718,19 +737,28 @@ def read_memo(path):
         return {row["name"]: float(row["val_loss"]) for row in csv.DictReader(file) if row["kind"] == "run"}
 
 
-def train_elsewhere(config, slot):
-    """Train in a process of its own; returns whether it did, False if another process is at it. A loss that is not
-    finite counts as trained: the search reads it as infinite."""
+def train_elsewhere(config, device):
+    """Train in a process of its own, on one CUDA device if named: its loss, infinite if that was not finite, or None
+    while another process is at it."""
+    folder = Path(config.out) / run_name(config)
+    try:
+        if folder.exists():
+            with claim(folder):  # cheaper to ask here than in a new process
+                pass
+    except InUse:
+        return None
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)
              if f.metadata and getattr(config, f.name) not in (None, f.default)}
     options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    env, devices = dict(os.environ), torch.cuda.device_count()
-    if devices > 1:
-        env["CUDA_VISIBLE_DEVICES"] = str(slot % devices)
+    env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device else {})}
     done = subprocess.run([sys.executable, __file__, *options], env=env, stderr=subprocess.PIPE, text=True)
-    if done.returncode and "is in use by" not in done.stderr and "is not finite" not in done.stderr:
-        raise InputError(f"{run_name(config)} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
-    return "is in use by" not in done.stderr
+    if done.returncode == 0:
+        return read_json(folder / "result.json")["val_loss"]
+    if "is not finite" in done.stderr:
+        return math.inf
+    if "is in use by" in done.stderr:
+        return None
+    raise InputError(f"{folder.name} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
 
 
 def settle(configs, jobs, memo):
@@ -740,72 +768,90 @@ def settle(configs, jobs, memo):
         path = Path(config.out) / run_name(config) / "result.json"
         return read_json(path)["val_loss"] if path.exists() else memo.get(run_name(config))
 
-    def attempt(config, slot):
-        if known(config) is None and train_elsewhere(config, slot) and known(config) is None:
-            memo[run_name(config)] = math.inf  # diverged
+    def attempt(config):
+        device = free.get()
+        try:
+            loss = known(config)
+            loss = train_elsewhere(config, device) if loss is None else loss
+            if loss is not None:
+                memo[run_name(config)] = loss
+        finally:
+            free.put(device)
+
+    count, free = torch.cuda.device_count(), queue.Queue()
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    for job in range(jobs):  # several jobs may share a device
+        free.put(devices[job % count] if count > 1 else None)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         while missing := [config for config in configs if known(config) is None]:
-            list(pool.map(attempt, missing, range(len(missing))))
+            list(pool.map(attempt, missing))
             if all(known(config) is None for config in missing):
                 time.sleep(2)  # all of them are being trained elsewhere
     return [known(config) for config in configs]
 
 
-def descend(center, over, jobs, memo):
-    """Coordinate descent from `center` along the axes `over` until no neighbour is better, on the config's seed."""
-    moved = True
-    while moved:
-        moved = False
-        for axis in over:
-            pair = [step for direction in (-1, 1) if (step := neighbour(center, axis, direction))]
-            losses = settle([center, *pair], jobs, memo)
-            while min(losses) < losses[0]:
-                center, moved = pair[losses.index(min(losses)) - 1], True
-                pair = [step for direction in (-1, 1) if (step := neighbour(center, axis, direction))]
-                losses = settle([center, *pair], jobs, memo)
+def descend(center, axes, jobs, memo):
+    """Coordinate descent from `center`, one axis after another, until no neighbour is better; on the config's seed."""
+    since, turn = 0, 0  # axes without a better neighbour since the last move
+    while since < len(axes):
+        near = [center, *(place for _, place in neighbours(center, [axes[turn % len(axes)]]))]
+        losses = settle(near, jobs, memo)
+        best = near[losses.index(min(losses))]
+        since, turn, center = (0, turn, best) if best is not center else (since + 1, turn + 1, center)
     return center
 
 
-def certify(center, over, seeds, jobs, memo):
+def certify(center, axes, seeds, jobs, memo):
     """(certificate, better neighbour or None) of a setting: it and its neighbours, losses over seeds, margins.
 
     The center and every neighbour within four standard deviations of it get `seeds` seeds; a difference of means
-    within two standard errors is a tie.
+    within two standard errors is a tie. Raises InputError if the center itself diverges.
     """
-    def over_seeds(config):
-        return settle([dataclasses.replace(config, seed=config.seed + i) for i in range(seeds)], jobs, memo)
+    def over_seeds(configs):
+        losses = settle([dataclasses.replace(c, seed=c.seed + i) for c in configs for i in range(seeds)], jobs, memo)
+        return [losses[i:i + seeds] for i in range(0, len(losses), seeds)]
 
-    steps = [(axis, direction, place) for axis in over for direction in (-1, 1)
-             if (place := neighbour(center, axis, direction))]
-    own, *first = settle([center, *(place for _, _, place in steps)], jobs, memo)
-    losses = over_seeds(center)
-    sd = float(np.std(losses, ddof=1)) if seeds > 1 else 0.0
-    rows = []
-    for (axis, direction, place), loss in zip(steps, first):
-        near = seeds > 1 and loss < np.mean(losses) + 4 * sd
-        values = over_seeds(place) if near else [loss]
-        rows.append({"step": f"{axis} {'down' if direction < 0 else 'up'}",
-                     **{name: getattr(place, name) for name in AXES}, "losses": values,
-                     "margin": float(np.mean(values) - (np.mean(losses) if near else own))})
-    several = [losses, *(row["losses"] for row in rows if len(row["losses"]) > 1)]
-    sd = float(np.sqrt(np.mean([np.var(values, ddof=1) for values in several]))) if seeds > 1 else None  # pooled
-    for row in rows:
-        spread = 2 * sd * math.sqrt(2 / seeds) if len(row["losses"]) > 1 else 0.0
-        row["verdict"] = "tie" if abs(row["margin"]) <= spread else "worse" if row["margin"] > 0 else "better"
-    found = {"size": center.size, "data": center.data, "tokens": center.tokens, "recipe": center.recipe, "over": over,
-             **{axis: getattr(center, axis) for axis in AXES}, "loss": float(np.mean(losses)), "losses": losses,
-             "sd": sd, "neighbours": rows, "git": git_state()}
+    def spread(groups):  # pooled over settings; a run that diverged says nothing about noise
+        several = [values for values in groups if len(values) > 1 and np.isfinite(values).all()]
+        return float(np.sqrt(np.mean([np.var(values, ddof=1) for values in several]))) if several else None
+
+    steps = neighbours(center, axes)
+    own, *first = settle([center, *(place for _, place in steps)], jobs, memo)
+    losses, = over_seeds([center])
+    if not np.isfinite(losses).all():
+        raise InputError(f"lr {center.lr:g} with weight decay {center.weight_decay:g} diverges on some seed; "
+                         f"start the search at a lower --lr")
+    sd = spread([losses])
+    near = [i for i, loss in enumerate(first) if sd is not None and loss < np.mean(losses) + 4 * sd]
+    several = dict(zip(near, over_seeds([steps[i][1] for i in near])))
+    sd, rows = spread([losses, *several.values()]), []
+    for i, (step, place) in enumerate(steps):
+        values = several.get(i, [first[i]])
+        margin = float(np.mean(values) - (np.mean(losses) if i in several else own))
+        tie = 2 * sd * math.sqrt(2 / seeds) if i in several else 0.0
+        rows.append({"step": step, **{axis: getattr(place, axis) for axis in GRID}, "losses": values, "margin": margin,
+                     "verdict": "better" if margin < -tie else "tie" if margin <= tie else "worse"})
+    found = {"recipe": center.recipe, "axes": axes, "loss": float(np.mean(losses)), "losses": losses, "sd": sd,
+             "neighbours": rows, "git": git_state(), "name": run_name(center), **asdict(center)}
     best = min(range(len(rows)), key=lambda i: rows[i]["margin"])
-    return found, steps[best][2] if rows[best]["verdict"] == "better" else None
+    return found, steps[best][1] if rows[best]["verdict"] == "better" else None
 
 
-def tune(config, over, seeds, jobs, memo):
+def tune(config, axes, seeds, jobs, memo):
     """The certificate of a locally optimal setting: descends on one seed, then moves on while a neighbour is better
     over `seeds` of them (each move lowers the mean, so this ends)."""
-    center = descend(config, over, jobs, memo)
+    center = descend(config, axes, jobs, memo)
     while center is not None:
-        found, center = certify(center, over, seeds, jobs, memo)
+        found, center = certify(center, axes, seeds, jobs, memo)
     return found
+
+
+def certificate_folder(config, axes, seeds):
+    """Where the certificate of a search goes: all that it does not move is in the name."""
+    fixed = {key: value for key, value in identity(config).items() if key not in GRID}
+    digest = hashlib.sha256(json.dumps([fixed, axes, seeds], sort_keys=True).encode()).hexdigest()[:6]
+    name = f"{config.data}-{config.size}-{config.tokens // 1000}k-{config.recipe}-{digest}"
+    return Path(config.out) / "certificates" / name
 
 
 def print_certificate(found):
@@ -813,7 +859,7 @@ def print_certificate(found):
     sd = f", sd {found['sd']:.4f} pooled" if found["sd"] is not None else ""
     print(f"{found['recipe']} {found['size']} at {found['tokens']:,} tokens: {len(found['losses'])} seed(s){sd}\n"
           f"{'step':<20} {'epochs':>6} {'lr':>8} {'weight decay':>12} {'loss':>8} {'seeds':>5} {'margin':>8}")
-    for row in [{**found, "step": "center", "margin": 0.0, "verdict": ""}, *found["neighbours"]]:
+    for row in [{**found, "step": "center", "margin": 0.0, "verdict": ""}] + found["neighbours"]:
         print(f"{row['step']:<20} {row['epochs']:>6} {row['lr']:>8g} {row['weight_decay']:>12g} "
               f"{np.mean(row['losses']):>8.4f} {len(row['losses']):>5} {row['margin']:>+8.4f} {row['verdict']}")
 
@@ -821,12 +867,12 @@ def print_certificate(found):
 # --------------------------------------------------------------------------------------------------------------------
 
 def main():
-    parser = Parser("Train one run, or go on with it; a finished one is left as it is.")
+    parser = Parser("Train one run, or go on with it; a finished one is left as it is. Or search, plan, measure.")
     add_options(parser)
     search = parser.add_argument_group("search")
     search.add_argument("--tune", action="store_true", help="search locally optimal settings, write their certificate")
     search.add_argument("--over", help="axes of the search (default: epochs,lr,weight_decay; standard: epochs,lr)")
-    search.add_argument("--start", help="recipe whose settings the search starts at (default: --recipe)")
+    search.add_argument("--start", choices=(*TUNED, "member"), help="recipe to start it at (default: --recipe)")
     search.add_argument("--seeds", type=int, default=1, help="seeds of the optimum and of its near ties")
     search.add_argument("--jobs", type=int, default=1, help="runs at once, each in a process of its own")
     parser.add_argument("--dry_run", action="store_true", help="print parameters, steps, FLOPs, memory, time; no run")
@@ -834,15 +880,16 @@ def main():
                         help="time so many steps and print JSON; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
-    over = (args.over or ",".join(AXES[:2] if args.recipe == "standard" else AXES)).split(",")
-    if not set(over) <= set(AXES) or min(args.seeds, args.jobs) < 1:
-        raise InputError(f"--over takes some of {','.join(AXES)}; --seeds and --jobs are at least 1")
+    axes = (args.over or "epochs,lr" + ",weight_decay" * (args.recipe != "standard")).split(",")
+    if not set(axes) <= set(GRID) or min(args.seeds, args.jobs) < 1:
+        raise InputError(f"--over takes some of {','.join(GRID)}; --seeds and --jobs are at least 1")
+    if args.tune and "RANK" in os.environ or args.start and not args.tune:
+        raise InputError("--tune runs without torchrun and starts its own processes (--jobs); --start goes with it")
     config = config_from(args if args.start is None else argparse.Namespace(**{**vars(args), "recipe": args.start}))
     config, first = dataclasses.replace(config, recipe=args.recipe), os.environ.get("RANK", "0") == "0"
     if args.tune and not args.dry_run:
         memo = read_memo(Path(__file__).parent / "results" / str(SCALE_OF[config.size]) / "runs.csv")
-        result = tune(config, over, args.seeds, args.jobs, memo)
-        folder = Path(config.out) / "certificates" / f"{config.data}-{config.size}-{config.tokens}-{config.recipe}"
+        result, folder = tune(config, axes, args.seeds, args.jobs, memo), certificate_folder(config, axes, args.seeds)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "certificate.json", result)
         print_certificate(result)
