@@ -683,9 +683,9 @@ def read_results(folder):
             kind, needed = (ensembles, ("law",)) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a JSON object ({error}); remove its folder and run its command again") from None
+            raise InputError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
         if missing:
-            raise InputError(f"{path} has no {missing[0]}; remove its folder and run its command again")
+            raise InputError(f"{path} has no {missing[0]}; remove its folder and train again")
         kind[result["name"], result["recipe"]] = result
     if not runs and not ensembles:
         raise InputError(f"no finished run under {folder} (no result.json); train one first")
