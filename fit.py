@@ -117,10 +117,9 @@ def log_power(*columns):
                 derived=lambda p: {"k": math.exp(min(p["log_k"], 700.0))})
 
 
-EXPONENT = (0.01, 10.0)
 LAWS = {
     "power": Law(
-        "loss = A / x^b + E", "arXiv 2509.14786 sections 3, 4; 2010.14701", ("x",), dict(b=EXPONENT),
+        "loss = A / x^b + E", "arXiv 2509.14786 sections 3, 4; 2010.14701", ("x",), dict(b=(0.01, 10)),
         dict(A="+", E="+"), lambda p, c: [c.x ** -p.b, 1.0]),
     "reciprocal": Law(
         "loss = A / x + E", "arXiv 2509.14786 section 4 (x = K)", ("x",), {}, dict(A="+", E="+"),
