@@ -520,13 +520,18 @@ COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 
 
+def split_pairs(pairs):
+    """[(name, value)] of "name=value" texts. Raises InputError."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--where and --set take NAME=VALUE, not {pair}")
+    return [tuple(pair.split("=", 1)) for pair in pairs]
+
+
 def read_points(path, names, where=(), constants=()):
     """Columns `names` of a CSV file as {name: float64 array}, `curve` as written. where: "column=value" rows to keep;
     constants: "name=value" columns that the file lacks. Raises InputError."""
-    for pair in (*where, *constants):
-        if "=" not in pair:
-            raise InputError(f"--where and --set take NAME=VALUE, not {pair}")
-    constants = dict(pair.split("=", 1) for pair in constants)
+    constants = dict(split_pairs(constants))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -540,10 +545,9 @@ def read_points(path, names, where=(), constants=()):
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise InputError(f"{path} has the column {twice[0]} twice; rename one")
-    for pair in where:
-        column, _, value = pair.partition("=")
+    for column, value in split_pairs(where):
         if column not in header:
-            raise InputError(f"--where {pair}: {path} has no column {column}; it has {', '.join(header)}")
+            raise InputError(f"--where {column}={value}: {path} has no column {column}; it has {', '.join(header)}")
         rows = [(number, row) for number, row in rows if row[column] == value]
     if not rows:
         raise InputError(f"{path} has no rows{' left by --where' if where else ''}")
@@ -597,18 +601,18 @@ def check_points(law, columns):
     return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
-def law_report(args):
+def law_report(name, path, args):
     """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it, too."""
-    law = LAWS[args.what]
+    law = LAWS[name]
     if args.x is not None and law.columns != ("x",) or args.x == "curve":
         raise InputError("--x names the column of numbers that is x in power and reciprocal")
     if law.columns == ("x",):  # the one column that is there, or the one that is meant
         if args.x is None:
-            raise InputError(f"--x must name the column of {args.points} that is x, for example --x N")
-        law = replace(law, columns=(args.x,), basis=lambda p, c: LAWS[args.what].basis(
+            raise InputError(f"--x must name the column of {path} that is x, for example --x N")
+        law = replace(law, columns=(args.x,), basis=lambda p, c: LAWS[name].basis(
             p, SimpleNamespace(x=getattr(c, args.x))))
     names = [*law.columns, law.target, *([args.weights] if args.weights else []), *(["sigma"] if args.pooled else [])]
-    table = read_points(args.points, names, args.where, args.set)
+    table = read_points(path, names, args.where, args.set)
     columns, y = check_points(law, table)
     weights = table[args.weights] if args.weights else None
     if args.method != "ls" and min(y) <= 0:
@@ -619,15 +623,15 @@ def law_report(args):
     found = fit(law, columns, y, weights, **options)
     values, bounds = quantities(law, found["params"]), found["at_bounds"]
     spread = bootstrap(law, columns, y, found, args.bootstrap, weights, args.seed, **options) if args.bootstrap else {}
-    report = {"law": args.what, "formula": law.formula, "points": len(y), "objective": found["objective"],
+    report = {"law": name, "formula": law.formula, "points": len(y), "objective": found["objective"],
               "rmse": float(np.sqrt(((found["prediction"] - y) ** 2).mean())), "at_bounds": bounds,
-              "params": {name: dict(value=value, low=spread[name][0], high=spread[name][1]) if spread else value
-                         for name, value in values.items()}}
-    print(f"{args.what}: {law.formula}\n{len(y)} points, {args.method}, "
+              "params": {key: dict(value=value, low=spread[key][0], high=spread[key][1]) if spread else value
+                         for key, value in values.items()}}
+    print(f"{name}: {law.formula}\n{len(y)} points, {args.method}, "
           f"rmse {report['rmse']:.4g}, objective {found['objective']:.6g}")
-    for name, value in values.items():
-        interval = "   {:.4g} to {:.4g}".format(*spread[name]) if spread else ""
-        print(f"{name:>8} {value:12.6g}{interval}{'   at its bound' if name in bounds else ''}")
+    for key, value in values.items():
+        interval = "   {:.4g} to {:.4g}".format(*spread[key]) if spread else ""
+        print(f"{key:>8} {value:12.6g}{interval}{'   at its bound' if key in bounds else ''}")
 
     if "E" in law.shape or law.signs.get("E") == "+":
         left_out = leave_one_out(law, columns, y, found, weights, **options) if len(y) <= 50 else []
@@ -635,7 +639,7 @@ def law_report(args):
         if args.method == "ls":  # the profile is that of least squares; for the others there is the bootstrap
             report["limit_interval"] = profile_interval(law, columns, y, weights, sigma)
             print(f"limit {report['limit']:.4f}; {describe(report['limit_interval'], report['leave_one_out'], sigma)}")
-    if args.what == "unified":
+    if name == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
     if args.inference is not None:
         n, d = optimum_with_inference(found["params"], args.loss, args.inference)
@@ -665,29 +669,59 @@ def describe(interval, left_out, sigma):
 # Runs
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
-               "weight_decay", "seed", "context", "batch_size", "synthetic", "synthetic_weight", "val_loss",
-               "probs_loss", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data",
-               "data_hash", "name")
+               "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
+               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_low", "limit_high",
+               "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
+TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "data", "data_hash",
+                "name")
 # runs that agree in all of these are one experiment and differ in seed alone
 SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
                 "batch_size", "doc_mask", "dtype", "shuffle", "subset_seed", "synthetic_hash", "synthetic_weight")
 
 
-def read_results(folder):
-    """(runs, ensembles) under a folder: what the result.json files hold, sorted by path; copies count once."""
-    runs, ensembles = {}, {}
+def read_folder(folder):
+    """(path, result) of every result.json under a folder, sorted by path."""
     for path in sorted(Path(folder).rglob("result.json")):
         try:
-            result = {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}  # older runs lack them
-            kind, needed = (ensembles, ("law",)) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
-            missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
+            # older runs lack the first two
+            yield path, {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
-        if missing:
-            raise InputError(f"{path} has no {missing[0]}; remove its folder and train again")
-        kind[result["name"], result["recipe"]] = result
+
+
+def read_table(path):
+    """What read_folder gives, from a table that write_csv wrote; an ensemble is a row for each K there."""
+    try:
+        with open(path, newline="") as file:
+            rows = [{name: text if name in TEXT_COLUMNS else json.loads(text or "null") for name, text in row.items()}
+                    for row in csv.DictReader(file)]
+        yield from ((path, row) for row in rows if row["kind"] == "run")
+        averages = sorted((row for row in rows if row["kind"] == "ensemble"), key=lambda row: row["members"])
+        for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
+            by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
+            law = fit_reciprocal([row["members"] for row in group], by_k["logits"]) if len(group) > 1 else None
+            ends = [group[0]["limit_low"], group[0]["limit_high"]]
+            yield path, {**group[0], "loss_by_k": by_k, "law": law, "limit_range": None if None in ends else ends}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
+
+
+def read_results(sources, where=()):
+    """(runs, ensembles) of folders and of tables (.csv), what agrees with every "column=value" of where. The same run
+    from two places counts once. Raises InputError."""
+    runs, ensembles = {}, {}
+    for source in sources:
+        for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
+            kind, needed = (ensembles, ("law",)) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
+            missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
+            if missing:
+                raise InputError(f"{path} has no {missing[0]}; remove it and train again")
+            result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
+            if all(str(result.get(column)) == value for column, value in split_pairs(where)):
+                kind[result["name"], result["recipe"]] = result
     if not runs and not ensembles:
-        raise InputError(f"no finished run under {folder} (no result.json); train one first")
+        raise InputError(f"no finished run under {', '.join(map(str, sources))}"
+                         + (f" with {' and '.join(where)}" if where else " (no result.json); train one first"))
     return list(runs.values()), list(ensembles.values())
 
 
@@ -696,19 +730,30 @@ def grouped(items, key):
     return [(value, list(group)) for value, group in groupby(sorted(items, key=key), key=key)]
 
 
-def best_of_recipes(runs):
-    """(points, sigma). One point a (recipe, size, tokens): the least mean over seeds among the settings of that recipe
-    alone, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. sigma: the standard
-    deviation of one run, pooled over all settings with several seeds; None if there are none."""
+BEST_OF = ("data_hash", "recipe", "size", "tokens")
+
+
+def best_of_recipes(runs, by=BEST_OF):
+    """(points, sigma). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
+    settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. sigma: the
+    standard deviation of one run, pooled over all settings with several seeds; None if there are none."""
     best, squares, freedom = {}, 0.0, 0
     for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
         losses = np.array([run["val_loss"] for run in group])
         squares, freedom = squares + ((losses - losses.mean()) ** 2).sum(), freedom + len(losses) - 1
         mean = {**group[0], "loss": float(losses.mean()), "seeds": len(losses),
                 "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
-        key = (mean["data_hash"], mean["recipe"], mean["size"], mean["tokens"])
+        key = tuple(mean[name] for name in by)
         best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
     return sorted(best.values(), key=lambda m: -m["loss"]), math.sqrt(squares / freedom) if freedom else None
+
+
+def epoch_curves(runs):
+    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by epochs: the best
+    setting of each count (paper, section on the standard recipe)."""
+    points, _ = best_of_recipes([run for run in runs if run["recipe"] == "standard"], (*BEST_OF, "epochs"))
+    curves = grouped(points, lambda p: (p["data_hash"], p["tokens"], p["params"]))
+    return [sorted(curve, key=lambda p: p["epochs"]) for _, curve in curves if len(curve) > 2]
 
 
 def size_laws(points, sigma):
@@ -798,7 +843,9 @@ def write_csv(path, runs, ensembles):
     rows = [{"kind": "run", "members": 1, **run} for run in runs]
     for e in ensembles:
         for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            rows.append({**e, "kind": "ensemble", "members": k, "val_loss": logits, "probs_loss": probs})
+            low, high = e["limit_range"] or (None, None)
+            rows.append({**e, "kind": "ensemble", "members": k, "val_loss": logits, "probs_loss": probs,
+                         "limit_low": low, "limit_high": high})
     text = io.StringIO()
     writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -821,18 +868,22 @@ def write_atomically(path, content):
 # --------------------------------------------------------------------------------------------------------------------
 # What the user sees
 
-def print_table(points, sigma, members, laws, ratios):
+def print_table(points, sigma, curves, members, laws, ratios):
     """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
     several = len({item["tokens"] for item in points + members}) > 1
 
     def line(label, item, settings, loss, remark):
         budget = f" on {item['tokens']:,} tokens" if several and item["tokens"] else ""
-        print(f"{label:<17} {item['size']:<5} {settings:<44} {loss:7.4f}   {remark}{budget}")
+        print(f"{label:<17} {item['size']:<5} {settings:<49} {loss:7.4f}   {remark}{budget}")
 
     for p in points:
         spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        line(p["recipe"], p, f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}", p["loss"],
-             spread)
+        tau = f", tau {p['tau_epochs']:.2f}" if p.get("tau_epochs") else ""  # AdamW's memory in epochs
+        line(p["recipe"], p, f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}{tau}",
+             p["loss"], spread)
+    for curve in curves:
+        print(f"standard {curve[0]['size']} at {curve[0]['tokens']:,} tokens, by epochs: "
+              + ", ".join(f"{p['epochs']}: {p['loss']:.3f}" for p in curve))
     for m in members:
         for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
             line(f"ensemble K = {k}", m, f"logit mean ({m['recipe'] or 'mixed'} members)", logits,
@@ -912,6 +963,18 @@ def draw_members(axis, points, members):
     axis.set(xscale="log", xlabel="members K", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
 
 
+def draw_epochs(axis, curves):
+    """Loss of the standard recipe against epochs, a line a size; its train loss dotted."""
+    for curve, marker in zip(curves, "so^DvP*X" * len(curves)):
+        epochs = [p["epochs"] for p in curve]
+        drawn, = axis.plot(epochs, [p["loss"] for p in curve], f"{marker}-", lw=1,
+                           label=f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens")
+        if all(p.get("train_loss") for p in curve):
+            axis.plot(epochs, [p["train_loss"] for p in curve], ":", lw=1, color=drawn.get_color())
+    ticks = sorted({p["epochs"] for curve in curves for p in curve})
+    axis.set(xscale="log", xlabel="epochs (dotted: train loss)", xticks=ticks, xticklabels=ticks)
+
+
 def draw_data(axis, laws):
     """Loss against D of each recipe, with its law and limit."""
     for law, marker in zip(laws, "so^DvP"):
@@ -921,8 +984,8 @@ def draw_data(axis, laws):
     axis.set(xscale="log", xlabel="unique tokens D")
 
 
-def draw(path, points, sizes, members, tiered, laws):
-    """One figure a claim that has points, beside each other's names: NAME-sizes, NAME-members, NAME-data."""
+def draw(path, points, curves, sizes, members, tiered, laws):
+    """One figure a claim that has points, beside each other's names: NAME-epochs, -sizes, -members, -data."""
     try:
         import matplotlib
         matplotlib.use("Agg")
@@ -930,7 +993,8 @@ def draw(path, points, sizes, members, tiered, laws):
         from matplotlib.ticker import NullFormatter
     except ImportError:
         raise InputError("--figure needs matplotlib; install it with pip install matplotlib") from None
-    claims = {"sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
+    claims = {"epochs": (curves, draw_epochs, (curves,)),
+              "sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
               "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
     if not any(there for there, _, _ in claims.values()):
         print("no figure: it needs two sizes, an ensemble or three budgets")
@@ -948,18 +1012,19 @@ def draw(path, points, sizes, members, tiered, laws):
 
 
 def runs_report(args):
-    """The paper's analysis of a folder of runs: points, laws, limits, data efficiency; prints it, too."""
-    runs, ensembles = read_results(args.what)
+    """The paper's analysis of folders or tables of runs: points, laws, limits, data efficiency; prints it, too."""
+    runs, ensembles = read_results(args.what, args.where)
     points, sigma = best_of_recipes(runs)
+    curves = epoch_curves(runs)
     sizes, members = size_laws(points, sigma), member_laws(ensembles)
     tiered = tiered_laws(members)
     laws = data_laws(points, sizes, tiered)
     ratios = efficiencies(laws)
-    print_table(points, sigma, members, sizes + tiered + laws, ratios)
+    print_table(points, sigma, curves, members, sizes + tiered + laws, ratios)
     if args.csv:
         write_csv(args.csv, runs, ensembles)
     if args.figure:
-        draw(args.figure, points, sizes, members, tiered, laws)
+        draw(args.figure, points, curves, sizes, members, tiered, laws)
     keys = ("recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "loss", "sd", "seeds")
     return {"points": [{key: p[key] for key in keys} for p in points], "sigma": sigma,
             "laws": sizes + members + tiered + laws, "data_efficiency": ratios}
@@ -969,13 +1034,14 @@ def main():
     parser = argparse.ArgumentParser(description="Laws, limits and figures of runs or of any table of points.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
-    parser.add_argument("what", nargs="?", default="runs", help="a folder of finished runs, or the name of a law")
-    parser.add_argument("points", nargs="?", help="CSV file for the law; columns by name, also those of runs.csv")
+    parser.add_argument("what", nargs="*", default=["runs"], help="folders of finished runs and tables that --csv "
+                        "wrote; or the name of a law and a CSV file of points, columns by name, also those of --csv")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only such rows")
     parser.add_argument("--list", action="store_true", help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     runs = parser.add_argument_group("of runs")
     runs.add_argument("--csv", help="also write every run and ensemble to this file")
-    runs.add_argument("--figure", help="also draw NAME-sizes, NAME-members, NAME-data for this NAME.png, .pdf or .svg")
+    runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
     laws = parser.add_argument_group("of a law")
     laws.add_argument("--x", help="the column that is x in power and reciprocal")
     laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
@@ -986,7 +1052,6 @@ def main():
     laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
     laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
     laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    laws.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only such rows")
     laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
     laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
     laws.add_argument("--inference", type=float, metavar="TOKENS",
@@ -1005,11 +1070,15 @@ def main():
         raise InputError("--bootstrap and --seed must be at least 0")
     if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"--figure {args.figure} must end in .png, .pdf or .svg")
-    if args.what in LAWS and args.points is None or args.points and args.what not in LAWS:
-        raise InputError(f"a law and a CSV file go together; laws are {', '.join(LAWS)}")
-    if args.inference is not None and (args.loss is None or args.what not in ("chinchilla", "inference")):
+    of_law = args.what[0] in LAWS
+    absent = [source for source in args.what if not of_law and not Path(source).exists()]
+    if absent:
+        raise InputError(f"there is no {absent[0]}: train a run first, or name a law: {', '.join(LAWS)}")
+    if of_law and len(args.what) != 2:
+        raise InputError(f"the law {args.what[0]} goes with one CSV file of points")
+    if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
         raise InputError("--inference goes with chinchilla and --loss")
-    report = law_report(args) if args.points else runs_report(args)
+    report = law_report(*args.what, args) if of_law else runs_report(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 

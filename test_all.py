@@ -991,7 +991,7 @@ def made_up_losses(monkeypatch, loss):
     return asked
 
 
-def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch):
+def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch, capsys):
     def loss(config, noise):  # a bowl with its bottom at 32 epochs, lr 1e-2, weight decay 0.4
         bowl = (math.log2(config.epochs / 32) ** 2 + 4 * math.log10(config.lr / 1e-2) ** 2
                 + math.log2(max(config.weight_decay, 0.05) / 0.4) ** 2)
@@ -1019,7 +1019,10 @@ def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch
     # neighbours that diverge are worse, a center that does is refused; the search ends in both cases
     made_up_losses(monkeypatch, lambda c: 3.5 + 0.01 * c.seed if (c.epochs, c.lr) == (32, 1e-2) else math.inf)
     found = train.tune(dataclasses.replace(start, epochs=32, lr=1e-2, seed=0), ["epochs", "lr"], 3, 1, {})
-    assert {row["verdict"] for row in found["neighbours"]} == {"worse"} and found["sd"] == pytest.approx(0.01)
+    assert {row["verdict"] for row in found["neighbours"]} == {"diverges"} and found["sd"] == pytest.approx(0.01)
+    assert all(row["losses"] == [None] for row in json.loads(json.dumps(found, allow_nan=False))["neighbours"])
+    train.print_certificate(found)
+    assert capsys.readouterr().out.count("diverges") == 4
     made_up_losses(monkeypatch, lambda c: math.inf)
     with pytest.raises(prepare.InputError, match="diverges on some seed"):
         train.tune(dataclasses.replace(start, epochs=32), ["epochs"], 3, 1, {})
@@ -1472,7 +1475,7 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0.0 is out of range"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "9"], "more than 3 points"),
     ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the first row"),
-    ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "laws are power, reciprocal, chinchilla")])
+    ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "name a law: power, reciprocal, chinchilla")])
 def test_bad_points_are_refused(tmp_path, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
@@ -1528,6 +1531,20 @@ def test_fit_command_over_runs(world, capsys):
     assert any("warning: beyond its range" in line for line in printed)
     for claim in ("sizes", "members", "data"):
         assert (world / f"claims-{claim}.png").read_bytes().startswith(b"\x89PNG")
+    # the table says all that the folders do, and both together no more
+    assert call(fit, "runs.csv", "--csv", "again.csv") == 0
+    assert capsys.readouterr().out.splitlines() == printed[:-1]
+    assert (world / "again.csv").read_text() == (world / "runs.csv").read_text()
+    assert call(fit, "runs", "runs.csv", "--where", "tokens=200000", "--json") == 0
+    chosen = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {p["tokens"] for p in chosen["points"]} == {200_000} and not chosen["data_efficiency"]
+    assert [p for p in out["points"] if p["tokens"] == 200_000] == chosen["points"]
+    # the standard recipe by epochs: the best of each count, once there are three
+    write("longer", **{**settings, "recipe": "standard", "tokens": 200_000, "epochs": 9}, val_loss=9.0)
+    assert call(fit, "--where", "tokens=200000", "--figure", "curves.png") == 0
+    assert f"1400k at 200,000 tokens, by epochs: 2: {level + 1.805:.3f}, 3: {level + 1.905:.3f}, 9: 9.000" \
+        in capsys.readouterr().out and (world / "curves-epochs.png").exists()
+    (world / "runs" / "longer" / "result.json").unlink()
     assert subprocess.run([sys.executable, HERE / "fit.py", "--figure", "a.foo"], capture_output=True).returncode == 2
     assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 12 * 5
     # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
@@ -1546,8 +1563,17 @@ def test_fit_command_over_runs(world, capsys):
     assert done.returncode == 2 and "a/result.json is not a JSON object" in done.stderr
     (world / "runs" / "regularized-200000-150000-0-0" / "result.json").write_text("{")
     assert subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True).returncode == 2
-    assert subprocess.run([sys.executable, HERE / "fit.py", "nowhere"], capture_output=True, text=True).stderr \
-        == "fit.py: error: no finished run under nowhere (no result.json); train one first\n"
+    (world / "points.csv").write_text("N,loss\n1,2\n")
+    for sources, message in ((["nowhere"], "there is no nowhere: train a run first, or name a law: power, "),
+                             (["points.csv"], "points.csv is not a table that fit.py --csv wrote"),
+                             (["ensembles"], "no finished run under ensembles (no result.json); train one first"),
+                             (["runs.csv", "--where", "tokens=7"], "no finished run under runs.csv with tokens=7"),
+                             (["power", "a.csv", "b.csv"], "the law power goes with one CSV file of points"),
+                             (["power"], "the law power goes with one CSV file of points")):
+        (world / "ensembles").mkdir(exist_ok=True)
+        done = subprocess.run([sys.executable, HERE / "fit.py", *sources], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"fit.py: error: {message}"), done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 # --------------------------------------------------------------------------------------------------------------------

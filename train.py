@@ -827,14 +827,17 @@ def certify(center, axes, seeds, jobs, memo):
     sd, rows = spread([losses, *several.values()]), []
     for i, (step, place) in enumerate(steps):
         values = several.get(i, [first[i]])
-        margin = float(np.mean(values) - (np.mean(losses) if i in several else own))
-        tie = 2 * sd * math.sqrt(2 / seeds) if i in several else 0.0
-        rows.append({"step": step, **{axis: getattr(place, axis) for axis in GRID}, "losses": values, "margin": margin,
-                     "verdict": "better" if margin < -tie else "tie" if margin <= tie else "worse"})
+        row = {"step": step, **{axis: getattr(place, axis) for axis in GRID}, "losses": values, "margin": None,
+               "verdict": "diverges"}
+        if np.isfinite(values).all():
+            margin = float(np.mean(values) - (np.mean(losses) if i in several else own))
+            tie = 2 * sd * math.sqrt(2 / seeds) if i in several else 0.0
+            row |= {"margin": margin, "verdict": "better" if margin < -tie else "tie" if margin <= tie else "worse"}
+        rows.append({**row, "losses": [value if math.isfinite(value) else None for value in values]})
     found = {"recipe": center.recipe, "axes": axes, "loss": float(np.mean(losses)), "losses": losses, "sd": sd,
              "neighbours": rows, "git": git_state(), "name": run_name(center), **asdict(center)}
-    best = min(range(len(rows)), key=lambda i: rows[i]["margin"])
-    return found, steps[best][1] if rows[best]["verdict"] == "better" else None
+    better = [(row["margin"], i) for i, row in enumerate(rows) if row["verdict"] == "better"]
+    return found, steps[min(better)[1]][1] if better else None
 
 
 def tune(config, axes, seeds, jobs, memo):
@@ -860,8 +863,9 @@ def print_certificate(found):
     print(f"{found['recipe']} {found['size']} at {found['tokens']:,} tokens: {len(found['losses'])} seed(s){sd}\n"
           f"{'step':<20} {'epochs':>6} {'lr':>8} {'weight decay':>12} {'loss':>8} {'seeds':>5} {'margin':>8}")
     for row in [{**found, "step": "center", "margin": 0.0, "verdict": ""}] + found["neighbours"]:
+        means = ("", "") if row["margin"] is None else (f"{np.mean(row['losses']):.4f}", f"{row['margin']:+.4f}")
         print(f"{row['step']:<20} {row['epochs']:>6} {row['lr']:>8g} {row['weight_decay']:>12g} "
-              f"{np.mean(row['losses']):>8.4f} {len(row['losses']):>5} {row['margin']:>+8.4f} {row['verdict']}")
+              f"{means[0]:>8} {len(row['losses']):>5} {means[1]:>8} {row['verdict']}")
 
 
 # --------------------------------------------------------------------------------------------------------------------
