@@ -31,7 +31,7 @@ def sample_windows(models, windows, seed, device):
     batch = 64 if torch.device(device).type == "cpu" else max(1, min(512, 2 ** 33 // kept))
     for start in range(0, windows, batch):
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        teacher = models[start // batch % len(models)]
+        teacher = models[start // batch % len(models)].to(device)  # many large ones wait on the CPU
         parts.append(sample([teacher], min(batch, windows - start), context, generator).cpu().numpy())
         done, now = sum(map(len, parts)), time.monotonic()
         if now - printed > 10 or done == windows:

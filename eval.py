@@ -60,7 +60,7 @@ def main():
         print(f"{args.export_hf} holds config.json and model.safetensors")
     if args.sample:
         tokenizer, generator = data.tokenizer(), torch.Generator(device).manual_seed(args.seed)
-        windows = sample(models, args.sample, context, generator).tolist()
+        windows = sample([model.to(device) for model in models], args.sample, context, generator).tolist()
         report["samples"] = [tokenizer.decode(window) for window in windows]
         print("\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(report["samples"], 1)))
     if args.json:

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.optimize import brentq, least_squares, linprog, nnls
 from scipy.signal import lfilter
-from scipy.stats import chi2, f as f_distribution, qmc
+from scipy.stats import chi2, f as f_distribution, qmc, t as student_t
 
 
 class InputError(Exception):
@@ -472,6 +472,18 @@ def limit_of(x, loss, weights=None, sigma=None):
             "leave_one_out": limit_range(left_out), "left_out": left_out, "at_bounds": found["at_bounds"]}
 
 
+def jackknife(left_out):
+    """The standard error of an estimate from its n values with one of n independent draws left out."""
+    n, values = len(left_out), np.asarray(left_out)
+    return math.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum())
+
+
+def t_interval(estimate, error, n):
+    """[low, high], 95%, of an estimate with a standard error that rests on n draws."""
+    half = error * float(student_t.ppf(0.975, n - 1))
+    return [estimate - half, estimate + half]
+
+
 def tokens_for(law, loss):
     """The inverse of a power law in D: tokens at which it has this loss. Raises InputError at or below its limit."""
     if loss <= law["E"]:
@@ -670,7 +682,7 @@ def describe(interval, left_out, sigma):
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
                "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_low", "limit_high",
+               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se", "kl",
                "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
 TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "data", "data_hash",
                 "name")
@@ -700,8 +712,7 @@ def read_table(path):
         for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
             by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
             law = fit_reciprocal([row["members"] for row in group], by_k["logits"]) if len(group) > 1 else None
-            ends = [group[0]["limit_low"], group[0]["limit_high"]]
-            yield path, {**group[0], "loss_by_k": by_k, "law": law, "limit_range": None if None in ends else ends}
+            yield path, {**group[0], "loss_by_k": by_k, "law": law and {**law, "se": group[0]["limit_se"]}}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
 
@@ -766,33 +777,39 @@ def size_laws(points, sigma):
             law, other = (limit_of([p[n] for p in group], loss, seeds, sigma)
                           for n in ("params", "params_nonembedding"))
             laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
-                         "points": len(group), **law, "nonembedding": other})
+                         "sigma": sigma, "points": len(group), **law, "nonembedding": other})
     return laws
 
 
 def member_laws(ensembles):
-    """The limit K -> infinity of each ensemble: the law A / K + E, with its range when a member is left out, and, as
+    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over members and, as
     "free", A / K^b + E where there are three K or more."""
     laws = []
     for e in ensembles:
         if e["law"]:
             k = range(1, len(e["loss_by_k"]["logits"]) + 1)
+            se = e["law"]["se"]
             laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
                          "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
-                         "b": 1.0, "leave_one_out": e["limit_range"], "loss_by_k": e["loss_by_k"],
+                         "b": 1.0, "loss_by_k": e["loss_by_k"], "kl": e.get("kl"),
+                         "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
                          "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
     return laws
 
 
 def tiered_laws(members):
-    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more."""
+    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more.
+    The noise of a limit is that of one member, pooled over the sizes, over the square root of K."""
     laws = []
     alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"]]  # members may differ in size or recipe
     for (recipe, tokens, data), group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
         best = [min(same, key=lambda m: m["E"]) for _, same in grouped(group, lambda m: m["params"])]
         if len(best) >= 3:
-            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data,
-                         "points": len(best), **limit_of([m["params"] for m in best], [m["E"] for m in best])})
+            n, k, limits = (np.array([m[key] for m in best], float) for key in ("params", "points", "E"))
+            noise = [m["points"] * m["se"] ** 2 for m in best if m["se"] is not None]
+            sigma = math.sqrt(np.mean(noise)) if noise else None
+            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
+                         "points": len(best), **limit_of(n, limits, k, sigma)})
     return laws
 
 
@@ -843,9 +860,8 @@ def write_csv(path, runs, ensembles):
     rows = [{"kind": "run", "members": 1, **run} for run in runs]
     for e in ensembles:
         for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            low, high = e["limit_range"] or (None, None)
             rows.append({**e, "kind": "ensemble", "members": k, "val_loss": logits, "probs_loss": probs,
-                         "limit_low": low, "limit_high": high})
+                         "limit_se": e["law"] and e["law"]["se"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -868,7 +884,7 @@ def write_atomically(path, content):
 # --------------------------------------------------------------------------------------------------------------------
 # What the user sees
 
-def print_table(points, sigma, curves, members, laws, ratios):
+def print_table(points, curves, members, laws, ratios):
     """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
     several = len({item["tokens"] for item in points + members}) > 1
 
@@ -888,7 +904,7 @@ def print_table(points, sigma, curves, members, laws, ratios):
         for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
             line(f"ensemble K = {k}", m, f"logit mean ({m['recipe'] or 'mixed'} members)", logits,
                  f"probability mean {probs:.3f}")
-        spread = "{:.3f} to {:.3f}, leaving one member out".format(*m["leave_one_out"]) if m["leave_one_out"] else ""
+        spread = "95% {:.3f} to {:.3f} (jackknife over members)".format(*m["interval"]) if m["interval"] else ""
         line("ensemble K = inf", m, "limit of A / K + E", m["E"], spread)
         if m["free"]:
             line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
@@ -898,12 +914,12 @@ def print_table(points, sigma, curves, members, laws, ratios):
         at = f" at {law['tokens']:,} tokens" if x == "N" else ""
         of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
         print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
-              f"points\n    {describe(law['interval'], law['leave_one_out'], sigma if law['claim'] == 'N' else None)}"
+              f"points\n    {describe(law['interval'], law['leave_one_out'], law.get('sigma'))}"
               + ("; b at its bound: no power law" if "b" in law["at_bounds"] else ""))
         if "nonembedding" in law:
             other = law["nonembedding"]
             print(f"    by N without embedding and head: + {other['E']:.4f}; "
-                  f"{describe(other['interval'], other['leave_one_out'], sigma)}")
+                  f"{describe(other['interval'], other['leave_one_out'], law['sigma'])}")
     for r in ratios:
         by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
         spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""
@@ -1020,7 +1036,7 @@ def runs_report(args):
     tiered = tiered_laws(members)
     laws = data_laws(points, sizes, tiered)
     ratios = efficiencies(laws)
-    print_table(points, sigma, curves, members, sizes + tiered + laws, ratios)
+    print_table(points, curves, members, sizes + tiered + laws, ratios)
     if args.csv:
         write_csv(args.csv, runs, ensembles)
     if args.figure:

@@ -156,15 +156,15 @@ def block_document_mask(tokens, end_of_text):
 def token_nats(x, head, targets):
     """Negative log-likelihood of each target in nats, fp32 (B, T), 0 where the target is -1. x: (B, T, C)."""
     def nats(x, targets):
-        return F.cross_entropy(head(x).float(), targets, ignore_index=-1, reduction="none")
+        logits = head(x).float().flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none").view(targets.shape)
 
-    shape, x, targets = targets.shape, x.flatten(0, 1), targets.flatten()
-    chunks = math.ceil(len(x) * head.out_features / CHUNK_LOGITS)
+    chunks = math.ceil(targets.numel() * head.out_features / CHUNK_LOGITS)
     if chunks == 1:
-        return nats(x, targets).view(shape)
+        return nats(x, targets)
     # recompute each chunk's logits in the backward pass: one chunk of logits in memory instead of all
-    parts = [checkpoint(nats, *part, use_reentrant=False) for part in zip(x.chunk(chunks), targets.chunk(chunks))]
-    return torch.cat(parts).view(shape)
+    parts = zip(x.chunk(chunks, dim=1), targets.chunk(chunks, dim=1))
+    return torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in parts], dim=1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -209,13 +209,17 @@ class GPT(nn.Module):
 
         tokens, targets: int64 (B, T), T at most the context.
         """
+        x = self.states(tokens)
+        return self.head(x).float() if targets is None else token_nats(x, self.head, targets)
+
+    def states(self, tokens):
+        """What the head reads: (B, T, C)."""
         T = tokens.shape[1]
         rotary, mask = (self.cos[:T], self.sin[:T]), self.document_mask(tokens)
         x = self.embedding(tokens)  # (B, T, C)
         for block in self.blocks:
             x = block(x, rotary, mask)
-        x = self.norm(x)
-        return self.head(x).float() if targets is None else token_nats(x, self.head, targets)
+        return self.norm(x)
 
     # sizes and costs
 

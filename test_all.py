@@ -657,7 +657,7 @@ def test_synthetic_windows_have_their_share_and_take_turns():
 
 
 def test_steps_equal_hand_written_adamw(world):
-    """Three steps of train_step in float64 from the definitions: mean loss, clipping, schedule, decay of Linears."""
+    """Three Run.train_step in float64 from the definitions: mean loss, clipping, schedule, decay of Linears."""
     config = tiny_config(weight_decay=0.7, lr=0.01)
     run = train.Run(config, None)
     run.model.double()
@@ -674,7 +674,7 @@ def test_steps_equal_hand_written_adamw(world):
         norm = torch.sqrt(sum((g ** 2).sum() for g in gradients.values()))
         assert norm > 1
         run.step = 10 * step
-        found_loss, found_norm = train.train_step(run, run.model, torch.tensor(order))
+        found_loss, found_norm = run.train_step(run.model, torch.tensor(order))
         assert (float(found_loss), float(found_norm)) == (pytest.approx(float(loss), rel=1e-6),
                                                           pytest.approx(float(norm), rel=1e-5))
         lr = 0.01 * (1 + math.cos(math.pi * run.step / 64)) / 2  # 64 steps: no warm-up
@@ -695,7 +695,7 @@ def test_accumulated_gradients_equal_the_full_batch(world):
         run = train.Run(tiny_config(micro_batch_size=micro_batch_size), None)
         run.model.double()
         run.step = 5
-        train.train_step(run, run.model, torch.tensor([3, 1, 4, 2]))
+        run.train_step(run.model, torch.tensor([3, 1, 4, 2]))
         weights.append(torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()]))
     assert (weights[0] - weights[1]).abs().max() < 1e-10 and (weights[0] - weights[2]).abs().max() < 1e-10
 
@@ -1104,13 +1104,15 @@ def test_copies_of_one_model_are_that_model():
     model, windows = tiny_gpt(), random_tokens(5, 24).int()
     losses = ensemble.subset_losses([model] * 3, windows, ensemble.choose_subsets(3))
     single = train.evaluate(model, windows, 2)
-    for values in losses.values():
-        assert len(values) == 7 and all(loss == pytest.approx(single, rel=1e-6) for loss in values.values())
+    assert losses["kl"] == pytest.approx(0, abs=1e-6)
+    for kind in ("logits", "probs"):
+        assert list(losses[kind].values()) == pytest.approx([single] * 7, rel=1e-6)
 
 
 def test_averages_equal_their_definition():
-    models, windows = [tiny_gpt(seed=s) for s in range(4)], random_tokens(5, 24).int()
-    for i, model in enumerate(models):  # members that differ much, so that the two averages do
+    # members that differ much, so that the two averages do, one of them in width
+    models, windows = [tiny_gpt(seed=s, width=48 if s == 2 else 32) for s in range(4)], random_tokens(21, 24).int()
+    for i, model in enumerate(models):
         model.head.weight.data *= 1 + 3 * i
     losses = ensemble.subset_losses(models, windows, ensemble.choose_subsets(4))
     with torch.no_grad():
@@ -1123,16 +1125,76 @@ def test_averages_equal_their_definition():
             mean_probs = some.softmax(-1).mean(0).log().gather(-1, targets).mean()
             assert losses["logits"][subset] == pytest.approx(-float(mean_logits), rel=1e-5)
             assert losses["probs"][subset] == pytest.approx(-float(mean_probs), rel=1e-5)
+    logs = logits.log_softmax(-1).flatten(1, 2)
+    pairs = [F.kl_div(logs[j], logs[i], reduction="batchmean", log_target=True)
+             for i, j in itertools.permutations(range(4), 2)]
+    assert losses["kl"] == pytest.approx(float(sum(pairs)) / 12, rel=1e-5)
     by_k = ensemble.mean_by_k(losses["logits"])
-    assert len(by_k) == 4 and by_k[0] == pytest.approx(np.mean([losses["logits"][(i,)] for i in range(4)]))
+    assert len(by_k) == 4 and by_k[1] == pytest.approx(np.mean([losses["logits"][(i,)] for i in range(4)]))
     without = ensemble.mean_by_k(losses["logits"], without=2)
-    assert len(without) == 3 and without[2] == losses["logits"][(0, 1, 3)]
+    assert list(without) == [1, 2, 3] and without[3] == losses["logits"][(0, 1, 3)]
 
 
 def test_large_ensembles_use_random_orders():
     subsets = ensemble.choose_subsets(12)
-    assert {len(s) for s in subsets} == set(range(1, 13)) and len(subsets) == len(set(subsets)) < 12 * 64
-    assert subsets == ensemble.choose_subsets(12)
+    assert {len(s) for s in subsets} == set(range(1, 13)) and subsets == ensemble.choose_subsets(12)
+    assert len(subsets) == len({frozenset(s) for s in subsets}) < 12 * 64 and len(ensemble.choose_subsets(12, 4)) < 48
+    # sums along beginnings that some subsets share are those of each subset by itself
+    members = torch.randn(12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sums = list(ensemble.running_sums(members, subsets))
+    assert {s for s, _ in sums} == set(subsets)
+    assert all(torch.allclose(total, members[list(s)].sum(0), rtol=0, atol=1e-12) for s, total in sums)
+
+
+def test_the_limit_and_its_jackknife():
+    """Losses a + b_i / (number of members) with known member effects: limits and spread from the definition."""
+    effects = np.array([0.1, -0.2, 0.05, 0.3, -0.1])
+    losses = {s: 3.0 + effects[list(s)].mean() + 0.4 / len(s) for s in ensemble.choose_subsets(5)}
+    law = ensemble.law_of_members(losses, fit.fit_reciprocal, 2)
+    assert (law["A"], law["E"]) == (pytest.approx(0.4), pytest.approx(3.0 + effects.mean()))
+    # the limit is the mean over members, whose standard error everybody knows
+    assert law["se"] == pytest.approx(effects.std(ddof=1) / 5 ** 0.5)
+    half = 2.7764451 * law["se"]  # of Student's t with 4 degrees of freedom
+    assert law["interval"] == pytest.approx([law["E"] - half, law["E"] + half])
+    assert ensemble.law_of_members({(0,): 3.0}, fit.fit_reciprocal, 2) is None
+    two = ensemble.law_of_members({(0,): 3.4, (1,): 3.6, (0, 1): 3.2}, fit.fit_reciprocal, 2)
+    assert two["E"] == pytest.approx(2.9) and two["interval"] is None
+
+
+def test_evaluation_that_runs_out_of_memory_goes_on_in_smaller_parts(monkeypatch, capsys):
+    models, windows, real = [tiny_gpt(seed=s) for s in range(2)], random_tokens(5, 24).int(), ensemble.chunk_losses
+    whole = ensemble.subset_losses(models, windows, [(0, 1)])
+
+    def small_device(most):
+        def chunk_losses(logits, targets, subsets):
+            if len(targets) > most:
+                raise torch.OutOfMemoryError("no memory left")
+            return real(logits, targets, subsets)
+        monkeypatch.setattr(ensemble, "chunk_losses", chunk_losses)
+    small_device(30)
+    parts = ensemble.subset_losses(models, windows, [(0, 1)])
+    assert parts["logits"][0, 1] == pytest.approx(whole["logits"][0, 1], rel=1e-6)
+    assert parts["kl"] == pytest.approx(whole["kl"], rel=1e-5) and "out of memory: going on" in capsys.readouterr().out
+    small_device(0)
+    with pytest.raises(prepare.InputError, match="do not fit"):
+        ensemble.subset_losses(models, windows, [(0, 1)])
+
+
+def test_eight_members_with_a_large_vocabulary_fit_in_bounded_memory(tmp_path):
+    """The peak of a process of its own: 8 members, vocabulary 128,256, all 255 subsets on a few positions."""
+    code = """
+import resource, torch, ensemble, model
+config = model.GPTConfig(vocab_size=128_256, end_of_text=0, context=9, width=8, layers=1, heads=1, kv_heads=1)
+models = [model.GPT(config, seed) for seed in range(8)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+windows = torch.randint(128_256, (16, 9), dtype=torch.int32)
+losses = ensemble.subset_losses(models, windows, ensemble.choose_subsets(8))
+assert len(losses["logits"]) == 255
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE)
+    # the logits of all members at all positions of a batch alone are 8 x 64 x 128,256 x 4 bytes, 260 MB
+    assert done.returncode == 0 and int(done.stdout) * 1024 < 2e8, done
 
 
 def test_ensemble_command_trains_what_is_missing(world, capsys):
@@ -1148,7 +1210,18 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
     assert result["member_losses"] == pytest.approx(singles, rel=1e-6)
     assert result["loss_by_k"]["logits"][0] == pytest.approx(np.mean(singles), rel=1e-6)
     law = np.linalg.lstsq(np.stack([1 / np.arange(1, 4), np.ones(3)], 1), result["loss_by_k"]["logits"], rcond=None)[0]
-    assert result["limit"] == pytest.approx(law[1]) and result["limit_range"][0] <= result["limit_range"][1]
+    assert result["limit"] == pytest.approx(law[1]) and result["limit_interval"][0] < law[1]
+    assert result["kl"] > 0 and {"A", "b", "E"} <= set(result["free_law"]) and result["probs_law"]["E"] > 0
+    # one member has no law; seeds, or the subset with them, are what members differ in
+    assert call(ensemble, result["members"][0], "--json") == 0
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert alone["limit"] is alone["law"] is None and alone["loss_by_k"]["logits"] == pytest.approx(singles[:1])
+    first = tiny_config(seed=3)
+    assert [c.seed for c in ensemble.member_configs(first, 3, ["seed"])] == [3, 4, 5]
+    for vary in ("init_seed", "data_seed", "subset_seed"):
+        members = ensemble.member_configs(first, 3, [vary])
+        assert [getattr(c, vary) for c in members] == ([0, 1, 2] if vary == "subset_seed" else [3, 4, 5])
+        assert {c.seed for c in members} == {3} and len({train.run_name(c) for c in members}) == 3
     # the same by names, and through eval.py by the ensemble's own name
     assert call(ensemble, *result["members"], "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss_by_k"] == result["loss_by_k"]
@@ -1160,6 +1233,8 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
 def test_members_that_do_not_fit_are_refused(world, capsys):
     one, two = (train.train(config)["name"] for config in (tiny_config(epochs=1), tiny_config(epochs=1, context=16)))
     assert "has context 16" in refused(capsys, ensemble, one, two)
+    assert "is given twice" in refused(capsys, ensemble, one, one)
+    assert "--vary takes some of seed" in refused(capsys, ensemble, "--members", 2, "--vary", "lr", *TINY)
     assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
     for arguments in ((), (one, "--members", 2), ("--members", -1)):
         assert "give either" in refused(capsys, ensemble, *arguments)
@@ -1175,6 +1250,85 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     assert "not a whole model file" in refused(capsys, ensemble, one)
     (world / "runs" / one / "result.json").write_text("{")
     assert "is damaged" in refused(capsys, ensemble, one)
+
+
+@pytest.mark.parametrize("vary", [["seed"], ["init_seed", "subset_seed"]])
+def test_stacked_members_equal_separate_runs(world, monkeypatch, vary):
+    """Three members at once against each by itself, all in float64: every logged loss, the weights, the results."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(train, "GPT", lambda *arguments: gpt.GPT(*arguments).double())
+    base = tiny_config(epochs=3, lr=0.02, eval_every=40, log_every=7)
+    together, apart = ([dataclasses.replace(c, out=out) for c in ensemble.member_configs(base, 3, vary)]
+                       for out in ("together", "apart"))
+    ensemble.train_members(together, 1, stack=True)
+    norms, step = [], train.Run.train_step
+
+    def noted(*arguments):
+        loss, norm = step(*arguments)
+        norms.append(float(norm))
+        return loss, norm
+    monkeypatch.setattr(train.Run, "train_step", noted)
+    for config in apart:
+        name = train.train(config)["name"]
+        a, b = (torch.load(world / out / name / "model.pt")["weights"] for out in ("together", "apart"))
+        assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-9) for key in b)
+        results = [json.loads((world / out / name / "result.json").read_text()) for out in ("together", "apart")]
+        for key in ("val_loss", "train_loss"):
+            assert results[0][key] == pytest.approx(results[1][key], abs=1e-9)
+        assert results[0].keys() == results[1].keys() and results[0]["machine"] == results[1]["machine"]
+        logs = [[json.loads(line) for line in open(world / out / name / "log.jsonl")] for out in ("together", "apart")]
+        for rows in zip(*([row for row in log if "loss" in row] for log in logs)):
+            assert rows[0].keys() == rows[1].keys()
+            for key in ("step", "epoch", "lr", "loss", "val_loss"):
+                assert key not in rows[0] or rows[0][key] == pytest.approx(rows[1][key], abs=1e-9)
+        assert len(logs[0]) == len(logs[1]) and sorted(os.listdir(f"together/{name}")) == sorted(
+            os.listdir(f"apart/{name}"))
+    assert min(norms) < 1 < max(norms)  # some steps are clipped, some are not
+
+
+def test_a_killed_stack_goes_on(world):
+    """All members at once, killed again and again, end where each by itself does, up to rounding."""
+    options = (*TINY, "--checkpoint_seconds", 0, "--epochs", 12 * KILLS, "--members", 3)
+
+    def begin(*more):
+        command = [sys.executable, HERE / "ensemble.py", *map(str, (*options, *more))]
+        return [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)]
+    names = [train.run_name(tiny_config(epochs=12 * KILLS, seed=seed)) for seed in range(3)]
+    met, steps = kill_and_resume(lambda: begin("--stack", 1), world / "runs" / names[-1], KILLS)
+    assert met == KILLS and len(steps) == KILLS + 1 and steps[-1] > 0
+    process, = begin("--jobs", 2, "--out", "apart")
+    printed = process.communicate()
+    assert process.returncode == 0, printed
+    for name in names:
+        a, b = (torch.load(world / out / name / "model.pt")["weights"] for out in ("runs", "apart"))
+        assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-3) for key in b)
+
+
+def test_a_member_killed_in_training_is_named(world, capsys):
+    options = (*TINY, "--epochs", 30, "--members", 2, "--jobs", 2)
+    process = subprocess.Popen([sys.executable, HERE / "ensemble.py", *map(str, options)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    name = train.run_name(tiny_config(epochs=30, seed=1))
+    lock = world / "runs" / name / "lock"
+    while not (lock.exists() and lock.read_text()):
+        time.sleep(0.01)
+    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 2 and err.strip() == f"ensemble.py: error: {name} failed: killed"
+    assert not (world / "runs" / "ensembles").exists()
+    assert call(ensemble, *options) == 0 and len(list(world.glob("runs/ensembles/*/result.json"))) == 1
+
+
+def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
+    assert call(ensemble, *TINY, "--members", 3, "--bench", 10) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["members"] == 3 and report["ratio"] == report["stacked"] / report["one_by_one"] > 0
+    assert not (world / "runs").exists()
+    for stack, message in ((0, "diverged; try a lower --lr"), (1, "is not finite from step")):
+        assert message in refused(capsys, ensemble, *TINY, "--lr", 1e30, "--members", 2, "--stack", stack)
+    assert not list(world.glob("runs/*/result.json"))
+    monkeypatch.setenv("RANK", "0")
+    assert "starts its own processes" in refused(capsys, ensemble, *TINY, "--members", 2)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -1488,7 +1642,7 @@ def test_bad_points_are_refused(tmp_path, law, columns, options, message):
 
 def test_reciprocal_law():
     assert fit.fit_reciprocal([1, 2, 4], [4.0, 3.5, 3.25]) == {"A": pytest.approx(1.0), "E": pytest.approx(3.0)}
-    assert ensemble.limit_of([3.553, 3.304, 3.222])["E"] == pytest.approx(3.056, abs=0.001)
+    assert fit.fit_reciprocal([1, 2, 3], [3.553, 3.304, 3.222])["E"] == pytest.approx(3.056, abs=0.001)
     for points in ([1, 1], [1.0, 2.0]), ([1, 2], [math.nan, 2.0]), ([0, 1], [1.0, 2.0]):
         with pytest.raises(fit.InputError):
             fit.fit_reciprocal(*points)
@@ -1510,8 +1664,7 @@ def test_fit_command_over_runs(world, capsys):
         if seed == worse == 0:
             losses = (0.3 / k + 2e4 / n ** 0.9 + level + 1.2).tolist()
             write(f"ensembles/{tokens}-{n}", recipe="regularized", size=f"{n // 1000}k", params=n, tokens=tokens,
-                  loss_by_k=dict(logits=losses, probs=losses), law=ensemble.limit_of(losses), limit=losses[-1],
-                  limit_range=[1, 2])
+                  loss_by_k=dict(logits=losses, probs=losses), law={**fit.fit_reciprocal(k, losses), "se": 0.01})
     assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
     printed = capsys.readouterr().out.splitlines()
     out = json.loads(printed[-1])
@@ -1548,8 +1701,8 @@ def test_fit_command_over_runs(world, capsys):
     assert subprocess.run([sys.executable, HERE / "fit.py", "--figure", "a.foo"], capture_output=True).returncode == 2
     assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 12 * 5
     # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
-    law = ensemble.limit_of([3.5, 3.3])
-    write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law, limit_range=None,
+    law = {**fit.fit_reciprocal([1, 2], [3.5, 3.3]), "se": None}
+    write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law,
           loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]))
     settings |= {"recipe": "another", "size": "300k", "params": 300_000, "params_nonembedding": 150_000}
     for name in ("a", "copies/a"):

@@ -435,10 +435,11 @@ def git_state():
 # The run
 
 class Run:
-    """Everything that a run needs at hand, and its checkpoint: model, optimizer, windows, log and step."""
+    """Everything that a run needs at hand, and its checkpoint: model, optimizer, windows, log and step. What trains
+    several runs as one (ensemble.py) is a Run, too, whose members are those."""
 
     def __init__(self, config, folder):
-        self.config, self.folder, self.step, self.seconds = config, folder, 0, 0.0
+        self.config, self.folder, self.step, self.seconds, self.members = config, folder, 0, 0.0, [self]
         self.loss_sum, self.logged = torch.tensor(0.0), 0  # of the steps since the last log line, and its step
         self.device = use_device(config.device, config.threads)
         self.rank, self.world = join_processes()
@@ -483,6 +484,17 @@ class Run:
             return self.parallel
         mode = "reduce-overhead" if self.machine["compile"] == "graphs" else "default"
         return torch.compile(self.parallel, dynamic=False, mode=mode)
+
+    def evaluate(self, windows):
+        """Mean nats per prediction of the model as it is. A validation is too short to earn its own compilation on a
+        CPU; CUDA needs it for FlexAttention."""
+        with autocast(self.config.dtype, self.device):
+            return evaluate(self.forward() if self.device.type == "cuda" else self.model, windows,
+                            self.machine["micro_batch_size"], self.rank, self.world)
+
+    def evaluate_members(self):
+        """Validation loss of each member."""
+        return [member.evaluate(member.val) for member in self.members]
 
     def order(self, epoch):
         """The windows of each step of an epoch, on the device: (steps, batch_size). Packs documents if configured."""
@@ -537,30 +549,33 @@ class Run:
         if self.rank == 0:
             print(f"{self.folder.name}: {text}", flush=True)
 
+    def train_step(self, forward, order):
+        """One optimizer step on the windows `order`, of which each process takes its share.
 
-def train_step(run, forward, order):
-    """One optimizer step on the windows `order`, of which each process takes its share.
+        Returns this process's part of the mean loss and the gradient's norm, both still on the device.
+        """
+        config, loss = self.config, 0.0
+        torch.compiler.cudagraph_mark_step_begin()  # without CUDA graphs this does nothing
+        parts = order[self.rank::self.world].split(self.machine["micro_batch_size"])
+        for i, part in enumerate(parts):
+            tokens, targets = inputs_and_targets(self.train[part])
+            # processes exchange gradients, which then are the mean over processes, in the last pass alone
+            alone = self.world > 1 and i + 1 < len(parts)
+            with self.parallel.no_sync() if alone else contextlib.nullcontext():
+                with autocast(config.dtype, self.device):
+                    part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
+                (part_loss * self.world).backward()
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.apply_gradients()
+        return loss, norm
 
-    Returns this process's part of the mean loss and the gradient's norm, both still on the device.
-    """
-    config, loss = run.config, 0.0
-    torch.compiler.cudagraph_mark_step_begin()  # without CUDA graphs this does nothing
-    parts = order[run.rank::run.world].split(run.machine["micro_batch_size"])
-    for i, part in enumerate(parts):
-        tokens, targets = inputs_and_targets(run.train[part])
-        # processes exchange gradients, which then are the mean over processes, in the last pass alone
-        alone = run.world > 1 and i + 1 < len(parts)
-        with run.parallel.no_sync() if alone else contextlib.nullcontext():
-            with autocast(config.dtype, run.device):
-                part_loss = forward(tokens, targets).sum() / (config.batch_size * (config.context - 1))
-            (part_loss * run.world).backward()
-        loss += part_loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr_at(run.step, run.steps, config.lr)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    def apply_gradients(self):
+        """AdamW's step at the schedule's learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(self.step, self.steps, self.config.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def train(config):
@@ -583,14 +598,11 @@ def train(config):
             run.resume()
             versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
             run.log(versions=versions, machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
-            result = loop(run, heartbeat, stopped)
+            loop(run, heartbeat, stopped)
+            result = finish(run)
         except torch.OutOfMemoryError:
             raise InputError(f"{config.size} with windows of {config.context} does not fit in the device's memory; "
                              f"halve --micro_batch_size (the log's first line has it)") from None
-        if rank == 0:
-            write_atomically(folder / "model.pt", run.model.save)
-            write_json(result_path, result)
-            (folder / "resume.pt").unlink(missing_ok=True)
         if world > 1:  # nobody leaves before the first has written: gloo aborts who is left
             dist.barrier()
     return result
@@ -610,12 +622,10 @@ def sigterm_noted():
 
 
 def loop(run, heartbeat, stopped):
-    """All remaining steps of a run with its log lines, validations and checkpoints; returns the result."""
-    config, forward, flops = run.config, run.forward(), run.model.flops_per_token()
+    """All remaining steps of a run, of each member if it has several, with log lines, validations, checkpoints."""
+    config, forward, count = run.config, run.forward(), len(run.members)
+    flops = run.members[0].model.flops_per_token()
     rate = run.world * matmul_rate(config.dtype, run.device)
-    # a validation is too short to earn its own compilation on a CPU; CUDA needs it for FlexAttention
-    evaluator = forward if run.device.type == "cuda" else run.model
-    share = dict(batch_size=run.machine["micro_batch_size"], rank=run.rank, world=run.world)
     eval_every = config.eval_every or run.steps_per_epoch
     # the first step with a loss or gradient that is not finite, kept on the device: no step waits for it
     bad_step = torch.tensor(-1, device=run.device)
@@ -625,12 +635,12 @@ def loop(run, heartbeat, stopped):
         if run.step // run.steps_per_epoch != epoch:
             epoch = run.step // run.steps_per_epoch
             order = run.order(epoch)
-        loss, norm = train_step(run, forward, order[run.step % run.steps_per_epoch])
-        bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
+        loss, norm = run.train_step(forward, order[run.step % run.steps_per_epoch])  # () or (members,) each
+        bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm).all(), run.step, bad_step)
         run.loss_sum = run.loss_sum.to(run.device) + loss
         run.step += 1
         heartbeat()
-        validate = run.step % eval_every == 0 and run.step < run.steps  # the end has its own, below
+        validate = run.step % eval_every == 0 and run.step < run.steps  # the end has its own, in finish()
         log_line = run.step % config.log_every == 0 or validate or run.step == run.steps
         preempted = add_up(len(stopped)) and run.step < run.steps  # all processes stop together
         if not log_line and not preempted:
@@ -642,18 +652,20 @@ def loop(run, heartbeat, stopped):
                              f"checkpoint stays in {run.folder}; try a lower --lr than {config.lr:g}")
         run.seconds = time.monotonic() - started
         if log_line:
-            speed = (run.step - ticked) * config.batch_size * config.context / (time.monotonic() - tick)
-            row = {"step": run.step, "epoch": run.step / run.steps_per_epoch,
-                   "lr": run.optimizer.param_groups[0]["lr"], "loss": add_up(run.loss_sum) / (run.step - run.logged)}
-            if validate:
-                with autocast(config.dtype, run.device):
-                    row["val_loss"] = evaluate(evaluator, run.val, **share)
-            run.loss_sum, run.logged, run.seconds = torch.tensor(0.0), run.step, time.monotonic() - started
-            run.log(**row, tokens_per_second=speed, mfu=speed * flops / rate, seconds=run.seconds)
+            speed = count * (run.step - ticked) * config.batch_size * config.context / (time.monotonic() - tick)
+            losses = [add_up(total) / (run.step - run.logged) for total in run.loss_sum.view(-1)]
+            vals = run.evaluate_members() if validate else []
+            run.loss_sum, run.logged = torch.zeros_like(run.loss_sum), run.step
+            run.seconds = time.monotonic() - started
+            for i, member in enumerate(run.members):
+                member.log(step=run.step, epoch=run.step / run.steps_per_epoch,
+                           lr=run.optimizer.param_groups[0]["lr"], loss=losses[i],
+                           **({"val_loss": vals[i]} if validate else {}), tokens_per_second=speed / count,
+                           mfu=speed * flops / rate, seconds=run.seconds / count)
             if time.monotonic() - printed > 10 or run.step == run.steps:
                 printed, left = time.monotonic(), (run.steps - run.step) * run.seconds / run.step
-                run.say(f"step {run.step}/{run.steps} loss {row['loss']:.4f}"
-                        + (f" val {row['val_loss']:.4f}" if validate else "")
+                run.say(f"step {run.step}/{run.steps} loss {np.mean(losses):.4f}"
+                        + (f" val {np.mean(vals):.4f}" if validate else "")
                         + f" | {speed:,.0f} tokens/s, MFU {speed * flops / rate:.0%} | {left:.0f} s left")
         if preempted or add_up(time.monotonic() - saved > config.checkpoint_seconds):
             run.save()
@@ -664,16 +676,23 @@ def loop(run, heartbeat, stopped):
             sys.exit(128 + signal.SIGTERM)
         tick, ticked = time.monotonic(), run.step
 
-    with autocast(config.dtype, run.device):
-        val_loss = evaluate(evaluator, run.val, **share)
-        fixed = device_windows(run.tokens[:len(run.val) * config.context], config.context, run.device)
-        train_loss = evaluate(evaluator, fixed, **share)
+
+def finish(run):
+    """The result of a run whose steps are done: its losses and cost. Published with the weights, result.json last."""
+    config = run.config
+    fixed = device_windows(run.tokens[:len(run.val) * config.context], config.context, run.device)
+    val_loss, train_loss = run.evaluate(run.val), run.evaluate(fixed)
     run.log(step=run.step, val_loss=val_loss, train_loss=train_loss)
     decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
-    speed = run.tokens_seen / run.seconds
-    return {**asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
-            "tau_epochs": 1 / decay_per_epoch if decay_per_epoch else None,  # AdamW's memory
-            "tokens_per_second": speed, "mfu": speed * flops / rate, "machine": run.machine}
+    speed, rate = run.tokens_seen / run.seconds, run.world * matmul_rate(config.dtype, run.device)
+    result = {**asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
+              "tau_epochs": 1 / decay_per_epoch if decay_per_epoch else None,  # AdamW's memory
+              "tokens_per_second": speed, "mfu": speed * run.model.flops_per_token() / rate, "machine": run.machine}
+    if run.rank == 0:
+        write_atomically(run.folder / "model.pt", run.model.save)
+        write_json(run.folder / "result.json", result)
+        (run.folder / "resume.pt").unlink(missing_ok=True)
+    return result
 
 
 def bench(run, steps):
@@ -685,25 +704,25 @@ def bench(run, steps):
     def timed(count):
         start = time.perf_counter()
         for step in range(count):
-            loss, _ = train_step(run, forward, order[step % len(order)])
-        float(loss)  # waits for the device
+            loss, _ = run.train_step(forward, order[step % len(order)])
+        float(loss.sum())  # waits for the device
         return time.perf_counter() - start
 
     config, forward, order = run.config, run.forward(), run.order(0)
     first = timed(1)
     timed(3)
     # the best of five parts: a neighbour can only slow a part down
-    part = max(1, steps // 5)
-    speed = part * config.batch_size * config.context / min(timed(part) for _ in range(5))
+    part, tokens = max(1, steps // 5), len(run.members) * config.batch_size * config.context
+    speed = part * tokens / min(timed(part) for _ in range(5))
     cuda = run.device.type == "cuda"
     device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
     peak = next((flops for name, flops in NOMINAL_PEAK.items() if name in device), None)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     memory = torch.cuda.max_memory_allocated() if cuda else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    flops = speed * run.model.flops_per_token()
+    flops = speed * run.members[0].model.flops_per_token()
     return {**run.cost(), "tokens_per_second": speed, "mfu": flops / matmul_rate(config.dtype, run.device),
             "mfu_nominal": flops / peak if peak else None, "peak_memory": memory, "device_name": device,
-            "compile_seconds": first - config.batch_size * config.context / speed,
+            "compile_seconds": first - tokens / speed,
             "machine": run.machine}
 
 
