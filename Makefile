@@ -1,6 +1,7 @@
 # make         the paper in miniature: standard, regularized, ensemble, distilled, on two cores
 # make test    every promise, offline
 # make ladder  certified settings of both recipes at the four sizes of 1/1000: hours, can be stopped and repeated
+# make ensembles  members, their limits, the grid around the member rule, the question of the data: hours, likewise
 # Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for again.
 PYTHON ?= python3
 JOBS ?= 2
@@ -10,7 +11,7 @@ OUT = runs/miniature-$(SIZE)
 # validation now and then: once an epoch, the default, is a tenth of the time of models this small
 OPTIONS = --size $(SIZE) --out $(OUT) --eval_every 1000
 
-.PHONY: miniature table data standard-% regularized-% ensemble student ladder test
+.PHONY: miniature table data standard-% regularized-% ensemble student ladder ensembles test
 # independent runs side by side, one thread each
 miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
@@ -43,6 +44,21 @@ ladder: data
 	    $(PY) train.py --tune --size $$size --recipe $$recipe --seeds 3 --jobs $(JOBS) --eval_every 1000 \
 	        --out runs/ladder/$$recipe || exit; done; done
 	$(PY) fit.py runs/ladder --csv runs/ladder/ladder.csv --figure runs/ladder/ladder.png
+
+MEMBERS = $(PY) ensemble.py --jobs $(JOBS) --eval_every 1000
+# members of both recipes at every size; epochs and weight decay around the member rule; what members may differ in
+ensembles: data
+	for size in 150k 300k 600k 1.4m; do for recipe in regularized member; do \
+	    $(MEMBERS) --size $$size --recipe $$recipe --members $$([ $$size = 300k ] && echo 5 || echo 3) \
+	        --out runs/members || exit; done; done
+	for epochs in 16 32 64; do for weight_decay in 0.4 0.2 0.1; do \
+	    $(MEMBERS) --size 300k --recipe member --epochs $$epochs --weight_decay $$weight_decay --members 3 \
+	        --out runs/members || exit; done; done
+	$(MEMBERS) --size 300k --recipe member --vary seed,subset_seed --members 5 --out runs/subsets
+	for vary in init_seed data_seed seed; do \
+	    $(MEMBERS) --size 300k --recipe member --vary $$vary --members $$([ $$vary = seed ] && echo 5 || echo 3) \
+	        --out runs/subsets || exit; done
+	$(PY) fit.py runs/members --csv runs/members/members.csv --figure runs/members/members.png
 
 test: .venv/installed-test
 	$(PY) -m pytest -q -n 2 test_all.py

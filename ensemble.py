@@ -25,13 +25,13 @@ from prepare import InputError, Parser, load_data, read_json, run_main, write_js
 from train import (Run, add_options, autocast, bench, claim, config_from, device_windows, finish, git_state,
                    inputs_and_targets, loop, make_optimizer, run_name, settle, sigterm_noted, use_device)
 
-# what an ensemble's result says of all its members; null where they differ
+# what an ensemble's result says of all its members; null where they differ, tokens where they are not the same ones
 SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
                "weight_decay", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype", "synthetic",
                "synthetic_hash", "synthetic_weight", "tau_epochs")
 ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every subset of K, above over random orders
 STACK_BELOW = 20_000_000  # parameters of a member below which members train as one model on CUDA: not measured yet
-EVAL_LOGITS = {"cpu": 2 ** 21, "cuda": 2 ** 28}  # logits of all members at a time: a CPU's cache, 1 GiB in fp32
+EVAL_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # logits of all members at a time: a CPU's cache, 1 GiB in fp32
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -214,6 +214,8 @@ def evaluate_ensemble(names, out, device, orders=64):
     law = law_of_members(losses["logits"], fit_reciprocal, 2)
     shared = {key: results[0][key] if all(result[key] == results[0][key] for result in results) else None
               for key in SHARED_KEYS}
+    if len({result["subset_seed"] for result in results}) > 1:  # together they have seen more than each one's D
+        shared["tokens"] = None
     return {**shared, "members": [result["name"] for result in results],
             "member_losses": [losses["logits"][(i,)] for i in range(len(models))],
             "loss_by_k": {kind: list(values.values()) for kind, values in by_k.items()}, "kl": losses["kl"],

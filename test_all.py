@@ -1222,6 +1222,10 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
         members = ensemble.member_configs(first, 3, [vary])
         assert [getattr(c, vary) for c in members] == ([0, 1, 2] if vary == "subset_seed" else [3, 4, 5])
         assert {c.seed for c in members} == {3} and len({train.run_name(c) for c in members}) == 3
+    # members with other subsets of the pool share no D
+    assert call(ensemble, *TINY, "--members", 2, "--vary", "subset_seed", "--json") == 0
+    other = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert other["tokens"] is other["subset_seed"] is None and result["tokens"] == 4096
     # the same by names, and through eval.py by the ensemble's own name
     assert call(ensemble, *result["members"], "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss_by_k"] == result["loss_by_k"]
