@@ -30,7 +30,8 @@ def main():
     here = Path(__file__).parent / "1000"
     _, members = read_results([here / "members.csv"])
     _, subsets = read_results([here / "subsets.csv"])
-    head = f"{'':<44}{'K':>3}{'limit':>9}  {'95%, jackknife':<14}{'probs':>8}  logit / probability mean at K = 1, 2, 3, last"
+    head = (f"{'':<44}{'K':>3}{'limit':>9}  {'95%, jackknife':<14}{'probs':>8}"
+            "  logit / probability mean at K = 1, 2, 3, last")
 
     def label(e):
         return f"{e['size']} {e['recipe']}: {e['epochs']} epochs, lr {e['lr']:g}, wd {e['weight_decay']:g}"
