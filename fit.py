@@ -747,16 +747,20 @@ BEST_OF = ("data_hash", "recipe", "size", "tokens")
 def best_of_recipes(runs, by=BEST_OF):
     """(points, sigma). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
     settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. sigma: the
-    standard deviation of one run, pooled over all settings with several seeds; None if there are none."""
-    best, squares, freedom = {}, 0.0, 0
+    standard deviation of one run of each recipe, pooled over its settings with several seeds, if there are any."""
+    best, variances = {}, {}  # variances: of each recipe (sum of squares, degrees of freedom)
     for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
         losses = np.array([run["val_loss"] for run in group])
-        squares, freedom = squares + ((losses - losses.mean()) ** 2).sum(), freedom + len(losses) - 1
+        if len(losses) > 1:
+            squares, freedom = variances.get(group[0]["recipe"], (0.0, 0))
+            squares += ((losses - losses.mean()) ** 2).sum()
+            variances[group[0]["recipe"]] = squares, freedom + len(losses) - 1
         mean = {**group[0], "loss": float(losses.mean()), "seeds": len(losses),
                 "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
         key = tuple(mean[name] for name in by)
         best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
-    return sorted(best.values(), key=lambda m: -m["loss"]), math.sqrt(squares / freedom) if freedom else None
+    sigma = {recipe: math.sqrt(squares / freedom) for recipe, (squares, freedom) in variances.items()}
+    return sorted(best.values(), key=lambda m: -m["loss"]), sigma
 
 
 def epoch_curves(runs):
@@ -774,10 +778,10 @@ def size_laws(points, sigma):
     for (recipe, tokens, _), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
         if len({p["params"] for p in group}) >= 3:
             loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
-            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma)
+            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma.get(recipe))
                           for n in ("params", "params_nonembedding"))
             laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
-                         "sigma": sigma, "points": len(group), **law, "nonembedding": other})
+                         "sigma": sigma.get(recipe), "points": len(group), **law, "nonembedding": other})
     return laws
 
 

@@ -1679,7 +1679,7 @@ def test_fit_command_over_runs(world, capsys):
     assert (law["E"], law["b"]) == (pytest.approx(level + 1.405, abs=1e-4), pytest.approx(0.9, rel=1e-3))
     assert law["interval"][0] < law["E"] < law["interval"][1] and law["nonembedding"]["E"] == pytest.approx(law["E"])
     assert laws["N and K", "regularized", "200000"]["E"] == pytest.approx(level + 1.2, abs=1e-4)
-    assert out["sigma"] == pytest.approx(0.01 / 2 ** 0.5)
+    assert out["sigma"] == {recipe: pytest.approx(0.01 / 2 ** 0.5) for recipe in ("regularized", "standard")}
     data = {law["recipe"]: law for law in out["laws"] if law["claim"] == "D"}
     assert data["standard, best N"]["E"] == pytest.approx(1.805, abs=1e-3)
     assert data["regularized ensembles, N and K to infinity"]["E"] == pytest.approx(1.2, abs=1e-3)
