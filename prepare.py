@@ -27,7 +27,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import io
 import itertools
 import json
 import os
@@ -242,51 +241,40 @@ def read_file(path, bad):
     input, JSON lines if it begins with a brace."""
     if path.suffix == ".parquet":
         return (yield from read_parquet(path, bad))
-    damage = (EOFError, gzip.BadGzipFile)
+    blocks = read_blocks(path)
     try:
-        if str(path) == "-":
-            file = sys.stdin.buffer
-        elif path.suffix == ".zst":
-            zstandard = optional_package("zstandard", path)
-            file, damage = io.BufferedReader(ZstdFile(path, zstandard), 2 ** 20), (*damage, zstandard.ZstdError)
-        else:
-            file = (gzip.open if path.suffix == ".gz" else open)(path, "rb")
-        with file:
-            in_lines = ".jsonl" in path.name or str(path) == "-" and file.peek(1)[:1] == b"{"
-            yield from (read_lines if in_lines else read_text)(path, file, bad)
-    except damage as error:
+        first = next(blocks, b"")
+        in_lines = ".jsonl" in path.name or str(path) == "-" and first[:1] == b"{"
+        blocks = itertools.chain([first], blocks)
+        yield from read_lines(path, blocks, bad) if in_lines else read_text(path, blocks)
+    except (EOFError, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is damaged or cut off ({error}); fetch it again") from None
 
 
-class ZstdFile(io.RawIOBase):
-    """A .zst file of any number of frames, as a stream. zstandard's own ends silently where a file is cut off."""
+def read_blocks(path):
+    """Bytes of a file in blocks, decompressed; "-" is standard input. Raises EOFError where one is cut off."""
+    if path.suffix == ".zst":
+        return (yield from read_zstd(path))
+    with sys.stdin.buffer if str(path) == "-" else (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        while block := file.read(2 ** 20):
+            yield block
 
-    def __init__(self, path, zstandard):
-        self.blocks, self.block = self.decompress(path, zstandard), memoryview(b"")
 
-    def decompress(self, path, zstandard):
-        frame = None
-        with open(path, "rb") as file:
-            while block := file.read(2 ** 17):
-                while block:
-                    if frame is None or frame.eof:
-                        frame = zstandard.ZstdDecompressor().decompressobj()
+def read_zstd(path):
+    """Of any number of frames. (The package's own stream ends silently where a file is cut off.)"""
+    zstandard, frame = optional_package("zstandard", path), None
+    with open(path, "rb") as file:
+        while block := file.read(2 ** 17):
+            while block:
+                if frame is None or frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                try:
                     yield frame.decompress(block)
-                    block = frame.unused_data if frame.eof else b""
-        if frame is not None and not frame.eof:
-            raise EOFError("its last frame has no end")
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        for block in self.blocks if not len(self.block) else ():
-            self.block = memoryview(block)
-            if block:
-                break
-        part, self.block = self.block[:len(buffer)], self.block[len(buffer):]
-        buffer[:len(part)] = part
-        return len(part)
+                except zstandard.ZstdError as error:
+                    raise EOFError(error) from None
+                block = frame.unused_data if frame.eof else b""
+    if frame is not None and not frame.eof:
+        raise EOFError("its last frame has no end")
 
 
 def optional_package(name, path):
@@ -298,16 +286,21 @@ def optional_package(name, path):
         raise InputError(f"{path} needs the package {package}; install it with pip install {package}") from None
 
 
-def read_lines(path, file, bad):
-    for number, line in enumerate(file, 1):
-        try:
-            if line.strip():
-                yield json.loads(line)["text"] + ""
-        except (ValueError, KeyError, TypeError):
-            bad.add(f"{path} line {number}")
+def read_lines(path, blocks, bad):
+    """The "text" of each line of JSON; lines end at newlines alone."""
+    rest, number = b"", 0
+    for block in itertools.chain(blocks, [b"\n"]):
+        *lines, rest = (rest + block).split(b"\n")
+        for number, line in enumerate(lines, number + 1):
+            try:
+                if line.strip():
+                    yield json.loads(line)["text"] + ""
+            except (ValueError, KeyError, TypeError):
+                bad.add(f"{path} line {number}")
 
 
 def read_parquet(path, bad):
+    """The column "text", a thousand rows at a time."""
     parquet, number = optional_package("pyarrow.parquet", path), 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(1000, columns=["text"]):
@@ -320,10 +313,10 @@ def read_parquet(path, bad):
         raise InputError(f'{path} is not a parquet file with a column "text" ({str(error).splitlines()[0]})') from None
 
 
-def read_text(path, file, bad):
+def read_text(path, blocks):
     """A text file as one document; above LONGEST characters its passages, as they come."""
     decoder, text, done = codecs.getincrementaldecoder("utf-8")(), "", 0
-    for block in itertools.chain(iter(lambda: file.read(2 ** 20), b""), [b""]):
+    for block in itertools.chain(blocks, [b""]):
         held = len(decoder.getstate()[0])
         try:
             text += decoder.decode(block, final=not block)
@@ -333,7 +326,7 @@ def read_text(path, file, bad):
         done += len(block)
         if len(text) > LONGEST:
             text = text.replace("\r\n", "\n")
-            end = text.rfind("\n\n") + 2 or len(text)  # the last blank line, if there is one
+            end = text.rfind("\n\n") + 2 if "\n\n" in text else len(text)  # the last blank line
             yield from cut_passages(text[:end])
             text = text[end:]
     yield text.replace("\r\n", "\n")

@@ -357,30 +357,14 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path, monkeypatch, ca
     assert 'with a column "text"' in refused(capsys, prepare, "--source", "f.parquet")
 
 
-def test_a_long_text_is_read_in_bounded_pieces(tmp_path, monkeypatch):
+def test_a_long_text_is_read_in_bounded_pieces(monkeypatch):
     monkeypatch.setattr(prepare, "LONGEST", 5000)
     text = "\n\n".join(make_documents(40)) + "\n\n" + "x" * 12_000 + "\n\nend"
-    (tmp_path / "book.txt").write_bytes(text.replace("\n", "\r\n").encode())
-    real = open
-    monkeypatch.setattr("builtins.open", lambda *a, **k: SmallReads(real(*a, **k)) if "b" in a[1] else real(*a, **k))
-    passages = list(prepare.read_file(tmp_path / "book.txt", prepare.BadLines()))
+    content = text.replace("\n", "\r\n").encode()
+    blocks = (content[i:i + 999] for i in range(0, len(content), 999))
+    passages = list(prepare.read_text("book.txt", blocks))
     assert "".join("".join(passages).split()) == "".join(text.split()) and max(map(len, passages)) <= 5000
     assert len(passages) > 10
-
-
-class SmallReads:
-    """A file that gives 999 bytes at most at a time."""
-    def __init__(self, file):
-        self.file = file
-
-    def read(self, size=-1):
-        return self.file.read(min(size, 999))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
 
 
 def test_memory_stays_bounded_while_text_does_not(tmp_path):
