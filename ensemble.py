@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
-from train import (Run, add_options, autocast, bench, claim, config_from, device_windows, finish, git_state,
-                   inputs_and_targets, loop, make_optimizer, run_name, settle, sigterm_noted, use_device)
+from train import (Run, TrainConfig, add_options, autocast, bench, claim, config_from, device_windows, finish,
+                   git_state, inputs_and_targets, loop, make_optimizer, run_name, settle, sigterm_noted, use_device)
 
 # what an ensemble's result says of all its members; null where they differ, tokens where they are not the same ones
 SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
@@ -212,11 +212,14 @@ def evaluate_ensemble(names, out, device, orders=64):
     losses = subset_losses(models, windows, choose_subsets(len(models), orders), results[0]["dtype"])
     by_k = {kind: mean_by_k(losses[kind]) for kind in ("logits", "probs")}
     law = law_of_members(losses["logits"], fit_reciprocal, 2)
-    shared = {key: results[0][key] if all(result[key] == results[0][key] for result in results) else None
-              for key in SHARED_KEYS}
-    if len({result["subset_seed"] for result in results}) > 1:  # together they have seen more than each one's D
+
+    def differ(key):  # older runs lack newer options
+        return len({str(result.get(key)) for result in results}) > 1
+    shared = {key: None if differ(key) else results[0].get(key) for key in SHARED_KEYS}
+    if differ("subset_seed"):  # together they have seen more than each one's D
         shared["tokens"] = None
-    return {**shared, "members": [result["name"] for result in results],
+    vary = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("identity", True) and differ(f.name)]
+    return {**shared, "members": [result["name"] for result in results], "vary": "+".join(vary),
             "member_losses": [losses["logits"][(i,)] for i in range(len(models))],
             "loss_by_k": {kind: list(values.values()) for kind, values in by_k.items()}, "kl": losses["kl"],
             "law": law, "free_law": law_of_members(losses["logits"], fit_power, 3),
@@ -399,7 +402,7 @@ def print_ensemble(result):
             print(f"inf  {law['E']:10.4f}   {what}: {law['A']:.3f} / K{power.format(**law)} + {law['E']:.4f}"
                   + known.format(*law["interval"] or ()))
     if len(result["members"]) > 1:
-        print(f"members diverge by {result['kl']:.4f} nats (mean KL over pairs)")
+        print(f"members differ in {result['vary']} and diverge by {result['kl']:.4f} nats (mean KL over pairs)")
 
 
 def main():

@@ -682,10 +682,10 @@ def describe(interval, left_out, sigma):
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
                "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se", "kl",
+               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se", "kl", "vary",
                "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
-TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "data", "data_hash",
-                "name")
+TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "vary", "data",
+                "data_hash", "name")
 # runs that agree in all of these are one experiment and differ in seed alone
 SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
                 "batch_size", "doc_mask", "dtype", "shuffle", "subset_seed", "synthetic_hash", "synthetic_weight")
@@ -791,7 +791,7 @@ def member_laws(ensembles):
             se = e["law"]["se"]
             laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
                          "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
-                         "b": 1.0, "loss_by_k": e["loss_by_k"], "kl": e.get("kl"),
+                         "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
                          "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
                          "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
     return laws
@@ -901,8 +901,9 @@ def print_table(points, curves, members, laws, ratios):
         print(f"standard {curve[0]['size']} at {curve[0]['tokens']:,} tokens, by epochs: "
               + ", ".join(f"{p['epochs']}: {p['loss']:.3f}" for p in curve))
     for m in members:
+        what = (m["recipe"] or "mixed") + " members" + (f", {m['vary']}" if m["vary"] != "seed" else "")
         for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
-            line(f"ensemble K = {k}", m, f"logit mean ({m['recipe'] or 'mixed'} members)", logits,
+            line(f"ensemble K = {k}", m, f"logit mean ({what})", logits,
                  f"probability mean {probs:.3f}")
         spread = "95% {:.3f} to {:.3f} (jackknife over members)".format(*m["interval"]) if m["interval"] else ""
         line("ensemble K = inf", m, "limit of A / K + E", m["E"], spread)

@@ -1608,6 +1608,7 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
     assert call(ensemble, *TINY, "--members", 2, "--vary", "subset_seed", "--json") == 0
     other = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert other["tokens"] is other["subset_seed"] is None and result["tokens"] == 4096
+    assert (result["vary"], other["vary"]) == ("seed", "subset_seed")
     # the same by names, and through eval.py by the ensemble's own name
     assert call(ensemble, *result["members"], "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss_by_k"] == result["loss_by_k"]

@@ -1,4 +1,5 @@
-"""The certificates of the 1/1000 ladder in one table, and the settings of the smallest model at every size.
+"""The certificates of the 1/1000 ladder in one table, the settings of the smallest model at every size, and the pilot
+of context and batch size that the ladder's defaults rest on.
 
     python results/ladder.py > results/1000/certificates.txt      # reads results/1000/certificates/ and runs.csv
 """
@@ -36,12 +37,32 @@ def print_certificates(found):
 def print_one_setting(found, losses):
     """Loss of the smallest model's settings at every size beside each size's own."""
     smallest = setting(found["regularized", "150k"])
-    print("\nregularized, the settings of 150k ({} epochs, lr {:g}, weight decay {:g}) at every size".format(*smallest))
+    print("\nregularized, at every size the settings of 150k: {} epochs, lr {:g}, weight decay {:g}".format(*smallest))
     print(f"{'size':<6}{'its own':>10}{'those of 150k':>15}   seeds")
     for size in SIZES:
         there = losses.get((size, smallest), [])
         print(f"{size:<6}{found['regularized', size]['loss']:>10.3f}"
               + (f"{np.mean(there):>15.3f}   {len(there)}" if there else f"{'not run':>15}"))
+
+
+def print_pilot(rows):
+    """300k, 16 epochs: the best setting tried at each context and batch size, the mean over seeds where there are any.
+    """
+    print("\n300k, 16 epochs, by context and batch size: the best setting tried\n"
+          f"{'context x batch':<17}{'steps/epoch':>11}{'tried':>7}{'lr':>7}{'weight decay':>13}{'tau':>7}{'loss':>8}"
+          "  seeds")
+    found = {}
+    for row in rows:
+        if (row["size"], row["epochs"]) == ("300k", "16"):
+            place = found.setdefault((int(row["context"]), int(row["batch_size"])), {})
+            place.setdefault((float(row["lr"]), float(row["weight_decay"])), []).append(row)
+    for (context, batch_size), place in sorted(found.items()):
+        losses = {key: np.mean([float(row["val_loss"]) for row in runs]) for key, runs in place.items()}
+        best = min(losses, key=losses.get)
+        row = place[best][0]
+        steps = int(row["steps"]) // int(row["epochs"])
+        print(f"{f'{context} x {batch_size}':<17}{steps:>11}{len(place):>7}{best[0]:>7g}{best[1]:>13g}"
+              f"{float(row['tau_epochs']):>7.2f}{losses[best]:>8.3f}  {len(place[best])}")
 
 
 def main():
@@ -50,15 +71,18 @@ def main():
              for recipe in RECIPES for size in SIZES}
     one = found["regularized", "300k"]
     with open(here / "runs.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kind"] == "run" and not row["synthetic"]
-                and all(row[key] == str(one[key]) for key in ("tokens", "context", "batch_size", "shuffle", "data_hash"))]
+        every = [row for row in csv.DictReader(file) if row["kind"] == "run" and not row["synthetic"]
+                 and all(row[key] == str(one[key]) for key in ("tokens", "shuffle", "data_hash"))]
+    every = list({row["name"]: row for row in every}.values())  # a run may stand under two recipes
+    rows = [row for row in every if all(row[key] == str(one[key]) for key in ("context", "batch_size"))]
     losses = {}
-    for row in {row["name"]: row for row in rows}.values():
+    for row in rows:
         losses.setdefault((row["size"], setting(row)), []).append(float(row["val_loss"]))
     print_certificates(found)
     print_one_setting(found, losses)
-    unique = {row["name"]: float(row["seconds"]) for row in rows}
-    print(f"\n{len(unique)} runs in all, {sum(unique.values()) / 3600:.1f} core-hours")
+    print_pilot(every)
+    hours = [sum(float(row["seconds"]) for row in some) / 3600 for some in (rows, every)]
+    print(f"\n{len(rows)} runs, {hours[0]:.1f} core-hours; with the pilot {len(every)}, {hours[1]:.1f} core-hours")
 
 
 if __name__ == "__main__":
