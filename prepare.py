@@ -133,6 +133,13 @@ def read_json(path):
 
 
 def sha256_file(path):
+    """SHA-256 of a file, read once a process while size and time of its last change stay the same."""
+    stat = os.stat(path)
+    return sha256_of(os.fspath(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def sha256_of(path, size, changed):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -729,6 +736,10 @@ class Data:
     def fingerprint(self):
         """What identifies the train tokens, in a run's configuration."""
         return hashlib.sha256(self.meta["sha256"]["train.bin"].encode()).hexdigest()[:12]
+
+    def checked(self):
+        """How load_data has compared the files with their hashes."""
+        return "a sample of the large files" if self.meta.get("sha256_sample") else "whole"
 
     def ranks(self):
         return read_ranks((self.folder / "tokenizer.tiktoken").read_bytes().splitlines())
