@@ -408,9 +408,12 @@ def hub_listing(repository):
     listing = Path("data/downloads") / repository / "files.json"
     if not listing.exists():
         fetch(f"{hub()}/api/datasets/{repository}/tree/main?recursive=true", listing)
-    files = json.loads(listing.read_text())
-    return sorted((file["path"], file["size"], file.get("lfs", {}).get("oid")) for file in files
-                  if file["path"].endswith(SUFFIXES))
+    try:
+        return sorted((file["path"], file["size"], file.get("lfs", {}).get("oid"))
+                      for file in json.loads(listing.read_text()) if file["path"].endswith(SUFFIXES))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        listing.unlink()
+        raise InputError(f"the hub's list of the files of {repository} cannot be read ({error}); try again") from None
 
 
 def hub():
@@ -696,7 +699,7 @@ def write_tokens(folder, part, chunks, dtype, end_of_text, most=0):
             np.asarray(tokens, dtype).tofile(file)
             starts.append(document_starts(tokens, end_of_text) + count)
             count += len(tokens)
-            if count == most:
+            if most and count >= most:
                 break
     starts = np.concatenate(starts)
     np.save(folder / f"{part}_docs.npy", starts)
@@ -1029,6 +1032,8 @@ def main():
     print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "
           f"{meta['tokens']['val']:,} validation tokens"
           + (f", corpus SHA-256 {meta['corpus_sha256'][:12]}" if "corpus_sha256" in meta else ""))
+    if meta["tokens"]["train"] < args.tokens:
+        print(f"warning: there are no {args.tokens:,} train tokens in {' '.join(args.source)}", file=sys.stderr)
     for budget, share in meta["val_13grams_in_train"].items():
         print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train tokens")
     large = [int(budget) for budget, share in meta["val_13grams_in_train"].items() if share > 0.05]

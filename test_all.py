@@ -578,6 +578,7 @@ def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsy
         found, held = (set(decode(tokens.tolist()).split("<|endoftext|>")[1:]) for tokens in (data.train, data.val))
         assert found == set(documents) and held == set(apart)  # what is in validation is not in train
     # enough of it is enough
+    assert "there are no 209,715,200 train tokens in dclm" in capsys.readouterr().err
     assert call(prepare, *options[:-1], "little", "--tokens", 1000, "--val_tokens", 500) == 0
     little = prepare.load_data("little")
     assert len(little.train) == 1000 and 500 <= len(little.val) < 1500
@@ -587,6 +588,10 @@ def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsy
         listing.unlink()
     assert call(prepare, *options[:-1], "offline") == 0 and "as they are" in capsys.readouterr().err
     assert prepare.load_data("offline").meta["sha256"] == prepare.load_data("dclm1").meta["sha256"]
+    hub.files[f"api/datasets/{train}/tree/main"] = b"<html>busy</html>"
+    for folder in Path("data/downloads").rglob("data"):
+        prepare.shutil.rmtree(folder)
+    assert "cannot be read" in refused(capsys, prepare, *options[:-1], "again")
     assert "OctoThinker/MegaMath" in refused(capsys, prepare, "--source", "megamath", "--tokenizer", "bytes")
     assert "give --tokens above 0" in refused(capsys, prepare, *options, "--tokens", 0)
 
