@@ -56,8 +56,7 @@ def sampled_data(results, models, data, tokens, seed, device):
     context = results[0]["context"]
     windows = sample_windows(models, -(-tokens // context), seed, device)
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
-    write_data(name, {"train": windows.flatten(), "val": data.val},
-               (data.folder / "tokenizer.tiktoken").read_bytes(), {"identity": identity, **meta})
+    write_data(name, {"train": windows.flatten(), "val": data.val}, data.ranks(), {"identity": identity, **meta})
     return name
 
 

@@ -23,7 +23,7 @@ from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
 from train import (Run, TrainConfig, add_options, autocast, bench, claim, config_from, device_windows, finish,
-                   git_state, inputs_and_targets, loop, make_optimizer, run_name, settle, sigterm_noted, use_device)
+                   inputs_and_targets, loop, make_optimizer, run_name, settle, sigterm_noted, use_device)
 
 # what an ensemble's result says of all its members; null where they differ, tokens where they are not the same ones
 SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
@@ -341,9 +341,7 @@ def train_together(configs):
         runs = [Run(config, folder) for config, folder in zip(configs, folders)
                 if not (folder / "result.json").exists()]
         for run in runs:
-            write_json(run.folder / "config.json", dataclasses.asdict(run.config))
-            run.resume()
-            run.log(machine=run.machine, git=git_state(), step=run.step, steps=run.steps, stacked=len(runs))
+            run.begin(stacked=len(runs))
         try:
             for _, group in itertools.groupby(sorted(runs, key=lambda run: run.step), lambda run: run.step):
                 stack = Stack(list(group))

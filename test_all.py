@@ -1,6 +1,8 @@
 """Every promise of the kit, on a CPU and offline, stage by stage. `make test` runs it."""
 import csv
 import dataclasses
+import gzip
+import http.server
 import itertools
 import json
 import math
@@ -9,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -142,7 +146,7 @@ def test_bpe_equals_brute_force():
 
 
 def test_decoding_inverts_encoding():
-    encoding = prepare.make_encoding(prepare.train_bpe(make_documents(50), 400), "test")
+    encoding = prepare.make_encoding(prepare.train_bpe(make_documents(50), 400))
     rng = np.random.default_rng(0)
     ranges = [(0, 128), (128, 0x800), (0x800, 0xD800), (0xE000, 0x10FFFF)]
     texts = ["".join(chr(rng.integers(*ranges[i])) for i in rng.integers(4, size=100)) for _ in range(200)]
@@ -157,20 +161,52 @@ def test_too_small_a_text_for_the_vocabulary_is_refused():
         prepare.train_bpe(["ab ab"], 1000)
 
 
+def deduplicate(documents, near=True, recent=2 ** 20, every=1):
+    """The documents that a Spool keeps, in its order."""
+    with tempfile.NamedTemporaryFile() as file:
+        spool, seen = prepare.Spool(file.name), prepare.Seen(every)
+        seen.block = recent
+        spool.collect(documents)
+        return [spool[i] for i in spool.unique(0, len(spool), seen if near else None)]
+
+
 def test_deduplication_drops_copies_and_templates_whatever_the_order():
     documents = make_documents(50)
     words = documents[0].split()
     near = " ".join(words[:len(words) * 3 // 4] + ["quite", "another", "ending"])
     other = " ".join(words[:len(words) // 4] + make_documents(1, seed=9)[0].split())
-    kept = prepare.deduplicate(documents + [documents[3], documents[4] + "  \n", near, other, "", "  "])
+    kept = deduplicate(documents + [documents[3], documents[4] + "  \n", near, other, "", "  "])
     assert len(kept) == 51 and other in kept and (near in kept) != (documents[0] in kept)
-    assert kept == prepare.deduplicate([other, near] + documents[::-1])
+    assert kept == deduplicate([other, near] + documents[::-1])
+    # kept 8-grams in sorted blocks, a sample of them, copies alone
+    assert kept == deduplicate([other, near] + documents, recent=100)
+    assert abs(len(deduplicate(documents + [near, other], every=7)) - 51) <= 3
+    assert len(deduplicate(documents + [documents[3], near, other], near=False)) == 52
+
+
+def test_near_duplicates_are_those_of_the_definition():
+    """Against sets of word tuples: which documents are kept, whatever white space and letters they have."""
+    rng = np.random.default_rng(0)
+    documents = make_documents(60) + ["Ünïcödé wörds \u2028 and\tSPACES " * 5, "one", "X y"]
+    for text in list(documents):  # mixtures of two documents in shares around a half
+        words, share = text.split(), rng.uniform(0.3, 0.7)
+        other = documents[rng.integers(60)].split()
+        documents.append("  ".join(words[:int(share * len(words))] + other[int(share * len(other)):]).upper())
+    seen, kept = set(), []
+    for text in sorted({t.strip() for t in documents}, key=lambda t: prepare.hashlib.sha256(t.encode()).digest()):
+        words = text.lower().split()
+        grams = [tuple(words[i:i + 8]) for i in range(len(words) - 7)]
+        if sum(gram in seen for gram in grams) <= len(grams) / 2:
+            kept.append(text)
+            seen.update(grams)
+    assert len(kept) < len(documents) and deduplicate(documents) == kept
 
 
 def test_overlap_with_validation_counts_13grams_by_budget():
     a, b, c = (" ".join(f"{letter}{i}" for i in range(20)) for letter in "abc")
-    starts = np.array([0, 100, 300_000])
-    overlap = prepare.validation_overlap([a, b, c], starts, 600_000, [b, c + " x", "too short"])
+    train = [(prepare.word_grams(text, 13), start) for text, start in ((a, 0), (b, 100), (c, 300_000))]
+    val = np.concatenate([prepare.word_grams(text, 13) for text in (b, c + " x", "too short")])
+    overlap = prepare.validation_overlap(train, 600_000, val)
     # 8 grams of b, found from token 100 on, and 8 of the 9 of the longer c, found from 300,000 on
     assert overlap == {"209715": round(8 / 17, 5), "419430": round(16 / 17, 5), "600000": round(16 / 17, 5)}
 
@@ -188,7 +224,7 @@ def test_few_files_are_cut_into_passages(tmp_path):
     text = "\n\n".join(make_documents(100))
     for blank in ("\n\n", "\r\n\r\n", "\n  \n"):
         (tmp_path / "book.txt").write_bytes(text.replace("\n\n", blank).encode())
-        passages = prepare.read_local([tmp_path / "book.txt"])
+        passages = list(prepare.read_documents([tmp_path / "book.txt"], prepare.BadLines()))
         assert "".join(passages).rstrip() == text.rstrip()
         assert len(passages) > 10 and all(2000 <= len(passage) < 3000 for passage in passages[:-1])
 
@@ -197,7 +233,7 @@ def test_jsonl_lines_end_at_newlines_alone(tmp_path):
     texts = [f"one\u2028line {i}\x85" for i in range(100)]
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     (tmp_path / "lines.jsonl").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-    assert prepare.read_local([tmp_path / "lines.jsonl"]) == texts
+    assert list(prepare.read_documents([tmp_path / "lines.jsonl"], prepare.BadLines())) == texts
 
 
 def test_the_default_corpus_of_one_package(tmp_path, monkeypatch, capsys):
@@ -229,7 +265,7 @@ def test_format_on_disk(world):
         assert (np.flatnonzero(tokens == 319) == starts).all()  # end-of-text before each document and nowhere else
         found[part] = [encoding.decode(document[1:]) for document in np.split(tokens, starts[1:])]
     assert not set(found["train"]) & set(found["val"]) and meta["tokens"]["val"] >= 1000
-    assert sorted(found["train"] + found["val"]) == sorted(prepare.deduplicate(make_documents(600)))
+    assert sorted(found["train"] + found["val"]) == sorted(deduplicate(make_documents(600)))
     assert prepare.token_dtype(65536) == np.uint16 and prepare.token_dtype(65537) == np.uint32
 
 
@@ -249,13 +285,18 @@ def test_bad_text_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, content, message in [("empty.txt", b"", "no text in empty.txt"), ("blank.txt", b" \n\n ", "no text in"),
                                    ("latin.txt", b"caf\xe9 au lait", "not UTF-8 (byte 3)"),
-                                   ("broken.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not"),
-                                   ("field.jsonl", b'{"body": "a"}', "line 1 is not"),
-                                   ("number.jsonl", b'{"text": 5}', "line 1 is not"),
+                                   ("field.jsonl", b'{"body": "a"}', "no text in"),
+                                   ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9], "damaged or cut off"),
+                                   ("plain.jsonl.gz", b'{"text": "a"}', "damaged or cut off"),
+                                   ("short.bin", b"\0" * 99, "not a shard of tokens (magic 0, version 0)"),
                                    ("short.txt", b"a few words", "too few")]:
         (tmp_path / name).write_bytes(content)
         assert message in refused(capsys, prepare, "--source", name)
     assert "does not exist" in refused(capsys, prepare, "--source", "nowhere.txt")
+    for content, line in ((b'{"text": "a"}\n{"text": ', 2), (b'\n{"text": 5}', 2), (b"[]", 1), (b'"\xff"', 1)):
+        (tmp_path / "broken.jsonl").write_bytes(content)
+        message = refused(capsys, prepare, "--source", "broken.jsonl", "--strict")
+        assert f"broken.jsonl line {line} is not a JSON object" in message
     for option, value in (("--vocab_size", 100), ("--val_tokens", 0), ("--seed", -1), ("--name", "a/b")):
         assert option in refused(capsys, prepare, option, value)
     assert "unrecognized" in refused(capsys, prepare, "--colour", "red")
@@ -274,6 +315,352 @@ def test_a_changed_byte_is_refused(world, capsys):
         (world / "data/tiny/meta.json").write_text(damaged)
         assert "data/tiny" in refused(capsys, train, *TINY)
     assert not (world / "runs").exists()
+
+
+def test_every_kind_of_source_gives_the_same_documents(tmp_path, monkeypatch, capsys):
+    """.jsonl plain and compressed, parquet, a pattern, a folder, standard input: one corpus, bit for bit."""
+    arrow, zstandard = pytest.importorskip("pyarrow"), pytest.importorskip("zstandard")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.chdir(tmp_path)
+    documents = [*make_documents(300), "<|endoftext|> is text here, \0 too", "a lone \ud800 surrogate"]
+    lines = "\n".join(json.dumps({"text": text}) for text in documents).encode()
+    half = lines.index(b"\n", len(lines) // 2) + 1
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))
+    for folder in ("d", "e"):
+        (tmp_path / folder).mkdir()
+    for name, part in (("d/1.jsonl", lines[:half]), ("d/2.jsonl", lines[half:])):
+        (tmp_path / name).write_bytes(part)
+    texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in documents]
+    parquet.write_table(arrow.table({"text": texts[:100] + [None], "n": range(101)}), tmp_path / "e/1.parquet")
+    parquet.write_table(arrow.table({"text": texts[100:]}), tmp_path / "e/2.parquet", row_group_size=50)
+    options, hashes = ("--vocab_size", 300, "--val_tokens", 500), set()
+    for i, source in enumerate(("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d", "d/*.jsonl", "e", "-")):
+        if source == "-":
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=open("a.jsonl", "rb")))
+        assert call(prepare, "--source", source, *options, "--name", f"set{i}") == 0
+        hashes.add(json.dumps({**prepare.load_data(f"set{i}").meta["sha256"]}))
+    err = capsys.readouterr().err
+    assert len(hashes) == 1 and err.count('1 lines are not JSON objects with a "text"') == 1
+    assert "the first is e/1.parquet row 101" in err
+    # standard input cannot be told apart, so it never counts as prepared
+    assert "holds other data" in refused(capsys, prepare, "--source", "-", *options, "--name", "set6")
+    data = prepare.load_data("set0")
+    text = data.tokenizer().decode(np.concatenate([data.val, data.train]).tolist())
+    assert text.count("<|endoftext|>") == 304 - 1 and "is text here, \0 too" in text and "a lone \ufffd surr" in text
+    # a pattern that finds nothing, a file cut off, a table of other columns
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines)[:-99])
+    assert "damaged or cut off" in refused(capsys, prepare, "--source", "c.jsonl.zst", "--name", "cut")
+    assert "x*.jsonl does not exist" in refused(capsys, prepare, "--source", "x*.jsonl")
+    parquet.write_table(arrow.table({"body": texts}), tmp_path / "f.parquet")
+    assert 'with a column "text"' in refused(capsys, prepare, "--source", "f.parquet")
+
+
+def test_a_long_text_is_read_in_bounded_pieces(monkeypatch):
+    monkeypatch.setattr(prepare, "LONGEST", 5000)
+    text = "\n\n".join(make_documents(40)) + "\n\n" + "x" * 12_000 + "\n\nend"
+    content = text.replace("\n", "\r\n").encode()
+    blocks = (content[i:i + 999] for i in range(0, len(content), 999))
+    passages = list(prepare.read_text("book.txt", blocks))
+    assert "".join("".join(passages).split()) == "".join(text.split()) and max(map(len, passages)) <= 5000
+    assert len(passages) > 10
+
+
+def test_memory_stays_bounded_while_text_does_not(tmp_path):
+    """256 MB of documents, prepared by a process of its own within 300 MB beyond what it takes to import."""
+    words = np.array([f"word{i}" for i in range(50_000)])
+    rng = np.random.default_rng(0)
+    with open(tmp_path / "long.jsonl", "w") as file:
+        for _ in range(400):
+            text = " ".join(words[rng.integers(50_000, size=65_000)])
+            file.write(json.dumps({"text": text}) + "\n")
+    code = """
+import resource, sys, prepare
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sys.argv = ["prepare.py", "--source", "long.jsonl", "--tokenizer", "bytes", "--tokens", "100000000"]
+prepare.main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(HERE)})
+    assert done.returncode == 0 and int(done.stdout.splitlines()[-1]) < 300_000, done
+
+
+def write_shard(path, tokens, magic=20240520, version=1, count=None):
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(tokens) if count is None else count
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header.tobytes() + np.asarray(tokens, "<u2" if version == 1 else "<u4").tobytes())
+
+
+def write_ranks(path, count):
+    """A rank file of all bytes and made-up longer tokens."""
+    tokens = [bytes([i]) for i in range(256)] + [b"%06d" % i for i in range(count - 256)]
+    path.write_bytes(b"".join(prepare.base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(tokens)))
+
+
+def make_shard_tokens(documents, end_of_text, seed=0):
+    """Documents of 20 to 200 random tokens, end-of-text before each."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([[end_of_text, *rng.integers(end_of_text, size=rng.integers(20, 200))]
+                           for _ in range(documents)])
+
+
+def test_shards_of_tokens_are_copied(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_ranks(tmp_path / "gpt2.tiktoken", 50_256)
+    write_ranks(tmp_path / "tokenizer.model", 128_000)
+    tokens = make_shard_tokens(300, 50_256)
+    write_shard(tmp_path / "s/x_train_000001.bin", tokens[:9000])
+    write_shard(tmp_path / "s/x_train_000002.bin", tokens[9000:])
+    options = ("--val_tokens", 1000, "--tokenizer", "gpt2.tiktoken")
+    assert call(prepare, "--source", "s", *options, "--tokens", 12_000) == 0
+    data = prepare.load_data("s-gpt2")
+    starts = np.flatnonzero(tokens == 50_256)
+    split = starts[starts >= 1000][0]  # whole documents
+    assert np.array_equal(data.val, tokens[:split]) and np.array_equal(data.train, tokens[split:split + 12_000])
+    assert data.train.dtype == np.uint16 and data.meta["vocab_size"] == 50_257
+    assert np.array_equal(np.load("data/s-gpt2/train_docs.npy"), np.flatnonzero(data.train == 50_256))
+    assert data.tokenizer().n_vocab == 50_257 and data.token_bytes()[300] == 6
+    # a shard with val in its name is validation; Llama 3's are 32 bits wide, 256 special tokens follow the ranks
+    tokens = make_shard_tokens(200, 128_000, seed=1)
+    write_shard(tmp_path / "l/x_val_000000.bin", tokens[:4000], 20240801, 7)
+    write_shard(tmp_path / "l/x_train_000001.bin", np.r_[tokens[4000:], tokens[:500], 128_255], 20240801, 7)
+    assert call(prepare, "--source", "l", "--val_tokens", 10_000, "--tokenizer", "llama3") == 0
+    data = prepare.load_data("l-llama3")
+    assert np.array_equal(data.val, tokens[:4000]) and len(data.train) == len(tokens) - 4000 + 501
+    assert data.train.dtype == np.uint32 and data.meta["vocab_size"] == 128_256 and data.meta["end_of_text"] == 128_000
+    assert data.tokenizer().decode([128_000, 65, 128_255]) == "<|endoftext|>A<|reserved_128255|>"
+    # 488 of the 3,988 13-grams of validation are in train
+    assert data.meta["val_13grams_in_train"] == {str(len(data.train)): pytest.approx(488 / 3988, abs=1e-5)}
+    assert "over 5% of validation occurs in train" in capsys.readouterr().err
+
+
+def test_bad_shards_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_ranks(tmp_path / "ranks", 50_256)
+    tokens = make_shard_tokens(100, 50_256)
+    for change, message in ((dict(magic=7), "not a shard of tokens (magic 7, version 1)"),
+                            (dict(count=9999), "its header says 9,999; fetch it again"),
+                            (dict(tokens=np.r_[tokens, 50_300]), "holds token 50,300, beyond the vocabulary of"),
+                            (dict(tokens=tokens[:50]), "too short to set 1,000 validation tokens apart")):
+        write_shard(tmp_path / "one.bin", **{"tokens": tokens, **change})
+        said = refused(capsys, prepare, "--source", "one.bin", "--tokenizer", "ranks", "--val_tokens", 1000)
+        assert message in said and "one.bin" in said
+    write_shard(tmp_path / "val.bin", tokens)
+    assert "only such with val" in refused(capsys, prepare, "--source", "val.bin", "--tokenizer", "ranks")
+    write_shard(tmp_path / "two.bin", tokens, 20240801, 7)
+    assert "different vocab" in refused(capsys, prepare, "--source", "val.bin", "two.bin", "--tokenizer", "ranks")
+    assert "has 50,256 ranks" in refused(capsys, prepare, "--source", "two.bin", "--tokenizer", "ranks")
+    (tmp_path / "a.txt").write_text("text")
+    assert "cannot be mixed" in refused(capsys, prepare, "--source", "two.bin", "a.txt")
+    assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub on loopback that serves `files` {path: bytes} with ranges and does to some requests what `faults` says:
+    {path: ["503", "drop", "truncate", ...]}, one after another."""
+    def do_GET(self):
+        path = self.path.split("?")[0].lstrip("/")
+        self.server.asked.append((path, self.headers.get("Range")))
+        fault = self.server.faults.get(path, []).pop(0) if self.server.faults.get(path) else None
+        if fault == "503" or path not in self.server.files:
+            return self.send_error(int(fault or 404))
+        content, begin = self.server.files[path], 0
+        if self.headers.get("Range") and fault != "no ranges":
+            begin = int(self.headers["Range"].split("=")[1].rstrip("-"))
+        if begin >= len(content) > 0:
+            return self.send_error(416)
+        self.send_response(206 if begin else 200)
+        rest = content[begin:]
+        self.send_header("Content-Length", str(len(rest) // 2 if fault == "truncate" else len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[:len(rest) // 2] if fault in ("drop", "truncate") else rest)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running Hub whose address the kit takes for the public one; pauses between tries cost no time."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.faults, server.asked = {}, {}, []
+
+    def offer(repository, files):
+        listing = [{"type": "file", "path": name, "size": len(content), "lfs": {
+            "oid": prepare.hashlib.sha256(content).hexdigest()}} for name, content in files.items()]
+        server.files[f"api/datasets/{repository}/tree/main"] = json.dumps(listing).encode()
+        server.files |= {f"datasets/{repository}/resolve/main/{name}": content for name, content in files.items()}
+    server.offer = offer
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(prepare.time, "sleep", lambda seconds: None)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_downloads_survive_what_networks_do(tmp_path, hub, capsys):
+    content = np.random.default_rng(0).bytes(3_000_000)
+    digest, url = prepare.hashlib.sha256(content).hexdigest(), f"{prepare.hub()}/file"
+    hub.files["file"] = content
+    for faults in ([], ["503", "503"], ["drop"], ["truncate"], ["drop", "503", "truncate"], ["drop", "no ranges"]):
+        hub.faults["file"], hub.asked = list(faults), []
+        prepare.fetch(url, tmp_path / "file", len(content), digest)
+        tries = len(faults) + 1 - ("no ranges" in faults)
+        assert (tmp_path / "file").read_bytes() == content and len(hub.asked) == tries, faults
+        # after a broken connection the rest alone is asked for
+        assert (hub.asked[-1][1] is not None) == bool({"drop", "truncate"} & set(faults))
+        (tmp_path / "file").unlink()
+    # a part left by a killed process is gone on with
+    (tmp_path / "file.part").write_bytes(content[:1_000_000])
+    prepare.fetch(url, tmp_path / "file", len(content), digest)
+    assert hub.asked[-1][1] == "bytes=1000000-" and (tmp_path / "file").read_bytes() == content
+    # what cannot be had ends in one line that says where to put it, and nothing looks finished
+    for path, fault, message in (("file", ["503"] * 9, "(status 503); fetch it by hand and put it at"),
+                                 ("nothing", [], "(status 404)"), ("file", [], "SHA-256 differs")):
+        hub.faults[path] = fault
+        with pytest.raises(prepare.InputError) as error:
+            prepare.fetch(f"{prepare.hub()}/{path}", tmp_path / "new", len(content), "0" * 64)
+        assert message in str(error.value) and str(tmp_path / "new") in str(error.value)
+        assert not (tmp_path / "new").exists()
+    hub.server_close()
+    with pytest.raises(prepare.InputError, match="by hand and put it at"):
+        prepare.fetch("http://127.0.0.1:9/file", tmp_path / "new")
+
+
+def test_fineweb_fetches_as_many_shards_as_the_tokens_need(tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_ranks(tmp_path / "ranks", 50_256)
+    shards, files = {}, {}
+    for number in range(5):
+        name = f"fineweb_{'train' if number else 'val'}_{number:06d}.bin"
+        shards[number] = make_shard_tokens(60, 50_256, seed=number)
+        write_shard(tmp_path / "made" / name, shards[number])
+        files[name] = (tmp_path / "made" / name).read_bytes()
+    repository = prepare.HUB["fineweb"][0]
+    hub.offer(repository, files)
+    hub.faults[f"datasets/{repository}/resolve/main/fineweb_train_000001.bin"] = ["503", "503", "drop", "truncate"]
+    tokens = len(shards[1]) + 100
+    options = ("--source", "fineweb", "--tokens", tokens, "--tokenizer", "ranks", "--name", "web")
+    assert call(prepare, *options) == 0
+    data = prepare.load_data("web")
+    assert np.array_equal(data.train, np.concatenate([shards[1], shards[2]])[:tokens])
+    assert np.array_equal(data.val, shards[0])
+    fetched = sorted(path.name for path in Path("data/downloads").rglob("*.bin"))
+    assert fetched == ["fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin"]
+    # what is there is not fetched again; the next shards are, and offline the message names the file
+    hub.asked.clear()
+    more = ("--source", "fineweb", "--tokens", tokens + len(shards[2]), "--tokenizer", "ranks", "--name", "more")
+    assert call(prepare, *more) == 0 and [path.rsplit("_", 1)[1] for path, _ in hub.asked] == ["000003.bin"]
+    hub.files.clear()
+    message = refused(capsys, prepare, *more[:2], "--tokens", 10 ** 6, "--tokenizer", "ranks", "--name", "all")
+    assert "put it at data/downloads/kjj0/fineweb10B-gpt2/fineweb_train_000004.bin" in message
+    assert not Path("data/all").exists() and call(prepare, *options) == 0
+
+
+def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train, val = prepare.HUB["dclm"]
+    documents, apart = make_documents(300), make_documents(40, seed=1)
+    for repository, texts in ((train, [*documents, apart[3], apart[5]]), (val, apart)):
+        lines = [json.dumps({"text": text}) for text in texts]
+        hub.offer(repository, {"data/1.jsonl": "\n".join(lines[:200]).encode(),
+                               "data/2.jsonl": "\n".join(lines[200:]).encode(), "README.md": b"text"})
+    options = ("--source", "dclm", "--tokenizer", "bytes", "--name", "dclm")
+    for dedup in (1, 0):
+        assert call(prepare, *options[:-1], f"dclm{dedup}", "--dedup", dedup) == 0
+        data = prepare.load_data(f"dclm{dedup}")
+        decode = data.tokenizer().decode
+        found, held = (set(decode(tokens.tolist()).split("<|endoftext|>")[1:]) for tokens in (data.train, data.val))
+        assert found == set(documents) and held == set(apart)  # what is in validation is not in train
+    # enough of it is enough
+    assert "there are no 209,715,200 train tokens in dclm" in capsys.readouterr().err
+    assert call(prepare, *options[:-1], "little", "--tokens", 1000, "--val_tokens", 500) == 0
+    little = prepare.load_data("little")
+    assert len(little.train) == 1000 and 500 <= len(little.val) < 1500
+    # without the hub what was put there by hand is taken, or it says where to put it
+    hub.files.clear()
+    for listing in Path("data/downloads").rglob("files.json"):
+        listing.unlink()
+    assert call(prepare, *options[:-1], "offline") == 0 and "as they are" in capsys.readouterr().err
+    assert prepare.load_data("offline").meta["sha256"] == prepare.load_data("dclm1").meta["sha256"]
+    hub.files[f"api/datasets/{train}/tree/main"] = b"<html>busy</html>"
+    for folder in Path("data/downloads").rglob("data"):
+        prepare.shutil.rmtree(folder)
+    assert "cannot be read" in refused(capsys, prepare, *options[:-1], "again")
+    assert "OctoThinker/MegaMath" in refused(capsys, prepare, "--source", "megamath", "--tokenizer", "bytes")
+    assert "give --tokens above 0" in refused(capsys, prepare, *options, "--tokens", 0)
+
+
+def test_tokenizers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in make_documents(200)))
+    options = ("--source", "t.jsonl", "--val_tokens", 500)
+    write_ranks(tmp_path / "mine.tiktoken", 65_535)
+    write_ranks(tmp_path / "tokenizer.model", 128_000)
+    for tokenizer, vocab_size, dtype in (("bytes", 257, "uint16"), ("mine.tiktoken", 65_536, "uint16"),
+                                         ("llama3", 128_256, "uint32")):
+        assert call(prepare, *options, "--tokenizer", tokenizer) == 0
+        data = prepare.load_data(f"t-{Path(tokenizer).stem}")
+        assert (data.meta["vocab_size"], data.meta["dtype"]) == (vocab_size, dtype)
+        text = data.tokenizer().decode(np.concatenate([data.val, data.train]).tolist())
+        assert sorted(text.split("<|endoftext|>")[1:]) == sorted(deduplicate(make_documents(200)))
+    # Llama 3 splits numbers by threes, GPT-2 does not
+    assert [len(prepare.make_encoding({bytes([i]): i for i in range(256)}, p)._core_bpe.encode_ordinary("12345"))
+            for p in (prepare.PATTERN, prepare.LLAMA3_PATTERN)] == [5, 5]
+    assert prepare.regex.findall(prepare.LLAMA3_PATTERN, "It's 12345\n\n") == ["It", "'s", " ", "123", "45", "\n\n"]
+    assert [prepare.token_dtype(v).itemsize for v in (65_535, 65_536, 65_537)] == [2, 2, 4]
+    (tmp_path / "bad").write_text("YQ== 0\n")
+    assert "is not a rank file" in refused(capsys, prepare, *options, "--tokenizer", "bad", "--name", "x")
+    assert "no tokenizer nowhere" in refused(capsys, prepare, *options, "--tokenizer", "nowhere", "--name", "x")
+    # GPT-2's ranks are tiktoken's; without network and cache it says so
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setitem(sys.modules["tiktoken.registry"].ENCODINGS, "gpt2", None)
+    for proxy in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.delitem(sys.modules["tiktoken.registry"].ENCODINGS, "gpt2")
+    assert "as TIKTOKEN_CACHE_DIR" in refused(capsys, prepare, *options, "--tokenizer", "gpt2", "--name", "x")
+
+
+def test_budgets_verification_and_samples_of_large_files(world, monkeypatch, capsys):
+    (world / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in make_documents(300)))
+    options = ("--source", "t.jsonl", "--val_tokens", 500, "--vocab_size", 300)
+    monkeypatch.setattr(prepare, "WHOLE_CHECK", 2000)  # as if they were large
+    assert call(prepare, *options, "--name", "whole") == 0
+    assert call(prepare, *options, "--name", "cut", "--tokens", 5000) == 0
+    whole, cut = prepare.load_data("whole"), prepare.load_data("cut")
+    assert len(cut.train) == 5000 and 500 <= len(cut.val) < 1000
+    assert len(np.load("data/cut/train_docs.npy")) == (cut.train == 299).sum() == cut.meta["documents"]["train"]
+    # a start reads a sample of large files; --verify reads all
+    assert set(whole.meta["sha256_sample"]) == {"train.bin", "train_docs.npy", "tokenizer.tiktoken"}
+    hashed, real = [], prepare.sha256_file
+    monkeypatch.setattr(prepare, "sha256_file", lambda path: hashed.append(Path(path).name) or real(path))
+    prepare.load_data("whole")
+    assert set(hashed) == {"val.bin", "val_docs.npy"}
+    assert call(prepare, "--verify", "whole") == 0 and "as written" in capsys.readouterr().out
+    assert set(hashed) == set(whole.meta["sha256"])
+    path = world / "data/whole/train.bin"
+    path.write_bytes(path.read_bytes()[:-2] + b"\0\0")
+    assert "train.bin is missing or changed" in refused(capsys, prepare, "--verify", "whole")
+    assert "no data set data/nothing" in refused(capsys, prepare, "--verify", "nothing")
+
+
+def test_a_killed_preparation_leaves_nothing(tmp_path):
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in make_documents(3000)))
+    command = [sys.executable, HERE / "prepare.py", "--source", "t.jsonl", "--val_tokens", "999",
+               "--tokenizer", "bytes", "--name", "t"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("data/.t.*.tmp/text")) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "data/t").exists() and list(tmp_path.glob("data/.t.*.tmp"))
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["t"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
@@ -1249,7 +1636,7 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     data = prepare.load_data("kept")
     parts = {"train": data.train[::-1], "val": data.val}
     (world / "data/tiny").rename(world / "data/old")
-    prepare.write_data("tiny", parts, (data.folder / "tokenizer.tiktoken").read_bytes(), data.meta)
+    prepare.write_data("tiny", parts, data.ranks(), data.meta)
     assert "not the data" in refused(capsys, evaluation, one)
     (world / "runs" / one / "model.pt").write_bytes(b"damaged")
     assert "not a whole model file" in refused(capsys, ensemble, one)

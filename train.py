@@ -449,6 +449,7 @@ class Run:
             raise InputError(f"--batch_size {config.batch_size} cannot be shared by {self.world} processes evenly")
         data = load_data(config.data)
         self.tokens, self.end_of_text = budget_tokens(config, data), data.meta["end_of_text"]
+        self.data_checked = data.checked()
         self.train = device_windows(self.tokens, config.context, self.device)
         self.val = device_windows(data.val, config.context, self.device)
         self.real, self.synthetic = len(self.train), 0
@@ -520,6 +521,15 @@ class Run:
                  "logged": self.logged, "log_bytes": (self.folder / "log.jsonl").stat().st_size,
                  "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         write_atomically(self.folder / "resume.pt", lambda file: torch.save(state, file))
+
+    def begin(self, **more):
+        """Write the configuration, go on from a checkpoint, and open the log with what ran where."""
+        if self.rank == 0:
+            write_json(self.folder / "config.json", asdict(self.config))
+        self.resume()
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        self.log(versions=versions, machine=self.machine, git=git_state(), data_checked=self.data_checked,
+                 step=self.step, steps=self.steps, **more)
 
     def resume(self):
         """Go on from resume.pt if there is one; the log is cut back to it."""
@@ -595,11 +605,7 @@ def train(config):
             return read_json(result_path)
         try:
             run = Run(config, folder)
-            if rank == 0:
-                write_json(folder / "config.json", asdict(config))
-            run.resume()
-            versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-            run.log(versions=versions, machine=run.machine, git=git_state(), step=run.step, steps=run.steps)
+            run.begin()
             loop(run, heartbeat, stopped)
             result = finish(run)
         except torch.OutOfMemoryError:
