@@ -43,7 +43,8 @@ ladder: data
 	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized; do \
 	    $(PY) train.py --tune --size $$size --recipe $$recipe --seeds 3 --jobs $(JOBS) --eval_every 1000 \
 	        --out runs/ladder/$$recipe || exit; done; done
-	$(PY) fit.py runs/ladder --csv runs/ladder/ladder.csv --figure runs/ladder/ladder.png
+	$(PY) fit.py results/1000/runs.csv runs/ladder --where tokens=209715 --where context=256 --where batch_size=4 \
+	    --where kind=run --where synthetic_weight=0.0 --figure runs/ladder/ladder.png
 
 MEMBERS = $(PY) ensemble.py --jobs $(JOBS) --eval_every 1000
 # members of both recipes at every size; epochs and weight decay around the member rule; what members may differ in

@@ -723,11 +723,12 @@ def read_results(sources, where=()):
     runs, ensembles = {}, {}
     for source in sources:
         for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
-            kind, needed = (ensembles, ("law",)) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
+            kind, needed = (ensembles, ("law", "vary")) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
             if missing:
-                raise InputError(f"{path} has no {missing[0]}; remove it and train again")
+                raise InputError(f"{path} has no {missing[0]}; remove it and ask for it again")
             result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
+            result["kind"] = "run" if kind is runs else "ensemble"
             if all(str(result.get(column)) == value for column, value in split_pairs(where)):
                 kind[result["name"], result["recipe"]] = result
     if not runs and not ensembles:
@@ -861,10 +862,10 @@ def efficiencies(laws):
 
 def write_csv(path, runs, ensembles):
     """One line a run and one a (ensemble, K), columns RUN_COLUMNS; written whole or not at all."""
-    rows = [{"kind": "run", "members": 1, **run} for run in runs]
+    rows = [{**run, "members": 1} for run in runs]
     for e in ensembles:
         for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            rows.append({**e, "kind": "ensemble", "members": k, "val_loss": logits, "probs_loss": probs,
+            rows.append({**e, "members": k, "val_loss": logits, "probs_loss": probs,
                          "limit_se": e["law"] and e["law"]["se"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")

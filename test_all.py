@@ -2056,7 +2056,8 @@ def test_fit_command_over_runs(world, capsys):
         if seed == worse == 0:
             losses = (0.3 / k + 2e4 / n ** 0.9 + level + 1.2).tolist()
             write(f"ensembles/{tokens}-{n}", recipe="regularized", size=f"{n // 1000}k", params=n, tokens=tokens,
-                  loss_by_k=dict(logits=losses, probs=losses), law={**fit.fit_reciprocal(k, losses), "se": 0.01})
+                  loss_by_k=dict(logits=losses, probs=losses), law={**fit.fit_reciprocal(k, losses), "se": 0.01},
+                  vary="seed")
     assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
     printed = capsys.readouterr().out.splitlines()
     out = json.loads(printed[-1])
@@ -2095,7 +2096,7 @@ def test_fit_command_over_runs(world, capsys):
     # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
     law = {**fit.fit_reciprocal([1, 2], [3.5, 3.3]), "se": None}
     write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law,
-          loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]))
+          loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]), vary="size")
     settings |= {"recipe": "another", "size": "300k", "params": 300_000, "params_nonembedding": 150_000}
     for name in ("a", "copies/a"):
         write(name, **settings, val_loss=4.0)
@@ -2155,11 +2156,19 @@ def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys)
 
 def test_readme_shows_what_a_committed_run_printed():
     readme = (HERE / "README.md").read_text()
-    for name in ("miniature", "tuning", "laws"):
+    for name in ("miniature", "ladder", "certificates", "laws"):
         assert (HERE / f"results/1000/{name}.txt").read_text().strip() in readme
-    # and the settings said to be measured are those of committed runs
-    rows = list(csv.DictReader((HERE / "results/1000/tuning.csv").read_text().splitlines()))
-    measured = {(r["recipe"], r["size"], int(r["epochs"]), float(r["lr"]), float(r["weight_decay"])) for r in rows}
-    for recipe in ("standard", "regularized"):
-        for size in gpt.LADDER[1000]["sizes"]:
-            assert (recipe, size, *train.recipe_settings(recipe, size, 0)) in measured
+
+
+def test_the_settings_are_those_of_the_certificates_whose_runs_are_committed():
+    memo = train.read_memo(HERE / "results/1000/runs.csv")
+    for recipe, size in itertools.product(("standard", "regularized"), gpt.LADDER[1000]["sizes"]):
+        found = json.loads((HERE / f"results/1000/certificates/{recipe}-{size}.json").read_text())
+        center = tuple(found[axis] for axis in ("epochs", "lr", "weight_decay"))
+        assert train.recipe_settings(recipe, size, 0) == center and len(found["losses"]) == 3
+        names = {f.name for f in dataclasses.fields(train.TrainConfig)}
+        config = train.TrainConfig(**{name: value for name, value in found.items() if name in names})
+        for row in [{**found, "margin": 0, "verdict": ""}, *found["neighbours"]]:
+            place = dataclasses.replace(config, **{axis: row[axis] for axis in ("epochs", "lr", "weight_decay")})
+            losses = [memo[train.run_name(dataclasses.replace(place, seed=seed))] for seed in range(len(row["losses"]))]
+            assert losses == row["losses"] and row["verdict"] != "better"

@@ -34,6 +34,16 @@ def print_certificates(found):
                   f"{np.std(c['losses'], ddof=1):>7.3f}  {', '.join(ties) or 'no tie'}; {best:+.3f}")
 
 
+def print_trends(found, params):
+    """Slope of the optima's losses, seed by seed, per doubling of N, with its standard error."""
+    for recipe in RECIPES:
+        n = np.log2([params[size] for size in SIZES for _ in found[recipe, size]["losses"]])
+        loss = np.concatenate([found[recipe, size]["losses"] for size in SIZES])
+        slope, level = np.polyfit(n, loss, 1)
+        error = np.sqrt(((loss - slope * n - level) ** 2).sum() / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
+        print(f"{recipe}: {slope:+.3f} nats per doubling of N, standard error {error:.3f}, {len(n)} runs")
+
+
 def print_one_setting(found, losses):
     """Loss of the smallest model's settings at every size beside each size's own."""
     smallest = setting(found["regularized", "150k"])
@@ -79,6 +89,7 @@ def main():
     for row in rows:
         losses.setdefault((row["size"], setting(row)), []).append(float(row["val_loss"]))
     print_certificates(found)
+    print_trends(found, {row["size"]: float(row["params"]) for row in rows})
     print_one_setting(found, losses)
     print_pilot(every)
     hours = [sum(float(row["seconds"]) for row in some) / 3600 for some in (rows, every)]
