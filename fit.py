@@ -723,12 +723,13 @@ def read_results(sources, where=()):
     runs, ensembles = {}, {}
     for source in sources:
         for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
-            kind, needed = (ensembles, ("law", "vary")) if "loss_by_k" in result else (runs, (*SETTING_KEYS, "val_loss"))
+            several = "loss_by_k" in result
+            kind, needed = (ensembles, ("law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
             if missing:
                 raise InputError(f"{path} has no {missing[0]}; remove it and ask for it again")
             result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
-            result["kind"] = "run" if kind is runs else "ensemble"
+            result["kind"] = "ensemble" if several else "run"
             if all(str(result.get(column)) == value for column, value in split_pairs(where)):
                 kind[result["name"], result["recipe"]] = result
     if not runs and not ensembles:

@@ -2170,5 +2170,6 @@ def test_the_settings_are_those_of_the_certificates_whose_runs_are_committed():
         config = train.TrainConfig(**{name: value for name, value in found.items() if name in names})
         for row in [{**found, "margin": 0, "verdict": ""}, *found["neighbours"]]:
             place = dataclasses.replace(config, **{axis: row[axis] for axis in ("epochs", "lr", "weight_decay")})
-            losses = [memo[train.run_name(dataclasses.replace(place, seed=seed))] for seed in range(len(row["losses"]))]
-            assert losses == row["losses"] and row["verdict"] != "better"
+            seeds = range(len(row["losses"]))
+            assert row["losses"] == [memo[train.run_name(dataclasses.replace(place, seed=seed))] for seed in seeds]
+            assert row["verdict"] != "better"
