@@ -913,7 +913,8 @@ def test_export_command_writes_what_transformers_reads(world, capsys):
     windows = torch.from_numpy(prepare.cut_windows(prepare.load_data("tiny").val, 32).astype(np.int64))
     with torch.no_grad():
         assert float(theirs(windows, labels=windows).loss) == pytest.approx(result["val_loss"], rel=1e-5)
-    assert "one run" in refused(capsys, evaluation, result["name"], result["name"], "--export_hf", "again")
+    other = train.train(tiny_config(doc_mask=0, seed=1))
+    assert "one run" in refused(capsys, evaluation, result["name"], other["name"], "--export_hf", "again")
 
 
 def test_other_architectures_are_refused(tmp_path):
