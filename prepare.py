@@ -205,12 +205,13 @@ def find_local(sources):
     """The files that the given files, folders and patterns name, and what identifies them: {file: SHA-256}."""
     files = []
     for source in sources:
+        before = len(files)
         found = [Path(source)] if source == "-" or Path(source).exists() else map(Path, sorted(glob.glob(source)))
         for path in found:
             inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
             files += inside if path.is_dir() else [path]
-        if not files:
-            raise InputError(f"source {source} does not exist; give {', '.join(('docstrings', *HUB))}, files "
+        if len(files) == before:
+            raise InputError(f"source {source} names no file; give {', '.join(('docstrings', *HUB))}, files "
                              f"({' '.join(SUFFIXES)}), folders or patterns of them, or - for standard input")
     return files, {str(file): None if str(file) == "-" else sha256_file(file) for file in files}
 
@@ -232,14 +233,14 @@ class BadLines:
                   f"{self.first}", file=sys.stderr)
 
 
-def read_documents(files, bad):
+def read_documents(files, bad, longest):
     """Documents of files, one after another, in bounded memory. Fewer than 100 cannot be split by document: those are
-    cut at blank lines into passages, as is any that is longer than LONGEST characters."""
+    cut at blank lines into passages, as is any of more than `longest` characters."""
     stream = (part for file in files for text in read_file(file, bad)
-              for part in (cut_passages(text) if len(text) > LONGEST else [text]))
+              for part in (cut_passages(text, longest) if len(text) > longest else [text]))
     first = list(itertools.islice(stream, 100))
     if len(first) < 100:
-        first = [passage for text in first for passage in cut_passages(text)]
+        first = [passage for text in first for passage in cut_passages(text, longest)]
     return itertools.chain(first, stream)
 
 
@@ -334,18 +335,18 @@ def read_text(path, blocks):
         if len(text) > LONGEST:
             text = text.replace("\r\n", "\n")
             end = text.rfind("\n\n") + 2 if "\n\n" in text else len(text)  # the last blank line
-            yield from cut_passages(text[:end])
+            yield from cut_passages(text[:end], LONGEST)
             text = text[end:]
     yield text.replace("\r\n", "\n")
 
 
-def cut_passages(text, size=2000):
-    """Pieces of `text` cut at blank lines, each the shortest of at least `size` characters and at most LONGEST."""
+def cut_passages(text, longest, size=2000):
+    """Pieces of `text` cut at blank lines, each the shortest of at least `size` characters and at most `longest`."""
     passages, passage = [], ""
     for paragraph in regex.split(r"\n[ \t]*\n", text):
         passage += paragraph + "\n\n"
         if len(passage) >= size:
-            passages += [passage[i:i + LONGEST] for i in range(0, len(passage), LONGEST)]
+            passages += [passage[i:i + longest] for i in range(0, len(passage), longest)]
             passage = ""
     return passages + [passage]
 
@@ -999,7 +1000,7 @@ def main():
     if shards and not all(str(file).endswith(".bin") for file in files):
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
     if args.bench:
-        return print(json.dumps(bench(read_docstrings(files) if builtin else read_documents(files, bad))))
+        return print(json.dumps(bench(read_docstrings(files) if builtin else read_documents(files, bad, LONGEST))))
     # a prepared docstrings folder may come from a machine with other versions: it is the data all the same
     identity = {"source": args.source, "files": None if builtin else origin, "vocab_size": args.vocab_size,
                 "val_tokens": args.val_tokens, "seed": args.seed}
@@ -1021,8 +1022,9 @@ def main():
         else:
             train, val = HUB[args.source[0]] if public else (None, None)
             files = hub_files(train) if public else files
-            documents = read_docstrings(files) if builtin else read_documents(files, bad)
-            apart = read_documents(hub_files(val), bad) if val else None
+            longest = min(LONGEST, args.tokens or LONGEST)  # longer than the budget, it would be all there is
+            documents = read_docstrings(files) if builtin else read_documents(files, bad, longest)
+            apart = read_documents(hub_files(val), bad, longest) if val else None
             meta = prepare_documents(temporary, args.name, documents, apart, args, origin)
     bad.report()
     if builtin and meta["corpus_sha256"] != CORPUS_SHA256:

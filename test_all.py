@@ -224,7 +224,7 @@ def test_few_files_are_cut_into_passages(tmp_path):
     text = "\n\n".join(make_documents(100))
     for blank in ("\n\n", "\r\n\r\n", "\n  \n"):
         (tmp_path / "book.txt").write_bytes(text.replace("\n\n", blank).encode())
-        passages = list(prepare.read_documents([tmp_path / "book.txt"], prepare.BadLines()))
+        passages = list(prepare.read_documents([tmp_path / "book.txt"], prepare.BadLines(), 10 ** 6))
         assert "".join(passages).rstrip() == text.rstrip()
         assert len(passages) > 10 and all(2000 <= len(passage) < 3000 for passage in passages[:-1])
 
@@ -233,7 +233,7 @@ def test_jsonl_lines_end_at_newlines_alone(tmp_path):
     texts = [f"one\u2028line {i}\x85" for i in range(100)]
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     (tmp_path / "lines.jsonl").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-    assert list(prepare.read_documents([tmp_path / "lines.jsonl"], prepare.BadLines())) == texts
+    assert list(prepare.read_documents([tmp_path / "lines.jsonl"], prepare.BadLines(), 10 ** 6)) == texts
 
 
 def test_the_default_corpus_of_one_package(tmp_path, monkeypatch, capsys):
@@ -352,7 +352,7 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path, monkeypatch, ca
     # a pattern that finds nothing, a file cut off, a table of other columns
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines)[:-99])
     assert "damaged or cut off" in refused(capsys, prepare, "--source", "c.jsonl.zst", "--name", "cut")
-    assert "x*.jsonl does not exist" in refused(capsys, prepare, "--source", "x*.jsonl")
+    assert "x*.jsonl names no file" in refused(capsys, prepare, "--source", "e/1.parquet", "x*.jsonl")
     parquet.write_table(arrow.table({"body": texts}), tmp_path / "f.parquet")
     assert 'with a column "text"' in refused(capsys, prepare, "--source", "f.parquet")
 
@@ -365,6 +365,16 @@ def test_a_long_text_is_read_in_bounded_pieces(monkeypatch):
     passages = list(prepare.read_text("book.txt", blocks))
     assert "".join("".join(passages).split()) == "".join(text.split()) and max(map(len, passages)) <= 5000
     assert len(passages) > 10
+
+
+def test_a_document_longer_than_the_budget_is_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = [" ".join(make_documents(1)[0].split() * 400), *make_documents(120)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    options = ("--source", "a.jsonl", "--tokenizer", "bytes", "--dedup", 0, "--val_tokens", 500, "--tokens", 5000)
+    assert call(prepare, *options) == 0
+    data = prepare.load_data("a-bytes")
+    assert len(texts[0]) > 50_000 and len(data.train) == 5000 and 500 <= len(data.val) <= 5501
 
 
 def test_memory_stays_bounded_while_text_does_not(tmp_path):
