@@ -55,10 +55,10 @@ ensembles: data
 	for epochs in 16 32 64; do for weight_decay in 0.4 0.2 0.1; do \
 	    $(MEMBERS) --size 300k --recipe member --epochs $$epochs --weight_decay $$weight_decay --members 3 \
 	        --out runs/members || exit; done; done
-	$(MEMBERS) --size 300k --recipe member --vary seed,subset_seed --members 5 --out runs/subsets
+	$(MEMBERS) --size 300k --recipe member --vary seed,subset_seed --members 5 --out runs/members
 	for vary in init_seed data_seed seed; do \
 	    $(MEMBERS) --size 300k --recipe member --vary $$vary --members $$([ $$vary = seed ] && echo 5 || echo 3) \
-	        --out runs/subsets || exit; done
+	        --out runs/members || exit; done
 	$(PY) fit.py runs/members --csv runs/members/members.csv --figure runs/members/members.png
 
 test: .venv/installed-test

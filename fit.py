@@ -682,8 +682,9 @@ def describe(interval, left_out, sigma):
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
                "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se", "kl", "vary",
-               "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data", "data_hash", "name")
+               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se", "probs_limit_se",
+               "kl", "vary", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data",
+               "data_hash", "name")
 TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "vary", "data",
                 "data_hash", "name")
 # runs that agree in all of these are one experiment and differ in seed alone
@@ -711,8 +712,10 @@ def read_table(path):
         averages = sorted((row for row in rows if row["kind"] == "ensemble"), key=lambda row: row["members"])
         for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
             by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
-            law = fit_reciprocal([row["members"] for row in group], by_k["logits"]) if len(group) > 1 else None
-            yield path, {**group[0], "loss_by_k": by_k, "law": law and {**law, "se": group[0]["limit_se"]}}
+            laws = {name: {**fit_reciprocal([row["members"] for row in group], by_k[kind]), "se": group[0][se]}
+                    if len(group) > 1 else None
+                    for name, kind, se in (("law", "logits", "limit_se"), ("probs_law", "probs", "probs_limit_se"))}
+            yield path, {**group[0], "loss_by_k": by_k, **laws}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
 
@@ -724,7 +727,7 @@ def read_results(sources, where=()):
     for source in sources:
         for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
             several = "loss_by_k" in result
-            kind, needed = (ensembles, ("law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
+            kind, needed = (ensembles, ("law", "probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
             if missing:
                 raise InputError(f"{path} has no {missing[0]}; remove it and ask for it again")
@@ -798,6 +801,7 @@ def member_laws(ensembles):
             laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
                          "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
                          "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
+                         "probs_E": e["probs_law"]["E"],
                          "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
                          "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
     return laws
@@ -867,7 +871,8 @@ def write_csv(path, runs, ensembles):
     for e in ensembles:
         for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
             rows.append({**e, "members": k, "val_loss": logits, "probs_loss": probs,
-                         "limit_se": e["law"] and e["law"]["se"]})
+                         "limit_se": e["law"] and e["law"]["se"],
+                         "probs_limit_se": e["law"] and e["probs_law"]["se"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -911,8 +916,8 @@ def print_table(points, curves, members, laws, ratios):
         for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
             line(f"ensemble K = {k}", m, f"logit mean ({what})", logits,
                  f"probability mean {probs:.3f}")
-        spread = "95% {:.3f} to {:.3f} (jackknife over members)".format(*m["interval"]) if m["interval"] else ""
-        line("ensemble K = inf", m, "limit of A / K + E", m["E"], spread)
+        spread = "95% {:.3f} to {:.3f} (jackknife); ".format(*m["interval"]) if m["interval"] else ""
+        line("ensemble K = inf", m, "limit of A / K + E", m["E"], f"{spread}probability mean {m['probs_E']:.3f}")
         if m["free"]:
             line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
                  f"{m['points']} points for 3 parameters")

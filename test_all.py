@@ -2065,10 +2065,11 @@ def test_fit_command_over_runs(world, capsys):
             settings |= {"tokens": tokens, "size": f"{n // 1000}k", "params": n, "params_nonembedding": n // 2}
             write(f"{recipe}-{tokens}-{n}-{seed}-{worse}", **settings, val_loss=loss + 0.01 * seed + 0.1 * worse)
         if seed == worse == 0:
-            losses = (0.3 / k + 2e4 / n ** 0.9 + level + 1.2).tolist()
+            losses = {kind: (A / k + 0.3 - A + 2e4 / n ** 0.9 + level + 1.2).tolist()
+                      for kind, A in (("logits", 0.3), ("probs", 0.2))}
+            law, probs_law = ({**fit.fit_reciprocal(k, by_k), "se": 0.01} for by_k in losses.values())
             write(f"ensembles/{tokens}-{n}", recipe="regularized", size=f"{n // 1000}k", params=n, tokens=tokens,
-                  loss_by_k=dict(logits=losses, probs=losses), law={**fit.fit_reciprocal(k, losses), "se": 0.01},
-                  vary="seed")
+                  loss_by_k=losses, law=law, probs_law=probs_law, vary="seed")
     assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
     printed = capsys.readouterr().out.splitlines()
     out = json.loads(printed[-1])
@@ -2086,6 +2087,9 @@ def test_fit_command_over_runs(world, capsys):
     found = ratios["regularized, N to infinity", 200_000]
     assert found["by_law"] == pytest.approx((level / (level - 0.4)) ** (1 / 0.3), rel=1e-2)
     assert any("warning: beyond its range" in line for line in printed)
+    limit = 2e4 / 150_000 ** 0.9 + level + 1.2
+    assert any(f"{limit:.4f}   95% {limit - .0278:.3f} to {limit + .0278:.3f} (jackknife); probability mean "
+               f"{limit + .1:.3f}" in line for line in printed)
     for claim in ("sizes", "members", "data"):
         assert (world / f"claims-{claim}.png").read_bytes().startswith(b"\x89PNG")
     # the table says all that the folders do, and both together no more
@@ -2107,7 +2111,7 @@ def test_fit_command_over_runs(world, capsys):
     # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
     law = {**fit.fit_reciprocal([1, 2], [3.5, 3.3]), "se": None}
     write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law,
-          loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]), vary="size")
+          probs_law=law, loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]), vary="size")
     settings |= {"recipe": "another", "size": "300k", "params": 300_000, "params_nonembedding": 150_000}
     for name in ("a", "copies/a"):
         write(name, **settings, val_loss=4.0)
