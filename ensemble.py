@@ -213,9 +213,12 @@ def evaluate_ensemble(names, out, device, orders=64):
     by_k = {kind: mean_by_k(losses[kind]) for kind in ("logits", "probs")}
     law = law_of_members(losses["logits"], fit_reciprocal, 2)
 
-    def differ(key):  # older runs lack newer options
-        return len({str(result.get(key)) for result in results}) > 1
-    shared = {key: None if differ(key) else results[0].get(key) for key in SHARED_KEYS}
+    def values(key):  # an older run lacks newer options and was made as their defaults say
+        return [result.get(key, getattr(TrainConfig, key, None)) for result in results]
+
+    def differ(key):
+        return len(set(map(str, values(key)))) > 1
+    shared = {key: None if differ(key) else values(key)[0] for key in SHARED_KEYS}
     if differ("subset_seed"):  # together they have seen more than each one's D
         shared["tokens"] = None
     vary = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("identity", True) and differ(f.name)]
