@@ -52,7 +52,7 @@ ensembles: data
 	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized member; do \
 	    $(MEMBERS) --size $$size --recipe $$recipe --members $$([ $$size = 300k ] && echo 5 || echo 3) \
 	        --out runs/members || exit; done; done
-	for epochs in 16 32 64; do for weight_decay in 0.4 0.2 0.1; do \
+	for epochs in 32 64 128; do for weight_decay in 1.6 0.8 0.4; do \
 	    $(MEMBERS) --size 300k --recipe member --epochs $$epochs --weight_decay $$weight_decay --members 3 \
 	        --out runs/members || exit; done; done
 	for vary in seed,subset_seed init_seed data_seed; do \
