@@ -682,9 +682,9 @@ def describe(interval, left_out, sigma):
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
                "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se", "probs_limit_se",
-               "kl", "vary", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops", "data",
-               "data_hash", "name")
+               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se",
+               "probs_limit_se", "kl", "vary", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops",
+               "data", "data_hash", "name")
 TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "vary", "data",
                 "data_hash", "name")
 # runs that agree in all of these are one experiment and differ in seed alone
@@ -727,7 +727,7 @@ def read_results(sources, where=()):
     for source in sources:
         for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
             several = "loss_by_k" in result
-            kind, needed = (ensembles, ("law", "probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
+            kind, needed = (ensembles, ("probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
             if missing:
                 raise InputError(f"{path} has no {missing[0]}; remove it and ask for it again")

@@ -19,7 +19,8 @@ def setting(row):
 
 
 def print_certificates(found):
-    """A line a certificate, the lower of two local optima first: the optimum, its loss over seeds, AdamW's memory, and which steps away are ties."""
+    """A line a certificate, of two local optima the lower first: the optimum, its loss over seeds, AdamW's memory, and
+    which steps away are ties."""
     print("certified optima; tau: AdamW's memory in epochs, 0.20 to 0.52 at the paper's 16 regularized optima\n"
           f"{'recipe':<12}{'size':<5}{'epochs':>7}{'lr':>7}{'weight decay':>13}{'tau':>7}{'loss':>8}"
           f"{'sd':>7}  ties, and the margin of the best other neighbour")
