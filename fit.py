@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.optimize import brentq, least_squares, linprog, nnls
 from scipy.signal import lfilter
-from scipy.stats import chi2, f as f_distribution, qmc, t as student_t
+from scipy.stats import qmc, t as student_t
 
 
 class InputError(Exception):
@@ -384,17 +384,20 @@ def near_starts(law, found):
     return np.clip(shape * steps, *bounds.T)
 
 
-def profile_interval(law, columns, y, weights=None, sigma=None):
+def profile_interval(law, columns, y, weights=None, sigma=None, freedom=math.inf):
     """95% profile-likelihood interval (low, high) of the limit E; None without a degree of freedom. Least squares.
 
-    sigma: the noise of a point of weight 1, if known (from seeds): chi-squared threshold. Otherwise it is estimated
-    from the residuals and the threshold is that of F(1, points - parameters), wide when few are left, as it must be.
+    sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it rests on. Otherwise it
+    is estimated from the residuals, with points - parameters degrees. The threshold, F(1, freedom), is wide when they
+    are few, as it must be.
     """
-    best, freedom = fit(law, columns, y, weights), len(y) - len(law.shape) - len(law.signs)
-    if sigma is None and freedom < 1:
-        return None
-    allowed = (0.5 * sigma ** 2 * chi2.ppf(0.95, 1) if sigma is not None else
-               best["objective"] * f_distribution.ppf(0.95, 1, freedom) / freedom)
+    best = fit(law, columns, y, weights)
+    if sigma is None:
+        freedom = len(y) - len(law.shape) - len(law.signs)
+        if freedom < 1:
+            return None
+        sigma = math.sqrt(2 * best["objective"] / freedom)
+    allowed = 0.5 * sigma ** 2 * student_t.ppf(0.975, freedom) ** 2
 
     def excess(value):
         held = hold(law, "E", value)
@@ -461,14 +464,14 @@ def fit_reciprocal(x, loss):
     return fit(LAWS["reciprocal"], *check_points(LAWS["reciprocal"], {"x": x, "loss": loss}))["params"]
 
 
-def limit_of(x, loss, weights=None, sigma=None):
+def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
     """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval", "leave_one_out" (the
-    range of limits), "left_out" (those fits), "at_bounds"}."""
+    range of limits), "left_out" (those fits), "at_bounds"}. sigma, freedom: of profile_interval()."""
     law = LAWS["power"]
     columns, y = check_points(law, {"x": x, "loss": loss})
     found = fit(law, columns, y, weights)
     left_out = leave_one_out(law, columns, y, found, weights)
-    return {**found["params"], "interval": profile_interval(law, columns, y, weights, sigma),
+    return {**found["params"], "interval": profile_interval(law, columns, y, weights, sigma, freedom),
             "leave_one_out": limit_range(left_out), "left_out": left_out, "at_bounds": found["at_bounds"]}
 
 
@@ -727,14 +730,15 @@ def read_results(sources, where=()):
     for source in sources:
         for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
             several = "loss_by_k" in result
+            result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
+            result["kind"] = "ensemble" if several else "run"
+            if any(str(result.get(column)) != value for column, value in split_pairs(where)):
+                continue
             kind, needed = (ensembles, ("probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
             if missing:
                 raise InputError(f"{path} has no {missing[0]}; remove it and ask for it again")
-            result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
-            result["kind"] = "ensemble" if several else "run"
-            if all(str(result.get(column)) == value for column, value in split_pairs(where)):
-                kind[result["name"], result["recipe"]] = result
+            kind[result["name"], result["recipe"]] = result
     if not runs and not ensembles:
         raise InputError(f"no finished run under {', '.join(map(str, sources))}"
                          + (f" with {' and '.join(where)}" if where else " (no result.json); train one first"))
@@ -750,9 +754,10 @@ BEST_OF = ("data_hash", "recipe", "size", "tokens")
 
 
 def best_of_recipes(runs, by=BEST_OF):
-    """(points, sigma). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
-    settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. sigma: the
-    standard deviation of one run of each recipe, pooled over its settings with several seeds, if there are any."""
+    """(points, noise). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
+    settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. noise: of
+    each recipe the standard deviation of one run, pooled over its settings with several seeds if there are any, and
+    its degrees of freedom."""
     best, variances = {}, {}  # variances: of each recipe (sum of squares, degrees of freedom)
     for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
         losses = np.array([run["val_loss"] for run in group])
@@ -764,8 +769,8 @@ def best_of_recipes(runs, by=BEST_OF):
                 "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
         key = tuple(mean[name] for name in by)
         best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
-    sigma = {recipe: math.sqrt(squares / freedom) for recipe, (squares, freedom) in variances.items()}
-    return sorted(best.values(), key=lambda m: -m["loss"]), sigma
+    noise = {recipe: (math.sqrt(squares / freedom), freedom) for recipe, (squares, freedom) in variances.items()}
+    return sorted(best.values(), key=lambda m: -m["loss"]), noise
 
 
 def epoch_curves(runs):
@@ -776,17 +781,18 @@ def epoch_curves(runs):
     return [sorted(curve, key=lambda p: p["epochs"]) for _, curve in curves if len(curve) > 2]
 
 
-def size_laws(points, sigma):
+def size_laws(points, noise):
     """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as "nonembedding", for
     N without embedding and head: the limit moves with the count."""
     laws = []
     for (recipe, tokens, _), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
         if len({p["params"] for p in group}) >= 3:
             loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
-            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma.get(recipe))
+            sigma, freedom = noise.get(recipe, (None, 0))
+            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma, freedom)
                           for n in ("params", "params_nonembedding"))
             laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
-                         "sigma": sigma.get(recipe), "points": len(group), **law, "nonembedding": other})
+                         "sigma": sigma, "points": len(group), **law, "nonembedding": other})
     return laws
 
 
@@ -800,6 +806,7 @@ def member_laws(ensembles):
             se = e["law"]["se"]
             laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
                          "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
+                         "settings": [e.get(key) for key in SETTING_KEYS],
                          "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
                          "probs_E": e["probs_law"]["E"],
                          "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
@@ -808,18 +815,23 @@ def member_laws(ensembles):
 
 
 def tiered_laws(members):
-    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more.
-    The noise of a limit is that of one member, pooled over the sizes, over the square root of K."""
+    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more:
+    at each size the settings of the least limit, of those the ensemble with most members. The noise of a limit is that
+    of one member, pooled over the sizes, over the square root of K."""
     laws = []
-    alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"]]  # members may differ in size or recipe
+    alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed"]
     for (recipe, tokens, data), group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
-        best = [min(same, key=lambda m: m["E"]) for _, same in grouped(group, lambda m: m["params"])]
+        best = {}
+        for _, same in grouped(group, lambda m: str(m["settings"])):
+            most = max(same, key=lambda m: m["points"])
+            best[most["params"]] = min(best.get(most["params"], most), most, key=lambda m: m["E"])
         if len(best) >= 3:
-            n, k, limits = (np.array([m[key] for m in best], float) for key in ("params", "points", "E"))
-            noise = [m["points"] * m["se"] ** 2 for m in best if m["se"] is not None]
-            sigma = math.sqrt(np.mean(noise)) if noise else None
+            n, k, limits = (np.array([m[key] for m in best.values()], float) for key in ("params", "points", "E"))
+            spread = [(m["points"] - 1, m["points"] * m["se"] ** 2) for m in best.values() if m["se"] is not None]
+            freedom = sum(degrees for degrees, _ in spread)
+            sigma = math.sqrt(sum(math.prod(both) for both in spread) / freedom) if spread else None
             laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
-                         "points": len(best), **limit_of(n, limits, k, sigma)})
+                         "points": len(best), **limit_of(n, limits, k, sigma, freedom)})
     return laws
 
 
@@ -1042,9 +1054,9 @@ def draw(path, points, curves, sizes, members, tiered, laws):
 def runs_report(args):
     """The paper's analysis of folders or tables of runs: points, laws, limits, data efficiency; prints it, too."""
     runs, ensembles = read_results(args.what, args.where)
-    points, sigma = best_of_recipes(runs)
+    points, noise = best_of_recipes(runs)
     curves = epoch_curves(runs)
-    sizes, members = size_laws(points, sigma), member_laws(ensembles)
+    sizes, members = size_laws(points, noise), member_laws(ensembles)
     tiered = tiered_laws(members)
     laws = data_laws(points, sizes, tiered)
     ratios = efficiencies(laws)
@@ -1054,7 +1066,8 @@ def runs_report(args):
     if args.figure:
         draw(args.figure, points, curves, sizes, members, tiered, laws)
     keys = ("recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "loss", "sd", "seeds")
-    return {"points": [{key: p[key] for key in keys} for p in points], "sigma": sigma,
+    return {"points": [{key: p[key] for key in keys} for p in points],
+            "sigma": {recipe: sigma for recipe, (sigma, _) in noise.items()},
             "laws": sizes + members + tiered + laws, "data_efficiency": ratios}
 
 

@@ -1952,6 +1952,8 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     residual = np.sqrt(((loss - line.slope / k - line.intercept) ** 2).sum() / 6)
     low, high = fit.profile_interval(law, columns, loss, sigma=0.02)
     assert (high - low) / 2 == pytest.approx(1.95996 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
+    low, high = fit.profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # known from four seeds
+    assert (high - low) / 2 == pytest.approx(3.18245 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
     assert fit.profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
     exact = fit.profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
     assert exact == pytest.approx((3, 3), abs=1e-4)
