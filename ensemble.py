@@ -32,6 +32,7 @@ SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "to
 ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every subset of K, above over random orders
 STACK_BELOW = 20_000_000  # parameters of a member below which members train as one model on CUDA: not measured yet
 EVAL_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # logits of all members at a time: a CPU's cache, 1 GiB in fp32
+VARIABLE = ("seed", "init_seed", "data_seed", "subset_seed")  # what members of one ensemble draw at random
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -48,11 +49,17 @@ def expand(names, out):
     return runs
 
 
-def load_run(run, out="runs"):
-    """(result, model) of a finished run, given by folder or by name under `out`. Raises InputError."""
+def run_folder(run, out):
+    """The folder of a finished run, given by folder or by name under `out`. Raises InputError."""
     folder = Path(run) if (Path(run) / "result.json").exists() else Path(out) / run
     if not (folder / "result.json").exists():
         raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); train it first")
+    return folder
+
+
+def load_run(run, out="runs"):
+    """(result, model) of a finished run, given by folder or by name under `out`. Raises InputError."""
+    folder = run_folder(run, out)
     try:
         return read_json(folder / "result.json"), GPT.load(folder / "model.pt")
     except (ValueError, OSError) as error:
@@ -86,12 +93,14 @@ def load_members(names, out, device="cpu"):
 # Averages
 
 def choose_subsets(members, orders=64, seed=0):
-    """The subsets of members whose averages are evaluated: all, or beyond ALL_SUBSETS the heads of random orders."""
+    """The subsets of members whose averages are evaluated: all, or beyond ALL_SUBSETS each member alone and the heads
+    of random orders."""
     if members <= ALL_SUBSETS:
         return [s for k in range(1, members + 1) for s in itertools.combinations(range(members), k)]
     generator = torch.Generator().manual_seed(seed)
     shuffled = [tuple(torch.randperm(members, generator=generator).tolist()) for _ in range(orders)]
-    return list({frozenset(order[:k]): order[:k] for order in shuffled for k in range(1, members + 1)}.values())
+    heads = [order[:k] for order in shuffled for k in range(2, members + 1)]
+    return [(i,) for i in range(members)] + list({frozenset(head): head for head in heads}.values())
 
 
 def running_sums(members, subsets):
@@ -139,11 +148,11 @@ def batch_losses(models, windows, subsets, dtype, positions):
             visitor = model if here else copy.deepcopy(model).to(tokens.device)
             states.append(visitor.states(tokens)[:, :-1].flatten(0, 1))  # (P, C); the last position predicts nothing
             del visitor
-        heads = [model.head.weight.to(tokens.device) for model in models]
-        targets = targets[:, :-1].flatten()
-        for start in range(0, len(targets), positions):
-            logits = [F.linear(x[start:start + positions], head).float() for x, head in zip(states, heads)]
-            yield chunk_losses(logits, targets[start:start + positions], subsets)
+    heads = [model.head.weight.to(tokens.device) for model in models]
+    targets = targets[:, :-1].flatten()
+    for start in range(0, len(targets), positions):  # fp32 from here on
+        logits = [F.linear(x[start:start + positions].float(), head) for x, head in zip(states, heads)]
+        yield chunk_losses(logits, targets[start:start + positions], subsets)
 
 
 @torch.no_grad()
@@ -155,7 +164,7 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
     """
     totals = {"logits": dict.fromkeys(subsets, 0.0), "probs": dict.fromkeys(subsets, 0.0), "kl": 0.0}
     limit = EVAL_LOGITS["cuda" if windows.is_cuda else "cpu"]
-    positions, size, start = max(1, limit // (len(models) * models[0].config.vocab_size)), 8, 0
+    positions, size, start = max(8, limit // (len(models) * models[0].config.vocab_size)), 8, 0
     while start < len(windows):
         try:
             parts = list(batch_losses(models, windows[start:start + size], subsets, dtype, positions))
@@ -188,20 +197,23 @@ def mean_by_k(losses, without=None):
 # --------------------------------------------------------------------------------------------------------------------
 # The limit
 
-def law_of_members(losses, fit_law, least):
+def law_of_members(losses, fit_law, least, drawn=True):
     """A law over K of {subset: loss}, its limit E with a jackknife over members: {"A", "E", ("b",) "se", "interval"}.
 
     Members are the random draws here and the losses at all K share them, so the spread of the limit is that over
-    fits with one member left out. None with fewer than `least` members, no interval with just so many.
+    fits with one member left out: it says how far other draws would move it, not whether the law holds. None with
+    fewer than `least` members; no interval with just so many, with too few random orders for most K without a member,
+    or where members are chosen, not drawn.
     """
-    def fit_without(member=None):
-        by_k = mean_by_k(losses, member)
+    def fit_to(by_k):
         return fit_law(list(by_k), list(by_k.values()))
 
     K = max(map(len, losses))
     if K < least:
         return None
-    law, se = fit_without(), jackknife([fit_without(i)["E"] for i in range(K)]) if K > least else None
+    law, left = fit_to(mean_by_k(losses)), [mean_by_k(losses, i) for i in range(K)]
+    enough = drawn and K > least and min(map(len, left)) >= max(least, K - 3)
+    se = jackknife([fit_to(by_k)["E"] for by_k in left]) if enough else None
     return {**law, "se": se, "interval": None if se is None else t_interval(law["E"], se, K)}
 
 
@@ -210,11 +222,15 @@ def evaluate_ensemble(names, out, device, orders=64):
     results, models, data = load_members(names, out, device)
     windows = device_windows(data.val, results[0]["context"], device)
     losses = subset_losses(models, windows, choose_subsets(len(models), orders), results[0]["dtype"])
-    by_k = {kind: mean_by_k(losses[kind]) for kind in ("logits", "probs")}
-    law = law_of_members(losses["logits"], fit_reciprocal, 2)
+    alone = [losses["logits"][(i,)] for i in range(len(models))]
+    for result, loss in zip(results, alone):
+        if not math.isfinite(loss):
+            raise InputError(f"{result['name']} has no finite loss; leave it out or train it again")
 
     def values(key):  # an older run lacks newer options and was made as their defaults say
-        return [result.get(key, getattr(TrainConfig, key, None)) for result in results]
+        found = [result.get(key, getattr(TrainConfig, key, None)) for result in results]
+        as_seed = [key in ("init_seed", "data_seed") and v == result["seed"] for v, result in zip(found, results)]
+        return [None if same else value for value, same in zip(found, as_seed)]
 
     def differ(key):
         return len(set(map(str, values(key)))) > 1
@@ -222,12 +238,14 @@ def evaluate_ensemble(names, out, device, orders=64):
     if differ("subset_seed"):  # together they have seen more than each one's D
         shared["tokens"] = None
     vary = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("identity", True) and differ(f.name)]
-    return {**shared, "members": [result["name"] for result in results], "vary": "+".join(vary),
-            "member_losses": [losses["logits"][(i,)] for i in range(len(models))],
-            "loss_by_k": {kind: list(values.values()) for kind, values in by_k.items()}, "kl": losses["kl"],
-            "law": law, "free_law": law_of_members(losses["logits"], fit_power, 3),
-            "probs_law": law_of_members(losses["probs"], fit_reciprocal, 2),
-            "limit": law and law["E"], "limit_interval": law and law["interval"]}
+    laws = {name: law_of_members(losses[kind], fit_law, least, set(vary) <= set(VARIABLE))
+            for name, kind, fit_law, least in (
+                ("law", "logits", fit_reciprocal, 2), ("free_law", "logits", fit_power, 3),
+                ("probs_law", "probs", fit_reciprocal, 2), ("free_probs_law", "probs", fit_power, 3))}
+    return {**shared, "members": [os.path.relpath(run_folder(name, out), out) for name in names],
+            "vary": "+".join(vary), "member_losses": alone, "kl": losses["kl"],
+            "loss_by_k": {kind: list(mean_by_k(losses[kind]).values()) for kind in ("logits", "probs")}, **laws,
+            "limit": laws["law"] and laws["law"]["E"], "limit_interval": laws["law"] and laws["law"]["interval"]}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -336,6 +354,9 @@ class Stack(Run):
 def train_together(configs):
     """What train() does, for several runs that differ in seeds or subset alone; those at one step go as one model.
     (Stacked in other company, after a kill between two members' checkpoints, a run rounds differently.)"""
+    def place(run):
+        return run.step, run.logged
+
     folders = [Path(config.out) / run_name(config) for config in configs]
     with contextlib.ExitStack() as held, sigterm_noted() as stopped:
         for config, folder in zip(configs, folders):
@@ -346,7 +367,7 @@ def train_together(configs):
         for run in runs:
             run.begin(stacked=len(runs))
         try:
-            for _, group in itertools.groupby(sorted(runs, key=lambda run: run.step), lambda run: run.step):
+            for _, group in itertools.groupby(sorted(runs, key=place), place):
                 stack = Stack(list(group))
                 loop(stack, lambda: [beat() for beat in beats], stopped)
                 stack.hand_back()
@@ -357,9 +378,12 @@ def train_together(configs):
 
 
 def train_members(configs, jobs, stack):
-    """Train what is not finished: as one model, or `jobs` processes at once."""
+    """Train what is not finished: as one model where stack is "1", or "auto" on CUDA if they are small; else `jobs`
+    processes at once."""
     missing = [c for c in configs if not (Path(c.out) / run_name(c) / "result.json").exists()]
-    if stack and len(missing) > 1:
+    if len(missing) > 1 and (stack == "1" or stack == "auto" and use_device(configs[0].device).type == "cuda"
+                             and Run(configs[0], None).model.parameter_count() < STACK_BELOW):
+        print(f"{len(missing)} members train as one model; --stack 0 trains them apart", flush=True)
         train_together(missing)
     else:
         losses = settle(missing, jobs, {})
@@ -369,7 +393,7 @@ def train_members(configs, jobs, stack):
 
 
 def bench_stack(configs, steps):
-    """Tokens per second of the members as one model and of one by itself, in turn: what stacking brings here."""
+    """Tokens per second of the members as one model and of one by itself: what stacking brings here."""
     runs = [Run(config, None) for config in configs]
     stacked, alone = bench(Stack(runs), steps), bench(Run(configs[0], None), steps)
     return {"members": len(runs), "stacked": stacked["tokens_per_second"], "one_by_one": alone["tokens_per_second"],
@@ -379,15 +403,17 @@ def bench_stack(configs, steps):
 
 # --------------------------------------------------------------------------------------------------------------------
 
-VARIABLE = ("seed", "init_seed", "data_seed", "subset_seed")
-
-
 def member_configs(first, count, vary):
-    """Resolved configs of `count` members: the first and those whose seeds named in `vary` are 1, 2, ... more."""
-    def start(name):
-        value = getattr(first, name)
-        return value if value is not None else 0 if name == "subset_seed" else first.seed
-    return [dataclasses.replace(first, **{name: start(name) + i for name in vary}) for i in range(count)]
+    """Resolved configs of `count` members: the first and those whose seeds named in `vary` are 1, 2, ... more. Raises
+    InputError where that changes nothing."""
+    def start(name, config=first):
+        value = getattr(config, name)
+        return value if value is not None else 0 if name == "subset_seed" else config.seed
+    configs = [dataclasses.replace(first, **{name: start(name) + i for name in vary}) for i in range(count)]
+    if len({tuple(start(name, config) for name in VARIABLE[1:]) for config in configs}) < count:
+        raise InputError(f"members that differ in {','.join(vary)} alone are copies here; leave out --init_seed and "
+                         f"--data_seed, or name them in --vary")
+    return configs
 
 
 def print_ensemble(result):
@@ -395,11 +421,11 @@ def print_ensemble(result):
     print(" K   logit mean   probability mean")
     for k, (logits, probs) in enumerate(zip(result["loss_by_k"]["logits"], result["loss_by_k"]["probs"]), 1):
         print(f"{k:2d}   {logits:10.4f}   {probs:10.4f}")
-    for name, power in (("law", ""), ("free_law", "^{b:.2f}"), ("probs_law", "")):
+    for name in ("law", "free_law", "probs_law", "free_probs_law"):
         law = result[name]
         if law:
-            what = "probability mean" if name == "probs_law" else "logit mean"
-            known = "; 95% {:.4f} to {:.4f}, jackknife over members" if law["interval"] else ""
+            what, power = ("probability" if "probs" in name else "logit") + " mean", "^{b:.2f}" if "b" in law else ""
+            known = "; 95% {:.4f} to {:.4f}, jackknife over members" if law["interval"] else "; no interval"
             print(f"inf  {law['E']:10.4f}   {what}: {law['A']:.3f} / K{power.format(**law)} + {law['E']:.4f}"
                   + known.format(*law["interval"] or ()))
     if len(result["members"]) > 1:
@@ -424,6 +450,8 @@ def main():
     vary = args.vary.split(",")
     if bool(args.runs) == bool(args.members) or args.members < 0:
         raise InputError("give either finished runs or --members K with train options")
+    if args.runs and (args.bench or args.dry_run):
+        raise InputError("--bench and --dry_run go with --members")
     if not set(vary) <= set(VARIABLE) or min(args.orders, args.jobs) < 1:
         raise InputError(f"--vary takes some of {','.join(VARIABLE)}; --orders and --jobs are at least 1")
     if "RANK" in os.environ:
@@ -440,11 +468,9 @@ def main():
                 finished = (Path(args.out) / name / "result.json").exists()
                 print(f"{name}: {'finished' if finished else 'to be trained'}")
             return
-        stacked = args.stack == "1" or (args.stack == "auto" and device.type == "cuda"
-                                        and Run(configs[0], None).model.parameter_count() < STACK_BELOW)
-        train_members(configs, args.jobs, stacked)
+        train_members(configs, args.jobs, args.stack)
     result = evaluate_ensemble(names, args.out, device, args.orders)
-    digest = hashlib.sha256("\n".join(result["members"]).encode()).hexdigest()[:6]
+    digest = hashlib.sha256("\n".join(sorted(result["members"])).encode()).hexdigest()[:6]
     folder = Path(args.out) / "ensembles" / f"{result['data']}-{result['size'] or 'mixed'}-k{len(names)}-{digest}"
     result["name"] = folder.name
     folder.mkdir(parents=True, exist_ok=True)

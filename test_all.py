@@ -1535,8 +1535,9 @@ def test_averages_equal_their_definition():
 
 def test_large_ensembles_use_random_orders():
     subsets = ensemble.choose_subsets(12)
+    assert {s for s in subsets if len(s) == 1} == {(i,) for i in range(12)}
     assert {len(s) for s in subsets} == set(range(1, 13)) and subsets == ensemble.choose_subsets(12)
-    assert len(subsets) == len({frozenset(s) for s in subsets}) < 12 * 64 and len(ensemble.choose_subsets(12, 4)) < 48
+    assert len(subsets) == len({frozenset(s) for s in subsets}) < 12 * 64 and len(ensemble.choose_subsets(12, 4)) < 12 + 48
     # sums along beginnings that some subsets share are those of each subset by itself
     members = torch.randn(12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sums = list(ensemble.running_sums(members, subsets))
@@ -1625,18 +1626,48 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
     other = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert other["tokens"] is other["subset_seed"] is None and result["tokens"] == 4096
     assert (result["vary"], other["vary"]) == ("seed", "subset_seed")
-    # the same by names, and through eval.py by the ensemble's own name
-    assert call(ensemble, *result["members"], "--json") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["loss_by_k"] == result["loss_by_k"]
+    # the same by names in any order, and through eval.py by the ensemble's own name
+    assert call(ensemble, *reversed(result["members"]), "--json") == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["name"] == result["name"] and again["loss_by_k"]["logits"] == pytest.approx(
+        result["loss_by_k"]["logits"])
     assert call(evaluation, result["name"], "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["val_loss"] == pytest.approx(
         result["loss_by_k"]["logits"][2], rel=1e-6)
 
 
+def test_more_members_than_all_subsets_and_members_of_two_kinds(world, capsys):
+    assert call(ensemble, *TINY, "--members", 9, "--epochs", 1, "--stack", 1, "--json") == 0
+    out = capsys.readouterr().out
+    result = json.loads(out.splitlines()[-1])
+    assert [len(losses) for losses in result["loss_by_k"].values()] == [9, 9] and "9 members train as one" in out
+    assert len(result["member_losses"]) == 9 and result["law"]["interval"][0] < result["limit"]
+    assert call(ensemble, *result["members"], "--orders", 2, "--json") == 0
+    few = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert few["member_losses"] == result["member_losses"] and few["law"]["interval"] is None
+    # of another shape and in another folder: an average without a limit's interval, and it can be opened again
+    other = train.train(tiny_config(size="300k", epochs=1, out="elsewhere"))["name"]
+    assert call(ensemble, result["members"][0], f"elsewhere/{other}", "--json") == 0
+    mixed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert mixed["size"] is mixed["params"] is mixed["law"]["interval"] is None and mixed["vary"] == "size"
+    assert mixed["members"] == [result["members"][0], f"../elsewhere/{other}"]
+    assert call(evaluation, mixed["name"], "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["val_loss"] == pytest.approx(
+        mixed["loss_by_k"]["logits"][1], rel=1e-6)
+
+
 def test_members_that_do_not_fit_are_refused(world, capsys):
     one, two = (train.train(config)["name"] for config in (tiny_config(epochs=1), tiny_config(epochs=1, context=16)))
+    for key, value in (("data", "x"), ("data_hash", "abc"), ("doc_mask", 0), ("dtype", "bf16")):
+        path = world / "runs" / f"other-{key}"
+        subprocess.run(["cp", "-r", world / "runs" / one, path], check=True)
+        result = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps({**result, "name": path.name, key: value}))
+        assert f"has {key} {value}, {one} has {result[key]}" in refused(capsys, ensemble, one, path.name)
     assert "has context 16" in refused(capsys, ensemble, one, two)
     assert "is given twice" in refused(capsys, ensemble, one, one)
+    assert "go with --members" in refused(capsys, ensemble, one, "--dry_run")
+    assert "are copies here" in refused(capsys, ensemble, *TINY, "--members", 2, "--init_seed", 1, "--data_seed", 1)
     assert "--vary takes some of seed" in refused(capsys, ensemble, "--members", 2, "--vary", "lr", *TINY)
     assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
     for arguments in ((), (one, "--members", 2), ("--members", -1)):
@@ -1663,7 +1694,7 @@ def test_stacked_members_equal_separate_runs(world, monkeypatch, vary):
     base = tiny_config(epochs=3, lr=0.02, eval_every=40, log_every=7)
     together, apart = ([dataclasses.replace(c, out=out) for c in ensemble.member_configs(base, 3, vary)]
                        for out in ("together", "apart"))
-    ensemble.train_members(together, 1, stack=True)
+    ensemble.train_members(together, 1, stack="1")
     norms, step = [], train.Run.train_step
 
     def noted(*arguments):
@@ -1730,6 +1761,15 @@ def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
     for stack, message in ((0, "diverged; try a lower --lr"), (1, "is not finite from step")):
         assert message in refused(capsys, ensemble, *TINY, "--lr", 1e30, "--members", 2, "--stack", stack)
     assert not list(world.glob("runs/*/result.json"))
+    # the run that went wrong is named, not the first
+    real = ensemble.Stack.train_step
+
+    def poisoned(stack, *arguments):
+        loss, norm = real(stack, *arguments)
+        return loss + torch.tensor([0.0, math.nan]), norm
+    monkeypatch.setattr(ensemble.Stack, "train_step", poisoned)
+    guilty = train.run_name(tiny_config(seed=1))
+    assert f"stays in runs/{guilty};" in refused(capsys, ensemble, *TINY, "--members", 2, "--stack", 1)
     monkeypatch.setenv("RANK", "0")
     assert "starts its own processes" in refused(capsys, ensemble, *TINY, "--members", 2)
 

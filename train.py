@@ -635,8 +635,8 @@ def loop(run, heartbeat, stopped):
     flops = run.members[0].model.flops_per_token()
     rate = run.world * matmul_rate(config.dtype, run.device)
     eval_every = config.eval_every or run.steps_per_epoch
-    # the first step with a loss or gradient that is not finite, kept on the device: no step waits for it
-    bad_step = torch.tensor(-1, device=run.device)
+    # each member's first step with a loss or gradient that is not finite, kept on the device: no step waits for it
+    bad_step = torch.full(run.loss_sum.shape, -1, device=run.device)
     epoch, saved, printed = None, time.monotonic(), 0.0
     started, tick, ticked = time.monotonic() - run.seconds, time.monotonic(), run.step
     while run.step < run.steps:
@@ -644,7 +644,7 @@ def loop(run, heartbeat, stopped):
             epoch = run.step // run.steps_per_epoch
             order = run.order(epoch)
         loss, norm = run.train_step(forward, order[run.step % run.steps_per_epoch])  # () or (members,) each
-        bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm).all(), run.step, bad_step)
+        bad_step = torch.where((bad_step < 0) & ~torch.isfinite(loss + norm), run.step, bad_step)
         run.loss_sum = run.loss_sum.to(run.device) + loss
         run.step += 1
         heartbeat()
@@ -655,9 +655,10 @@ def loop(run, heartbeat, stopped):
             continue
 
         # a log line, or the end of a preempted run: the only places where the device is waited for
-        if bad_step >= 0:
-            raise InputError(f"the loss or its gradient is not finite from step {int(bad_step)} on; the last good "
-                             f"checkpoint stays in {run.folder}; try a lower --lr than {config.lr:g}")
+        for member, bad in zip(run.members, bad_step.view(-1).tolist()):
+            if bad >= 0:
+                raise InputError(f"the loss or its gradient is not finite from step {bad} on; the last good "
+                                 f"checkpoint stays in {member.folder}; try a lower --lr than {config.lr:g}")
         run.seconds = time.monotonic() - started
         if log_line:
             speed = count * (run.step - ticked) * config.batch_size * config.context / (time.monotonic() - tick)
