@@ -3,7 +3,7 @@
     python prepare.py                                        # the docstrings of the kit's own pinned wheels
     python prepare.py --source my.txt notes/ --name mine --vocab_size 2048
     python prepare.py --source fineweb                       # public GPT-2 shards, as many as the tokens need
-    python prepare.py --source 'dclm/*.jsonl.zst' --tokenizer llama3 --tokens 209715200
+    python prepare.py --source 'dclm/*.jsonl.zst' --name dclm --tokenizer llama3 --tokens 209715200
 
 data/NAME/ holds train.bin and val.bin (headerless little-endian token ids, nanoGPT's convention), the starts of their
 documents, the tokenizer in tiktoken's rank format and meta.json with the SHA-256 of each file. Steps: collect
@@ -37,6 +37,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,9 @@ HUB = {"fineweb": ("kjj0/fineweb10B-gpt2", None), "megamath": ("OctoThinker/Mega
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".bin")
 # headers of public token shards, 256 int32: (magic, version) -> type, the token before a document, vocabulary
 SHARDS = {(20240520, 1): ("<u2", 50_256, 50_257), (20240801, 7): ("<u4", LLAMA3_RANKS, LLAMA3_VOCAB)}
-LONGEST = 2 ** 21  # characters of a document; a longer one is cut into passages
+LONGEST = 2 ** 19  # characters of a document; a longer one is cut into passages (tiktoken takes no million blanks)
 MOST_GRAMS = 2 ** 24  # 8-grams remembered when duplicates are looked for; of more, an even sample
-BPE_BYTES = 2 ** 27  # of train text that a BPE is trained on at most
+BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 18  # of train text, and different words in it, that a BPE is trained on at most
 WHOLE_CHECK = 2 ** 30  # bytes up to which a file is hashed whole at every start
 
 
@@ -211,8 +212,8 @@ def find_local(sources):
             inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
             files += inside if path.is_dir() else [path]
         if len(files) == before:
-            raise InputError(f"source {source} names no file; give {', '.join(('docstrings', *HUB))}, files "
-                             f"({' '.join(SUFFIXES)}), folders or patterns of them, or - for standard input")
+            raise InputError(f"source {source} names no file; give files ({' '.join(SUFFIXES)}), folders or patterns "
+                             f"of them, - for standard input, or by itself one of {', '.join(('docstrings', *HUB))}")
     return files, {str(file): None if str(file) == "-" else sha256_file(file) for file in files}
 
 
@@ -235,7 +236,8 @@ class BadLines:
 
 def read_documents(files, bad, longest):
     """Documents of files, one after another, in bounded memory. Fewer than 100 cannot be split by document: those are
-    cut at blank lines into passages, as is any of more than `longest` characters."""
+    cut at blank lines into passages, as is any of more than `longest` characters. (Passages of one document can be
+    in train and in validation.)"""
     stream = (part for file in files for text in read_file(file, bad)
               for part in (cut_passages(text, longest) if len(text) > longest else [text]))
     first = list(itertools.islice(stream, 100))
@@ -255,7 +257,7 @@ def read_file(path, bad):
         in_lines = ".jsonl" in path.name or str(path) == "-" and first[:1] == b"{"
         blocks = itertools.chain([first], blocks)
         yield from read_lines(path, blocks, bad) if in_lines else read_text(path, blocks)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged or cut off ({error}); fetch it again") from None
 
 
@@ -303,7 +305,7 @@ def read_lines(path, blocks, bad):
             try:
                 if line.strip():
                     yield json.loads(line)["text"] + ""
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 bad.add(f"{path} line {number}")
 
 
@@ -311,7 +313,8 @@ def read_parquet(path, bad):
     """The column "text", a thousand rows at a time."""
     parquet, number = optional_package("pyarrow.parquet", path), 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(1000, columns=["text"]):
+        file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2 ** 20)  # not a whole column at a time
+        for batch in file.iter_batches(1000, columns=["text"]):
             for number, text in enumerate(batch["text"].to_pylist(), number + 1):
                 if isinstance(text, str):
                     yield text
@@ -348,7 +351,7 @@ def cut_passages(text, longest, size=2000):
         if len(passage) >= size:
             passages += [passage[i:i + longest] for i in range(0, len(passage), longest)]
             passage = ""
-    return passages + [passage]
+    return passages + [passage[i:i + longest] for i in range(0, len(passage), longest)]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -361,7 +364,7 @@ def fetch(url, path, size=None, sha256=None, tries=6):
     part = path.with_name(path.name + ".part")
     for pause in (*(2 ** i for i in range(tries - 1)), None):
         try:
-            expected = fetch_rest(url, part)
+            expected = fetch_rest(url, part, size)
             found = part.stat().st_size
             if found == (size or expected or found):
                 break
@@ -370,8 +373,12 @@ def fetch(url, path, size=None, sha256=None, tries=6):
                 part.unlink()
         except urllib.error.HTTPError as error:
             problem = f"status {error.code}"
-            if error.code < 500 and error.code != 429:
+            if error.code == 416:  # what is there is not the beginning of it
+                part.unlink(missing_ok=True)
+            elif error.code < 500 and error.code != 429:
                 pause = None
+        except ValueError as error:  # no address
+            problem, pause = error, None
         except (OSError, http.client.HTTPException) as error:
             problem = getattr(error, "reason", error)
         if pause is None:
@@ -380,13 +387,16 @@ def fetch(url, path, size=None, sha256=None, tries=6):
         time.sleep(pause)
     if sha256 and sha256_file(part) != sha256:
         part.unlink()
-        raise InputError(f"{url} is not what was published (SHA-256 differs); fetch it by hand and put it at {path}")
+        raise InputError(f"{url} is not what was published (SHA-256 differs); run the same command again, or fetch it "
+                         f"by hand and put it at {path}")
     os.replace(part, path)
 
 
-def fetch_rest(url, part):
+def fetch_rest(url, part, size):
     """Append to `part` what it lacks of url; returns the size of the whole, None if the server does not say."""
     have = part.stat().st_size if part.exists() else 0
+    if have and have == size:  # a process died before it could check and rename it
+        return size
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=60) as answer:
         have = have if answer.status == 206 else 0  # a server that knows no ranges begins anew
@@ -446,7 +456,7 @@ class Spool:
     """Documents in one file, to be read in any order; memory holds their places and hashes alone."""
 
     def __init__(self, path):
-        self.file, self.ends, self.hashes = open(path, "w+b"), array.array("q", [0]), array.array("Q")
+        self.file, self.ends, self.hashes = open(path, "w+b"), array.array("q", [0]), array.array("Q")  # 16 bytes each
 
     def __len__(self):
         return len(self.ends) - 1
@@ -466,7 +476,7 @@ class Spool:
             if content:
                 self.file.write(content)
                 self.ends.append(self.ends[-1] + len(content))
-                self.hashes.extend(np.frombuffer(hashlib.sha256(content).digest()[:16], ">u8").tolist())
+                self.hashes.append(int.from_bytes(hashlib.sha256(content).digest()[:8]))
             if most and self.ends[-1] >= most:
                 break
         self.file.flush()
@@ -474,10 +484,9 @@ class Spool:
     def unique(self, begin, end, seen=None):
         """Indices from begin to end without copies of each other or of earlier documents and, given a Seen, without
         near copies, in an order that depends on the documents' content alone."""
-        high, low = np.array(self.hashes, np.uint64).reshape(-1, 2).T
-        order = begin + np.lexsort((low[begin:end], high[begin:end]))
-        new = np.concatenate([[True], (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)])[:len(order)]
-        order = order[new & ~np.isin(high[order], high[:begin])]
+        hashes = np.frombuffer(self.hashes, np.uint64)
+        values, first = np.unique(hashes[begin:end], return_index=True)
+        order = begin + first[~np.isin(values, hashes[:begin])]
         return order if seen is None else order[[seen.is_new(self[i]) for i in order]]
 
 
@@ -497,24 +506,10 @@ def mix(x):
     return x ^ (x >> np.uint64(33))
 
 
-@functools.cache
-def powers(count):
-    """Powers of an odd number modulo 2^64 and of its inverse: 2 x uint64 (count,)."""
-    base, both = 0x9E6C63D0876A9A47, np.ones((2, count), np.uint64)
-    both[:, 1:] = np.array([[base], [pow(base, -1, 2 ** 64)]], np.uint64)
-    return np.cumprod(both, axis=1, dtype=np.uint64)
-
-
 def word_grams(text, n):
-    """Hash of every run of n words of `text`, in lower case."""
-    data = np.frombuffer(" ".join(text.lower().split()).encode(), np.uint8)
-    if not len(data):
-        return np.zeros(0, np.uint64)
-    up, down = powers(1 << len(data).bit_length())
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data + np.uint64(1)) * up[:len(data)], dtype=np.uint64)])
-    spaces = np.flatnonzero(data == 32)
-    starts, ends = np.concatenate([[0], spaces + 1]), np.concatenate([spaces, [len(data)]])
-    return gram_hashes(mix((sums[ends] - sums[starts]) * down[starts]), n)  # of a word, wherever it stands
+    """Hash of every run of n words of `text`, in lower case: uint64."""
+    words = [zlib.crc32(word.encode()) for word in text.lower().split()]
+    return gram_hashes(mix(np.array(words, np.uint64)), n)
 
 
 class Seen:
@@ -527,7 +522,10 @@ class Seen:
         """Whether at most half of a document's 8-grams have been seen; if so they are from now on. (Templates are
         common in docstrings, and validation that is nearly in train measures memory, not modelling.)"""
         grams = word_grams(text, 8)
-        grams = grams[mix(grams) % self.every == 0] if self.every > 1 else grams
+        if self.every > 1:
+            grams = grams[mix(grams) % self.every == 0]
+            if len(grams) < 4:  # one chance match must not drop a document
+                return True
         place = np.minimum(np.searchsorted(self.old, grams), max(0, len(self.old) - 1))
         known = self.old[place] == grams if len(self.old) else np.zeros(len(grams), bool)
         unknown = grams[~known].tolist()
@@ -570,6 +568,8 @@ def train_bpe(texts, vocab_size):
     word_counts = Counter()
     for text in texts:
         word_counts.update(regex.findall(PATTERN, text))
+        if len(word_counts) > BPE_WORDS:
+            break
     words = [[bytes([byte]) for byte in word.encode()] for word in word_counts]
     weights = list(word_counts.values())
     counts, places = Counter(), defaultdict(set)  # of each pair: occurrences, and the words that hold it
@@ -639,9 +639,10 @@ def choose_tokenizer(choice, vocab_size, texts):
                          f"tokenizer.model in this folder")
     try:
         ranks = read_ranks(path.read_bytes().splitlines())
-        assert sorted(ranks.values()) == list(range(len(ranks))) and {bytes([i]) for i in range(256)} <= set(ranks)
-    except (ValueError, AssertionError):
-        raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all bytes in it)") from None
+    except ValueError:
+        ranks = {}
+    if sorted(ranks.values()) != list(range(len(ranks))) or not {bytes([i]) for i in range(256)} <= set(ranks):
+        raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all bytes in it)")
     llama3 = len(ranks) == LLAMA3_RANKS
     return ranks, LLAMA3_PATTERN if llama3 else PATTERN, LLAMA3_VOCAB if llama3 else len(ranks) + 1
 
@@ -679,8 +680,10 @@ def document_starts(tokens, end_of_text):
 def new_data(name):
     """A folder to write data/NAME in, which appears there when all is well, or not at all."""
     folder = Path("data") / name
-    for leftover in folder.parent.glob(f".{name}.*.tmp"):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{name}.*.tmp"):
+        process = leftover.name.removeprefix(f".{name}.").removesuffix(".tmp")
+        if process.isdecimal() and not is_running(int(process)):  # it was killed
+            shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -690,9 +693,20 @@ def new_data(name):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_running(process):
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
 def write_tokens(folder, part, chunks, dtype, end_of_text, most=0):
     """Write arrays of tokens one after another, `most` tokens in all (0: every one), and where their documents start;
-    returns the number of tokens and those starts."""
+    returns those starts."""
     count, starts = 0, [np.zeros(0, np.int64)]
     with open(folder / f"{part}.bin", "wb") as file:
         for tokens in chunks:
@@ -704,15 +718,19 @@ def write_tokens(folder, part, chunks, dtype, end_of_text, most=0):
                 break
     starts = np.concatenate(starts)
     np.save(folder / f"{part}_docs.npy", starts)
-    return count, starts
+    return starts
 
 
-def finish_data(folder, name, ranks, meta, counts, starts):
-    """Write tokenizer and meta.json; returns meta with name, counts and hashes added. counts: tokens of each part;
-    starts: of its documents."""
+def count_tokens(folder, part, dtype):
+    return os.path.getsize(folder / f"{part}.bin") // np.dtype(dtype).itemsize
+
+
+def finish_data(folder, name, ranks, meta, starts):
+    """Write tokenizer and meta.json; returns meta with name, counts and hashes added. starts: {part: of documents}."""
     lines = [base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ranks.items()]
     (folder / "tokenizer.tiktoken").write_bytes(b"".join(lines))
-    meta = {"name": name, **meta, "tokens": counts, "documents": {part: len(starts[part]) for part in counts},
+    meta = {"name": name, **meta, "tokens": {part: count_tokens(folder, part, meta["dtype"]) for part in starts},
+            "documents": {part: len(starts[part]) for part in starts},
             "sha256": {file.name: sha256_file(file) for file in sorted(folder.iterdir())},
             "sha256_sample": {file.name: sha256_sample(file) for file in sorted(folder.iterdir())
                               if file.stat().st_size > WHOLE_CHECK}}
@@ -723,10 +741,9 @@ def finish_data(folder, name, ranks, meta, counts, starts):
 def write_data(name, parts, ranks, meta):
     """Write data/NAME of token arrays, parts {"train" and "val": tokens}; returns meta as meta.json holds it."""
     with new_data(name) as folder:
-        written = {part: write_tokens(folder, part, [tokens], meta["dtype"], meta["end_of_text"])
-                   for part, tokens in parts.items()}
-        counts, starts = ({part: both[i] for part, both in written.items()} for i in (0, 1))
-        return finish_data(folder, name, ranks, meta, counts, starts)
+        starts = {part: write_tokens(folder, part, [tokens], meta["dtype"], meta["end_of_text"])
+                  for part, tokens in parts.items()}
+        return finish_data(folder, name, ranks, meta, starts)
 
 
 @dataclass
@@ -785,7 +802,7 @@ def cut_windows(tokens, context):
 # --------------------------------------------------------------------------------------------------------------------
 # From documents, and from shards of tokens
 
-def prepare_documents(folder, name, documents, val_documents, args, origin):
+def prepare_documents(folder, name, documents, val_documents, bad, args, origin):
     """Fill a folder with the data of streams of documents; validation is apart or (None) set aside here. Returns meta.
     """
     spool, most = Spool(folder / "text"), args.tokens and 8 * (args.tokens + args.val_tokens)  # more than needed
@@ -795,19 +812,21 @@ def prepare_documents(folder, name, documents, val_documents, args, origin):
     seen = Seen(every=-(-spool.ends[-1] // (6 * MOST_GRAMS))) if args.dedup else None  # 6 bytes a word
     parts = [spool.unique(begin, end, seen) for begin, end in ((0, apart), (apart, len(spool)))]
     if not len(parts[1]):
-        raise InputError(f"no text in {' '.join(args.source)}")
+        raise InputError(f"no text in {' '.join(args.source)}"
+                         + (f'; {bad.first} is no JSON object with a "text"' if bad.count else ""))
     corpus = hashlib.sha256()
     for place, i in enumerate(np.concatenate(parts)):
         corpus.update(b"\0" * (place > 0) + spool[i].encode())
 
     val, train = (part[np.random.default_rng(args.seed).permutation(len(part))] for part in parts)
     sizes = spool.sizes()
+    too_few = (f"{sizes.sum():,} bytes of text are too few to set {args.val_tokens:,} validation tokens apart; give "
+               f"more text or a smaller --val_tokens")
     if not len(val):
-        # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token do
+        # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token will do
         guess = int(np.searchsorted(np.cumsum(sizes[train]), 8 * args.val_tokens)) + 1
         if guess > len(train) // 2:
-            raise InputError(f"{sizes[train].sum():,} bytes of text are too few to set {args.val_tokens:,} validation "
-                             f"tokens apart; give more text or a smaller --val_tokens")
+            raise InputError(too_few)
         val, train = train[:guess], train[guess:]
     some = train[:int(np.searchsorted(np.cumsum(sizes[train]), BPE_BYTES)) + 1]
     ranks, pattern, vocab_size = choose_tokenizer(args.tokenizer, args.vocab_size, (spool[i] for i in some))
@@ -815,22 +834,23 @@ def prepare_documents(folder, name, documents, val_documents, args, origin):
 
     # validation: the first documents that hold val_tokens; train: all others, so that a budget is a prefix of it
     chunks = list(encode_documents(encoding, (spool[i] for i in val), dtype))
+    if sum(map(len, chunks)) < args.val_tokens and not val_documents:
+        raise InputError(too_few)
     split = int(np.searchsorted(document_starts(np.concatenate(chunks), encoding.eot_token), args.val_tokens))
     texts = {"train": train if val_documents else np.concatenate([val[split:], train]), "val": val[:split]}
-    counts, starts = {}, {}
+    starts = {}
     for part in texts:
         chunks = encode_documents(encoding, (spool[i] for i in texts[part]), dtype)
-        counts[part], starts[part] = write_tokens(folder, part, chunks, dtype, encoding.eot_token,
-                                                  args.tokens if part == "train" else 0)
-        texts[part] = texts[part][:len(starts[part])]
+        starts[part] = write_tokens(folder, part, chunks, dtype, encoding.eot_token,
+                                    args.tokens if part == "train" else 0)
     grams = ((word_grams(spool[i], 13), start) for i, start in zip(texts["train"], starts["train"]))
     val_grams = np.concatenate([word_grams(spool[i], 13) for i in texts["val"]])
     meta = {**origin, "corpus_sha256": corpus.hexdigest(), "vocab_size": vocab_size, "end_of_text": len(ranks),
-            "pattern": pattern, "dtype": dtype.name, "bytes": {part: int(sizes[texts[part]].sum()) for part in texts},
-            "val_13grams_in_train": validation_overlap(grams, counts["train"], val_grams)}
+            "pattern": pattern, "dtype": dtype.name,
+            "val_13grams_in_train": validation_overlap(grams, count_tokens(folder, "train", dtype), val_grams)}
     spool.file.close()
     (folder / "text").unlink()
-    return finish_data(folder, name, ranks, meta, counts, starts)
+    return finish_data(folder, name, ranks, meta, starts)
 
 
 def read_shard(path):
@@ -841,9 +861,9 @@ def read_shard(path):
         raise InputError(f"{path} is not a shard of tokens (magic {magic}, version {version}); known are "
                          f"{', '.join(f'magic {m} version {v}' for m, v in SHARDS)}")
     dtype, end_of_text, vocab_size = SHARDS[magic, version]
-    found = (os.path.getsize(path) - 1024) // np.dtype(dtype).itemsize
+    found = (os.path.getsize(path) - 1024) / np.dtype(dtype).itemsize
     if found != count:
-        raise InputError(f"{path} holds {found:,} tokens, its header says {count:,}; fetch it again")
+        raise InputError(f"{path} holds {found:,g} tokens, its header says {count:,}; fetch it again")
     return np.memmap(path, dtype, "r", 1024), end_of_text, vocab_size
 
 
@@ -876,21 +896,21 @@ def prepare_shards(folder, name, files, args, origin):
     ranks, pattern, _ = choose_tokenizer(args.tokenizer or ("gpt2" if vocab_size == 50_257 else "llama3"), 0, ())
     if len(ranks) != end_of_text:
         raise InputError(f"--tokenizer has {len(ranks):,} ranks, the shards were made with {end_of_text:,}")
-    val = [tokens for path, (tokens, *_) in shards.items() if "val" in path.name]
-    train = [tokens for path, (tokens, *_) in shards.items() if "val" not in path.name]
-    if not train:
+    parts = {"train": [], "val": []}
+    for path, (tokens, *_) in shards.items():
+        parts["val" if regex.search(r"(^|[_.-])val", path.name) else "train"].append(tokens)
+    if not parts["train"]:
         raise InputError(f"no train shard among {len(shards)} file(s), only such with val in their name")
-    source = (val or train)[0]
-    starts = document_starts(source, end_of_text)  # validation is whole documents
-    split = int(starts[np.searchsorted(starts, args.val_tokens)]) if (starts >= args.val_tokens).any() else len(source)
-    if not val and split == len(source):
-        raise InputError(f"{train[0].filename} is too short to set {args.val_tokens:,} validation tokens apart")
-    parts = {"train": train if val else [source[split:], *train[1:]], "val": [source[:split]]}
+    apart = bool(parts["val"])
+    parts["val"], rest = split_shards(parts["val"] or parts["train"], end_of_text, args.val_tokens)
+    if not apart:
+        parts["train"] = rest
+    if not parts["train"]:
+        raise InputError(f"the shards are too short to set {args.val_tokens:,} validation tokens apart; give more, or "
+                         f"a smaller --val_tokens")
     dtype = token_dtype(vocab_size)
-    counts, starts = {}, {}
-    for part in ("train", "val"):
-        counts[part], starts[part] = write_tokens(folder, part, pieces(parts[part], vocab_size), dtype, end_of_text,
-                                                  args.tokens if part == "train" else 0)
+    starts = {part: write_tokens(folder, part, pieces(parts[part], vocab_size), dtype, end_of_text,
+                                 args.tokens if part == "train" else 0) for part in parts}
     train, val = (np.memmap(folder / f"{part}.bin", dtype, "r") for part in ("train", "val"))
     every = np.uint64(-(-len(train) // MOST_GRAMS))
 
@@ -905,7 +925,19 @@ def prepare_shards(folder, name, files, args, origin):
     places, found = grams(val)
     meta = {**origin, "vocab_size": vocab_size, "end_of_text": end_of_text, "pattern": pattern, "dtype": dtype.name,
             "val_13grams_in_train": validation_overlap(train_grams(), len(train), found[places])}
-    return finish_data(folder, name, ranks, meta, counts, starts)
+    return finish_data(folder, name, ranks, meta, starts)
+
+
+def split_shards(shards, end_of_text, val_tokens):
+    """(validation, rest) of arrays of tokens: the first whole documents that hold val_tokens, and what follows."""
+    val, missing = [], val_tokens
+    for i, shard in enumerate(shards):
+        starts = document_starts(shard, end_of_text)
+        cut = starts[starts >= missing]
+        if len(cut):
+            return [*val, shard[:cut[0]]], [shard[cut[0]:], *shards[i + 1:]]
+        val, missing = [*val, shard], missing - len(shard)
+    return val, []
 
 
 def pieces(shards, vocab_size):
@@ -990,11 +1022,10 @@ def main():
         raise InputError("public data sets are large: give --tokens above 0")
     bad = BadLines(args.strict)
     files, origin = find_docstrings() if builtin else ([], None) if public else find_local(args.source)
-    if args.name is None:
-        vocabulary = Path(args.tokenizer).stem if args.tokenizer else args.vocab_size
-        args.name = Path(args.source[0]).stem + (f"-{vocabulary}" if vocabulary != 1024 else "")
-    if not regex.fullmatch(r"\w[\w.-]*", args.name):
-        raise InputError(f"--name {args.name} is not a plain folder name; use letters, digits, - and _")
+    vocabulary = Path(args.tokenizer).stem if args.tokenizer else args.vocab_size
+    args.name = args.name or Path(args.source[0]).stem + (f"-{vocabulary}" if vocabulary != 1024 else "")
+    if not regex.fullmatch(r"\w[\w.-]*", args.name) or args.name == "downloads":
+        raise InputError(f"{args.name} cannot be the name of a data set; give --name of letters, digits, - and _")
 
     shards = args.source == ["fineweb"] or any(str(file).endswith(".bin") for file in files)
     if shards and not all(str(file).endswith(".bin") for file in files):
@@ -1004,8 +1035,10 @@ def main():
     # a prepared docstrings folder may come from a machine with other versions: it is the data all the same
     identity = {"source": args.source, "files": None if builtin else origin, "vocab_size": args.vocab_size,
                 "val_tokens": args.val_tokens, "seed": args.seed}
+    ranks = Path("tokenizer.model" if args.tokenizer == "llama3" else args.tokenizer or "")
+    tokenizer = [args.tokenizer, sha256_file(ranks)] if ranks.is_file() else args.tokenizer
     identity |= {name: value for name, value, default in (
-        ("tokenizer", args.tokenizer, None), ("tokens", args.tokens, 0), ("dedup", args.dedup, 1)) if value != default}
+        ("tokenizer", tokenizer, None), ("tokens", args.tokens, 0), ("dedup", args.dedup, 1)) if value != default}
     folder = Path("data") / args.name
     if folder.exists():  # prepared before: the same request does nothing, another one must not overwrite
         meta = load_data(args.name).meta
@@ -1025,25 +1058,31 @@ def main():
             longest = min(LONGEST, args.tokens or LONGEST)  # longer than the budget, it would be all there is
             documents = read_docstrings(files) if builtin else read_documents(files, bad, longest)
             apart = read_documents(hub_files(val), bad, longest) if val else None
-            meta = prepare_documents(temporary, args.name, documents, apart, args, origin)
+            meta = prepare_documents(temporary, args.name, documents, apart, bad, args, origin)
     bad.report()
-    if builtin and meta["corpus_sha256"] != CORPUS_SHA256:
-        print(f"warning: the docstrings here (SHA-256 {meta['corpus_sha256'][:12]}..., versions {origin['versions']}) "
-              f"are not those of the pinned versions, so losses will not compare with the published tables",
-              file=sys.stderr)
+    report(folder, meta, args)
+    if args.json:
+        print(json.dumps(meta))
+
+
+def report(folder, meta, args):
+    """Print what was prepared, and warnings."""
+    corpus = meta.get("corpus_sha256", "")
+    if meta["versions"] and corpus != CORPUS_SHA256:
+        print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {meta['versions']}) are not those of "
+              f"the pinned versions, so losses will not compare with the published tables", file=sys.stderr)
     print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "
           f"{meta['tokens']['val']:,} validation tokens"
-          + (f", corpus SHA-256 {meta['corpus_sha256'][:12]}" if "corpus_sha256" in meta else ""))
+          + (f", corpus SHA-256 {corpus[:12]}" if corpus else ""))
     if meta["tokens"]["train"] < args.tokens:
-        print(f"warning: there are no {args.tokens:,} train tokens in {' '.join(args.source)}", file=sys.stderr)
+        print(f"warning: fewer than {args.tokens:,} train tokens, from {' '.join(args.source)} read as far as 8 bytes "
+              f"a token, without duplicates", file=sys.stderr)
     for budget, share in meta["val_13grams_in_train"].items():
         print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train tokens")
     large = [int(budget) for budget, share in meta["val_13grams_in_train"].items() if share > 0.05]
     if large:
         print(f"warning: over 5% of validation occurs in train from {min(large):,} tokens on, where its loss measures "
               f"memory, too", file=sys.stderr)
-    if args.json:
-        print(json.dumps(meta))
 
 
 if __name__ == "__main__":

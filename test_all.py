@@ -150,15 +150,17 @@ def test_decoding_inverts_encoding():
     rng = np.random.default_rng(0)
     ranges = [(0, 128), (128, 0x800), (0x800, 0xD800), (0xE000, 0x10FFFF)]
     texts = ["".join(chr(rng.integers(*ranges[i])) for i in rng.integers(4, size=100)) for _ in range(200)]
-    texts += ["", " ", "\n \n\t  a", "\0", prepare.END_OF_TEXT, "e\u0301 \u2028 \U0001f469\u200d\U0001f680"]
+    texts += ["", " ", " " * prepare.LONGEST, "\n \n\t  a", "\0", prepare.END_OF_TEXT, "e\u0301 \u2028 \U0001f469\u200d\U0001f680"]
     for text in texts:
         tokens = encoding.encode_ordinary(text)
         assert encoding.decode(tokens) == text and all(token < encoding.n_vocab - 1 for token in tokens)
 
 
-def test_too_small_a_text_for_the_vocabulary_is_refused():
+def test_too_small_a_text_for_the_vocabulary_is_refused(monkeypatch):
     with pytest.raises(prepare.InputError, match="at most 259 here"):
         prepare.train_bpe(["ab ab"], 1000)
+    monkeypatch.setattr(prepare, "BPE_WORDS", 3)  # text of ever new words is read so far
+    assert b"ab" in prepare.train_bpe(iter(["ab ab", "abc abd", "xyz " * 99]), 258)
 
 
 def deduplicate(documents, near=True, recent=2 ** 20, every=1):
@@ -285,14 +287,17 @@ def test_bad_text_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, content, message in [("empty.txt", b"", "no text in empty.txt"), ("blank.txt", b" \n\n ", "no text in"),
                                    ("latin.txt", b"caf\xe9 au lait", "not UTF-8 (byte 3)"),
-                                   ("field.jsonl", b'{"body": "a"}', "no text in"),
+                                   ("field.jsonl", b'{"body": "a"}', 'field.jsonl line 1 is no JSON object with a "t'),
+                                   ("deep.jsonl", b'{"text": ' + b"[" * 10 ** 5, "deep.jsonl line 1 is no JSON"),
+                                   ("bits.jsonl.gz", gzip.compress(b"a b c" * 9)[:12] + b"xxxxxxxx", "damaged or cut"),
+                                   ("a*.txt", b"a", "cannot be the name of a data set; give --name"),
                                    ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9], "damaged or cut off"),
                                    ("plain.jsonl.gz", b'{"text": "a"}', "damaged or cut off"),
                                    ("short.bin", b"\0" * 99, "not a shard of tokens (magic 0, version 0)"),
                                    ("short.txt", b"a few words", "too few")]:
         (tmp_path / name).write_bytes(content)
         assert message in refused(capsys, prepare, "--source", name)
-    assert "does not exist" in refused(capsys, prepare, "--source", "nowhere.txt")
+    assert "names no file" in refused(capsys, prepare, "--source", "nowhere.txt")
     for content, line in ((b'{"text": "a"}\n{"text": ', 2), (b'\n{"text": 5}', 2), (b"[]", 1), (b'"\xff"', 1)):
         (tmp_path / "broken.jsonl").write_bytes(content)
         message = refused(capsys, prepare, "--source", "broken.jsonl", "--strict")
@@ -433,10 +438,15 @@ def test_shards_of_tokens_are_copied(tmp_path, monkeypatch, capsys):
     assert data.train.dtype == np.uint16 and data.meta["vocab_size"] == 50_257
     assert np.array_equal(np.load("data/s-gpt2/train_docs.npy"), np.flatnonzero(data.train == 50_256))
     assert data.tokenizer().n_vocab == 50_257 and data.token_bytes()[300] == 6
+    # without validation of their own it may take more than one of them
+    assert call(prepare, "--source", "s", "--tokenizer", "gpt2.tiktoken", "--val_tokens", 9500, "--name", "two") == 0
+    data, split = prepare.load_data("two"), starts[starts >= 9500][0]
+    assert np.array_equal(data.val, tokens[:split]) and np.array_equal(data.train, tokens[split:])
     # a shard with val in its name is validation; Llama 3's are 32 bits wide, 256 special tokens follow the ranks
     tokens = make_shard_tokens(200, 128_000, seed=1)
-    write_shard(tmp_path / "l/x_val_000000.bin", tokens[:4000], 20240801, 7)
-    write_shard(tmp_path / "l/x_train_000001.bin", np.r_[tokens[4000:], tokens[:500], 128_255], 20240801, 7)
+    write_shard(tmp_path / "l/x_val_000000.bin", tokens[:1500], 20240801, 7)
+    write_shard(tmp_path / "l/x_val_000001.bin", tokens[1500:4000], 20240801, 7)
+    write_shard(tmp_path / "l/retrieval_train_000001.bin", np.r_[tokens[4000:], tokens[:500], 128_255], 20240801, 7)
     assert call(prepare, "--source", "l", "--val_tokens", 10_000, "--tokenizer", "llama3") == 0
     data = prepare.load_data("l-llama3")
     assert np.array_equal(data.val, tokens[:4000]) and len(data.train) == len(tokens) - 4000 + 501
@@ -456,8 +466,10 @@ def test_bad_shards_are_refused(tmp_path, monkeypatch, capsys):
                             (dict(tokens=np.r_[tokens, 50_300]), "holds token 50,300, beyond the vocabulary of"),
                             (dict(tokens=tokens[:50]), "too short to set 1,000 validation tokens apart")):
         write_shard(tmp_path / "one.bin", **{"tokens": tokens, **change})
-        said = refused(capsys, prepare, "--source", "one.bin", "--tokenizer", "ranks", "--val_tokens", 1000)
-        assert message in said and "one.bin" in said
+        assert message in refused(capsys, prepare, "--source", "one.bin", "--tokenizer", "ranks", "--val_tokens", 1000)
+    with open(tmp_path / "one.bin", "ab") as file:
+        file.write(b"x")
+    assert "one.bin holds 50.5 tokens" in refused(capsys, prepare, "--source", "one.bin", "--tokenizer", "ranks")
     write_shard(tmp_path / "val.bin", tokens)
     assert "only such with val" in refused(capsys, prepare, "--source", "val.bin", "--tokenizer", "ranks")
     write_shard(tmp_path / "two.bin", tokens, 20240801, 7)
@@ -525,10 +537,15 @@ def test_downloads_survive_what_networks_do(tmp_path, hub, capsys):
         # after a broken connection the rest alone is asked for
         assert (hub.asked[-1][1] is not None) == bool({"drop", "truncate"} & set(faults))
         (tmp_path / "file").unlink()
-    # a part left by a killed process is gone on with
-    (tmp_path / "file.part").write_bytes(content[:1_000_000])
-    prepare.fetch(url, tmp_path / "file", len(content), digest)
-    assert hub.asked[-1][1] == "bytes=1000000-" and (tmp_path / "file").read_bytes() == content
+    # a part left by a killed process is gone on with, also where nothing is missing, known or not, or too much there
+    for part, size, asked in ((content[:1_000_000], len(content), ["bytes=1000000-"]), (content, len(content), []),
+                              (content, None, ["bytes=3000000-", None]),
+                              (content + b"x", len(content), ["bytes=3000001-", None])):
+        (tmp_path / "file.part").write_bytes(part)
+        hub.asked.clear()
+        prepare.fetch(url, tmp_path / "file", size, digest)
+        assert [bytes_ for _, bytes_ in hub.asked] == asked and (tmp_path / "file").read_bytes() == content
+        (tmp_path / "file").unlink()
     # what cannot be had ends in one line that says where to put it, and nothing looks finished
     for path, fault, message in (("file", ["503"] * 9, "(status 503); fetch it by hand and put it at"),
                                  ("nothing", [], "(status 404)"), ("file", [], "SHA-256 differs")):
@@ -538,8 +555,9 @@ def test_downloads_survive_what_networks_do(tmp_path, hub, capsys):
         assert message in str(error.value) and str(tmp_path / "new") in str(error.value)
         assert not (tmp_path / "new").exists()
     hub.server_close()
-    with pytest.raises(prepare.InputError, match="by hand and put it at"):
-        prepare.fetch("http://127.0.0.1:9/file", tmp_path / "new")
+    for address in ("http://127.0.0.1:9", "127.0.0.1:9"):
+        with pytest.raises(prepare.InputError, match="by hand and put it at"):
+            prepare.fetch(f"{address}/file", tmp_path / "new")
 
 
 def test_fineweb_fetches_as_many_shards_as_the_tokens_need(tmp_path, hub, monkeypatch, capsys):
@@ -588,7 +606,7 @@ def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsy
         found, held = (set(decode(tokens.tolist()).split("<|endoftext|>")[1:]) for tokens in (data.train, data.val))
         assert found == set(documents) and held == set(apart)  # what is in validation is not in train
     # enough of it is enough
-    assert "there are no 209,715,200 train tokens in dclm" in capsys.readouterr().err
+    assert "fewer than 209,715,200 train tokens, from dclm" in capsys.readouterr().err
     assert call(prepare, *options[:-1], "little", "--tokens", 1000, "--val_tokens", 500) == 0
     little = prepare.load_data("little")
     assert len(little.train) == 1000 and 500 <= len(little.val) < 1500
@@ -619,6 +637,9 @@ def test_tokenizers(tmp_path, monkeypatch, capsys):
         assert (data.meta["vocab_size"], data.meta["dtype"]) == (vocab_size, dtype)
         text = data.tokenizer().decode(np.concatenate([data.val, data.train]).tolist())
         assert sorted(text.split("<|endoftext|>")[1:]) == sorted(deduplicate(make_documents(200)))
+    # another file under the tokenizer's name is another request
+    write_ranks(tmp_path / "mine.tiktoken", 65_536)
+    assert "holds other data" in refused(capsys, prepare, *options, "--tokenizer", "mine.tiktoken")
     # Llama 3 splits numbers by threes, GPT-2 does not
     assert [len(prepare.make_encoding({bytes([i]): i for i in range(256)}, p)._core_bpe.encode_ordinary("12345"))
             for p in (prepare.PATTERN, prepare.LLAMA3_PATTERN)] == [5, 5]
@@ -663,13 +684,23 @@ def test_a_killed_preparation_leaves_nothing(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in make_documents(3000)))
     command = [sys.executable, HERE / "prepare.py", "--source", "t.jsonl", "--val_tokens", "999",
                "--tokenizer", "bytes", "--name", "t"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("data/.t.*.tmp/text")) and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "data/t").exists() and list(tmp_path.glob("data/.t.*.tmp"))
+
+    def begun():
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while not (tmp_path / f"data/.t.{process.pid}.tmp/text").exists() and process.poll() is None:
+            time.sleep(0.001)
+        return process
+    killed, stopped = begun(), begun()
+    killed.kill()
+    killed.communicate()
+    stopped.send_signal(signal.SIGSTOP)
+    assert not (tmp_path / "data/t").exists() and len(list(tmp_path.glob("data/.t.*.tmp"))) == 2
+    # the next takes away what the killed one left, not what a living one works on, which then comes too late
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [f".t.{stopped.pid}.tmp", "t"]
+    stopped.send_signal(signal.SIGCONT)
+    _, err = stopped.communicate()
+    assert stopped.returncode == 2 and err.decode().count("\n") == 1 and b"not empty" in err
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["t"]
 
 
@@ -1537,7 +1568,8 @@ def test_large_ensembles_use_random_orders():
     subsets = ensemble.choose_subsets(12)
     assert {s for s in subsets if len(s) == 1} == {(i,) for i in range(12)}
     assert {len(s) for s in subsets} == set(range(1, 13)) and subsets == ensemble.choose_subsets(12)
-    assert len(subsets) == len({frozenset(s) for s in subsets}) < 12 * 64 and len(ensemble.choose_subsets(12, 4)) < 12 + 48
+    assert len(subsets) == len({frozenset(s) for s in subsets}) < 12 * 64
+    assert len(ensemble.choose_subsets(12, 4)) < 12 + 48
     # sums along beginnings that some subsets share are those of each subset by itself
     members = torch.randn(12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sums = list(ensemble.running_sums(members, subsets))
