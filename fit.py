@@ -715,7 +715,7 @@ def read_table(path):
         averages = sorted((row for row in rows if row["kind"] == "ensemble"), key=lambda row: row["members"])
         for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
             by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
-            laws = {name: {**fit_reciprocal([row["members"] for row in group], by_k[kind]), "se": group[0][se]}
+            laws = {name: {**fit_reciprocal([row["members"] for row in group], by_k[kind]), "se": group[0].get(se)}
                     if len(group) > 1 else None
                     for name, kind, se in (("law", "logits", "limit_se"), ("probs_law", "probs", "probs_limit_se"))}
             yield path, {**group[0], "loss_by_k": by_k, **laws}
