@@ -487,7 +487,8 @@ class Spool:
         hashes = np.frombuffer(self.hashes, np.uint64)
         values, first = np.unique(hashes[begin:end], return_index=True)
         order = begin + first[~np.isin(values, hashes[:begin])]
-        return order if seen is None else order[[seen.is_new(self[i]) for i in order]]
+        del values, first  # as long as the list of documents
+        return order if seen is None else order[np.fromiter((seen.is_new(self[i]) for i in order), bool, len(order))]
 
 
 def gram_hashes(hashes, n):
@@ -811,6 +812,7 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
     spool.collect(documents, most and most + spool.ends[-1])
     seen = Seen(every=-(-spool.ends[-1] // (6 * MOST_GRAMS))) if args.dedup else None  # 6 bytes a word
     parts = [spool.unique(begin, end, seen) for begin, end in ((0, apart), (apart, len(spool)))]
+    del seen
     if not len(parts[1]):
         raise InputError(f"no text in {' '.join(args.source)}"
                          + (f'; {bad.first} is no JSON object with a "text"' if bad.count else ""))
