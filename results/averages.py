@@ -11,23 +11,25 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ensemble import expand, load_members, subset_losses  # noqa: E402
-from train import device_windows, use_device  # noqa: E402
+from ensemble import chunk_losses, expand, load_members  # noqa: E402
+from train import device_windows, inputs_and_targets, use_device  # noqa: E402
 
-TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 2.5)
+TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0)
 
 
-def losses_at(models, windows, temperature):
-    """(one member, mean of logits, mean of probabilities), in nats."""
-    heads = [model.head.weight.data for model in models]
-    for model in models:
-        model.head.weight.data = model.head.weight.data / temperature
+@torch.no_grad()
+def losses_by_temperature(models, windows):
+    """{temperature: nats per prediction (one member, mean of logits, mean of probabilities)}."""
     everyone, alone = tuple(range(len(models))), [(i,) for i in range(len(models))]
-    losses = subset_losses(models, windows, [*alone, everyone])
-    for model, head in zip(models, heads):
-        model.head.weight.data = head
-    return (sum(losses["logits"][i] for i in alone) / len(models), losses["logits"][everyone],
-            losses["probs"][everyone])
+    sums = {t: torch.zeros(3, dtype=torch.float64) for t in TEMPERATURES}
+    for batch in windows.split(4):
+        tokens, targets = inputs_and_targets(batch)
+        logits = [model.head(model.states(tokens)[:, :-1].flatten(0, 1)) for model in models]
+        for t in TEMPERATURES:
+            nats = chunk_losses([l / t for l in logits], targets[:, :-1].flatten(), [*alone, everyone])
+            sums[t] += torch.tensor([sum(nats["logits"][i] for i in alone) / len(models), nats["logits"][everyone],
+                                     nats["probs"][everyone]])
+    return {t: (total / (len(windows) * (windows.shape[1] - 1))).tolist() for t, total in sums.items()}
 
 
 def main():
@@ -37,7 +39,7 @@ def main():
     for folder in sys.argv[1:]:
         results, models, data = load_members(expand([folder], "runs"), "runs")
         windows, r = device_windows(data.val, results[0]["context"], "cpu"), results[0]
-        table = {t: losses_at(models, windows, t) for t in TEMPERATURES}
+        table = losses_by_temperature(models, windows)
         one, logits, probs = (min(TEMPERATURES, key=lambda t: table[t][i]) for i in range(3))
         print(f"{r['size']}, {r['epochs']:>3} epochs, lr {r['lr']:g}, weight decay {r['weight_decay']:g}".ljust(44)
               + f"{len(models):>2} |" + "".join("".join(f"{loss:8.3f}" for loss in table[t]) + "|" for t in (1.0, one))
