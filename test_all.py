@@ -2245,7 +2245,7 @@ def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys)
 
 def test_readme_shows_what_a_committed_run_printed():
     readme = (HERE / "README.md").read_text()
-    for name in ("miniature", "ladder", "certificates", "laws"):
+    for name in ("miniature", "ladder", "certificates", "ensembles", "laws"):
         assert (HERE / f"results/1000/{name}.txt").read_text().strip() in readme
 
 
