@@ -151,7 +151,7 @@ def test_decoding_inverts_encoding():
     ranges = [(0, 128), (128, 0x800), (0x800, 0xD800), (0xE000, 0x10FFFF)]
     texts = ["".join(chr(rng.integers(*ranges[i])) for i in rng.integers(4, size=100)) for _ in range(200)]
     texts += ["", " ", " " * prepare.LONGEST, "\n \n\t  a", "\0", prepare.END_OF_TEXT]
-    texts += [ "e\u0301 \u2028 \U0001f469\u200d\U0001f680"]
+    texts += ["e\u0301 \u2028 \U0001f469\u200d\U0001f680"]
     for text in texts:
         tokens = encoding.encode_ordinary(text)
         assert encoding.decode(tokens) == text and all(token < encoding.n_vocab - 1 for token in tokens)
