@@ -464,9 +464,13 @@ class Spool:
     def __getitem__(self, i):
         return os.pread(self.file.fileno(), self.ends[i + 1] - self.ends[i], self.ends[i]).decode()
 
-    def sizes(self):
-        """UTF-8 bytes of each document."""
-        return np.diff(np.frombuffer(self.ends, np.int64))
+    def count(self, order, size):
+        """How many documents, taken in an order, hold `size` bytes; one more than there are if all do not."""
+        for count, i in enumerate(order, 1):
+            size -= self.ends[i + 1] - self.ends[i]
+            if size <= 0:
+                return count
+        return len(order) + 1
 
     def collect(self, documents, most=0):
         """Add clean documents, until there are `most` bytes (0: all)."""
@@ -481,14 +485,18 @@ class Spool:
                 break
         self.file.flush()
 
-    def unique(self, begin, end, seen=None):
-        """Indices from begin to end without copies of each other or of earlier documents and, given a Seen, without
-        near copies, in an order that depends on the documents' content alone."""
+    def unique(self):
+        """Indices of the documents that are no copies of earlier ones, in an order that depends on content alone."""
         hashes = np.frombuffer(self.hashes, np.uint64)
-        values, first = np.unique(hashes[begin:end], return_index=True)
-        order = begin + first[~np.isin(values, hashes[:begin])]
-        del values, first  # as long as the list of documents
-        return order if seen is None else order[np.fromiter((seen.is_new(self[i]) for i in order), bool, len(order))]
+        order = np.argsort(hashes, kind="stable")
+        hashes = hashes[order]
+        new = np.ones(len(order), bool)
+        new[1:] = hashes[1:] != hashes[:-1]
+        return order[new]
+
+    def distinct(self, order, seen):
+        """Those documents of an order, one after the other, of which a Seen knows no near copy."""
+        return order[np.fromiter((seen.is_new(self[i]) for i in order), bool, len(order))]
 
 
 def gram_hashes(hashes, n):
@@ -810,27 +818,31 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
     spool.collect(val_documents or [])
     apart = len(spool)
     spool.collect(documents, most and most + spool.ends[-1])
-    seen = Seen(every=-(-spool.ends[-1] // (6 * MOST_GRAMS))) if args.dedup else None  # 6 bytes a word
-    parts = [spool.unique(begin, end, seen) for begin, end in ((0, apart), (apart, len(spool)))]
-    del seen
-    if not len(parts[1]):
+    order = spool.unique()
+    val, train = order[order < apart], order[order >= apart]
+    del order, spool.hashes[:]  # lists as long as that of the documents are what takes memory here
+    if args.dedup:
+        seen = Seen(every=-(-spool.ends[-1] // (6 * MOST_GRAMS)))  # 6 bytes a word
+        val, train = spool.distinct(val, seen), spool.distinct(train, seen)
+        del seen
+    if not len(train):
         raise InputError(f"no text in {' '.join(args.source)}"
                          + (f'; {bad.first} is no JSON object with a "text"' if bad.count else ""))
     corpus = hashlib.sha256()
-    for place, i in enumerate(np.concatenate(parts)):
+    for place, i in enumerate(itertools.chain(val, train)):
         corpus.update(b"\0" * (place > 0) + spool[i].encode())
 
-    val, train = (part[np.random.default_rng(args.seed).permutation(len(part))] for part in parts)
-    sizes = spool.sizes()
-    too_few = (f"{sizes.sum():,} bytes of text are too few to set {args.val_tokens:,} validation tokens apart; give "
-               f"more text or a smaller --val_tokens")
+    for part in (val, train):
+        np.random.default_rng(args.seed).shuffle(part)
+    too_few = (f"{spool.ends[-1]:,} bytes of text are too few to set {args.val_tokens:,} validation tokens apart; "
+               f"give more text or a smaller --val_tokens")
     if not len(val):
         # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token will do
-        guess = int(np.searchsorted(np.cumsum(sizes[train]), 8 * args.val_tokens)) + 1
+        guess = spool.count(train, 8 * args.val_tokens)
         if guess > len(train) // 2:
             raise InputError(too_few)
         val, train = train[:guess], train[guess:]
-    some = train[:int(np.searchsorted(np.cumsum(sizes[train]), BPE_BYTES)) + 1]
+    some = train[:spool.count(train, BPE_BYTES)]
     ranks, pattern, vocab_size = choose_tokenizer(args.tokenizer, args.vocab_size, (spool[i] for i in some))
     encoding, dtype = make_encoding(ranks, pattern), token_dtype(vocab_size)
 
@@ -839,14 +851,15 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
     if sum(map(len, chunks)) < args.val_tokens and not val_documents:
         raise InputError(too_few)
     split = int(np.searchsorted(document_starts(np.concatenate(chunks), encoding.eot_token), args.val_tokens))
-    texts = {"train": train if val_documents else np.concatenate([val[split:], train]), "val": val[:split]}
-    starts = {}
-    for part in texts:
-        chunks = encode_documents(encoding, (spool[i] for i in texts[part]), dtype)
+    if not val_documents:
+        train = np.concatenate([val[split:], train])
+    parts, starts = {"train": train, "val": val[:split]}, {}
+    for part in parts:
+        chunks = encode_documents(encoding, (spool[i] for i in parts[part]), dtype)
         starts[part] = write_tokens(folder, part, chunks, dtype, encoding.eot_token,
                                     args.tokens if part == "train" else 0)
-    grams = ((word_grams(spool[i], 13), start) for i, start in zip(texts["train"], starts["train"]))
-    val_grams = np.concatenate([word_grams(spool[i], 13) for i in texts["val"]])
+    grams = ((word_grams(spool[i], 13), start) for i, start in zip(train, starts["train"]))
+    val_grams = np.concatenate([word_grams(spool[i], 13) for i in parts["val"]])
     meta = {**origin, "corpus_sha256": corpus.hexdigest(), "vocab_size": vocab_size, "end_of_text": len(ranks),
             "pattern": pattern, "dtype": dtype.name,
             "val_13grams_in_train": validation_overlap(grams, count_tokens(folder, "train", dtype), val_grams)}

@@ -170,7 +170,7 @@ def deduplicate(documents, near=True, recent=2 ** 20, every=1):
         spool, seen = prepare.Spool(file.name), prepare.Seen(every)
         seen.block = recent
         spool.collect(documents)
-        return [spool[i] for i in spool.unique(0, len(spool), seen if near else None)]
+        return [spool[i] for i in (spool.distinct(spool.unique(), seen) if near else spool.unique())]
 
 
 def test_deduplication_drops_copies_and_templates_whatever_the_order():
