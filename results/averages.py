@@ -1,20 +1,23 @@
-"""When does the mean of probabilities beat the mean of logits? Ensembles at several temperatures of their members.
+"""When does the mean of probabilities beat the mean of logits? By the temperature of the members, and by their number.
 
-    python results/averages.py runs/members/ensembles/* > results/1000/averages.txt
+    python results/averages.py runs/members/ensembles/* runs/crossover/ensembles/* > results/1000/averages.txt
 
 Each member's logits are divided by a temperature, then one member (the mean over them) and both averages of all are
-evaluated over validation. A best temperature above 1 says that members are too sure of themselves.
+evaluated over validation. A best temperature above 1 says that members are too sure of themselves, or an average is.
 """
+import json
 import sys
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ensemble import chunk_losses, expand, load_members  # noqa: E402
+from ensemble import chunk_losses, load_members  # noqa: E402
+from fit import fit_power, fit_reciprocal  # noqa: E402
 from train import device_windows, inputs_and_targets, use_device  # noqa: E402
 
-TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 1.3, 1.6, 2.0)
+TEMPERATURES = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
+FITTED = 8  # larger K are predicted from these
 
 
 @torch.no_grad()
@@ -24,26 +27,60 @@ def losses_by_temperature(models, windows):
     sums = {t: torch.zeros(3, dtype=torch.float64) for t in TEMPERATURES}
     for batch in windows.split(4):
         tokens, targets = inputs_and_targets(batch)
+        # of each member (positions, vocabulary)
         logits = [model.head(model.states(tokens)[:, :-1].flatten(0, 1)) for model in models]
         for t in TEMPERATURES:
             nats = chunk_losses([l / t for l in logits], targets[:, :-1].flatten(), [*alone, everyone])
-            sums[t] += torch.tensor([sum(nats["logits"][i] for i in alone) / len(models), nats["logits"][everyone],
-                                     nats["probs"][everyone]])
+            one = sum(nats["logits"][i] for i in alone) / len(models)
+            sums[t] += torch.tensor([one, nats["logits"][everyone], nats["probs"][everyone]])
     return {t: (total / (len(windows) * (windows.shape[1] - 1))).tolist() for t, total in sums.items()}
+
+
+def predict(losses, most):
+    """(logit mean, probability mean) at K = 1 to `most`: A / K + E and A / K^b + E fitted to the first FITTED."""
+    logits, probs = losses["logits"][:FITTED], losses["probs"][:FITTED]
+    one, free = fit_reciprocal(range(1, len(logits) + 1), logits), fit_power(range(1, len(probs) + 1), probs)
+    return [(one["A"] / K + one["E"], free["A"] / K ** free["b"] + free["E"]) for K in range(1, most + 1)]
+
+
+def print_temperatures(ensembles):
+    """A row for each ensemble: train loss of a member, best temperatures, the averages' difference by temperature, and
+    the number of members from which fits say that probability means win."""
+    print(f"{'':<50}|{'loss at the best temperature (which)':^39}|  loss of probs minus logits at temperature{'':<14}"
+          f"| probs win\n{'members':<43}K  train |{'one':>13}{'logits':>13}{'probs':>13}|"
+          + "".join(f"{t:>7g}" for t in TEMPERATURES) + " | from K")
+    for folder, ensemble in ensembles:
+        runs = [str(folder.parent.parent / name) for name in ensemble["members"]]
+        results, models, data = load_members(runs, "runs")
+        table = losses_by_temperature(models, device_windows(data.val, ensemble["context"], "cpu"))
+        best = [min(TEMPERATURES, key=lambda t: table[t][i]) for i in range(3)]
+        laws = enumerate(predict(ensemble["loss_by_k"], 100), 1)
+        ahead = [K for K, (logits, probs) in laws if probs < logits and K > 1]
+        print("{size}, {tokens:,} x {epochs}, wd {weight_decay:g}, {vary}".format(**ensemble).ljust(42)
+              + f"{len(models):>2}{sum(r['train_loss'] for r in results) / len(results):7.2f} |"
+              + "".join(f"{table[t][i]:7.3f} {f'({t:g})':<5}" for i, t in enumerate(best)) + "|"
+              + "".join(f"{table[t][2] - table[t][1]:+7.3f}" for t in TEMPERATURES)
+              + f" | {ahead[0] if ahead else 'over 100'}", flush=True)
+
+
+def print_members(ensembles):
+    """Losses at every K of the ensembles of more than FITTED members beside what the first K predict."""
+    for _, ensemble in ensembles:
+        losses = ensemble["loss_by_k"]
+        if len(losses["logits"]) > FITTED:
+            print("\n{size}, {tokens:,} x {epochs}: losses by K, and as fitted to K up to ".format(**ensemble)
+                  + f"{FITTED}\n K   logits  probs   fitted")
+            fitted = predict(losses, len(losses["logits"]))
+            for K, (logits, probs, fits) in enumerate(zip(losses["logits"], losses["probs"], fitted), 1):
+                print(f"{K:2d}{logits:9.3f}{probs:7.3f}{fits[0]:9.3f}{fits[1]:7.3f}")
 
 
 def main():
     use_device("cpu", torch.get_num_threads())
-    print(f"{'':<44}   |{'at temperature 1':^24}|{'at the best of one':^24}|{'each at its own best':^28}\n"
-          f"{'members':<44} K |" + f"{'one':>8}{'logits':>8}{'probs':>8}|" * 2 + f"{'logits':>14}{'probs':>14}")
-    for folder in sys.argv[1:]:
-        results, models, data = load_members(expand([folder], "runs"), "runs")
-        windows, r = device_windows(data.val, results[0]["context"], "cpu"), results[0]
-        table = losses_by_temperature(models, windows)
-        one, logits, probs = (min(TEMPERATURES, key=lambda t: table[t][i]) for i in range(3))
-        print(f"{r['size']}, {r['epochs']:>3} epochs, lr {r['lr']:g}, weight decay {r['weight_decay']:g}".ljust(44)
-              + f"{len(models):>2} |" + "".join("".join(f"{loss:8.3f}" for loss in table[t]) + "|" for t in (1.0, one))
-              + f"{table[logits][1]:8.3f} ({logits:3g}){table[probs][2]:8.3f} ({probs:3g})", flush=True)
+    ensembles = [(Path(folder), json.loads((Path(folder) / "result.json").read_text())) for folder in sys.argv[1:]]
+    ensembles.sort(key=lambda pair: [pair[1][name] for name in ("params", "tokens", "epochs", "weight_decay")])
+    print_temperatures(ensembles)
+    print_members(ensembles)
 
 
 if __name__ == "__main__":

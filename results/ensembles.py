@@ -59,8 +59,8 @@ def print_sizes(ensembles):
 
 
 def cut(e, kind, K=3):
-    """An ensemble's losses at K = 1 to 3 of one average, as if it had three members and these were its logit means: all
-    sizes are alike then."""
+    """An ensemble's losses at K = 1 to 3 of one average, as if it had three members and these were its logit means:
+    all sizes are alike then."""
     losses, se = e["loss_by_k"][kind][:K], e["law" if kind == "logits" else "probs_law"]["se"]
     law = {**fit_reciprocal(range(1, K + 1), losses), "se": se * math.sqrt(members_of(e) / K)}
     return {**e, "law": law, "loss_by_k": {"logits": losses, "probs": losses}, "recipe": e["recipe"] or "mixed"}
