@@ -47,7 +47,8 @@ ladder: data
 	    --where kind=run --where synthetic_weight=0.0 --figure runs/ladder/ladder.png
 
 MEMBERS = $(PY) ensemble.py --jobs $(JOBS) --eval_every 1000
-# members of three recipes at every size; epochs and weight decay around the member rule; what members may differ in
+# members of three recipes at every size; epochs and weight decay around the member rule; what members may differ in;
+# many members that have memorized their text
 ensembles: data
 	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized member; do \
 	    $(MEMBERS) --size $$size --recipe $$recipe --members $$([ $$size = 300k ] && echo 5 || echo 3) \
@@ -58,6 +59,8 @@ ensembles: data
 	for vary in seed,subset_seed init_seed data_seed; do \
 	    $(MEMBERS) --size 300k --recipe member --vary $$vary --out runs/members \
 	        --members $$([ $$vary = seed,subset_seed ] && echo 5 || echo 3) || exit; done
+	$(MEMBERS) --size 600k --recipe member --tokens 52428 --epochs 32 --lr 3e-3 --weight_decay 0.8 --members 20 \
+	    --out runs/crossover
 	$(PY) fit.py runs/members --csv runs/members/members.csv --figure runs/members/members.png
 
 test: .venv/installed-test

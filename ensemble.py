@@ -229,15 +229,18 @@ def evaluate_ensemble(names, out, device, orders=64):
 
     def values(key):  # an older run lacks newer options and was made as their defaults say
         found = [result.get(key, getattr(TrainConfig, key, None)) for result in results]
-        as_seed = [key in ("init_seed", "data_seed") and v == result["seed"] for v, result in zip(found, results)]
-        return [None if same else value for value, same in zip(found, as_seed)]
+        as_seed = key in ("init_seed", "data_seed")
+        return [result["seed"] if value is None and as_seed else value for value, result in zip(found, results)]
 
     def differ(key):
         return len(set(map(str, values(key)))) > 1
     shared = {key: None if differ(key) else values(key)[0] for key in SHARED_KEYS}
     if differ("subset_seed"):  # together they have seen more than each one's D
         shared["tokens"] = None
-    vary = [f.name for f in dataclasses.fields(TrainConfig) if f.metadata.get("identity", True) and differ(f.name)]
+    vary = [f.name for f in dataclasses.fields(TrainConfig)
+            if f.metadata.get("identity", True) and f.name != "seed" and differ(f.name)]
+    if {"init_seed", "data_seed"} <= set(vary):  # which is what --seed sets
+        vary = ["seed"] + [name for name in vary if name not in ("init_seed", "data_seed")]
     laws = {name: law_of_members(losses[kind], fit_law, least, set(vary) <= set(VARIABLE))
             for name, kind, fit_law, least in (
                 ("law", "logits", fit_reciprocal, 2), ("free_law", "logits", fit_power, 3),
@@ -381,7 +384,8 @@ def train_members(configs, jobs, stack):
     """Train what is not finished: as one model where stack is "1", or "auto" on CUDA if they are small; else `jobs`
     processes at once."""
     missing = [c for c in configs if not (Path(c.out) / run_name(c) / "result.json").exists()]
-    if len(missing) > 1 and (stack == "1" or stack == "auto" and use_device(configs[0].device).type == "cuda"
+    device = use_device(configs[0].device, configs[0].threads)
+    if len(missing) > 1 and (stack == "1" or stack == "auto" and device.type == "cuda"
                              and Run(configs[0], None).model.parameter_count() < STACK_BELOW):
         print(f"{len(missing)} members train as one model; --stack 0 trains them apart", flush=True)
         train_together(missing)

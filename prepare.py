@@ -815,6 +815,8 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
     """Fill a folder with the data of streams of documents; validation is apart or (None) set aside here. Returns meta.
     """
     spool, most = Spool(folder / "text"), args.tokens and 8 * (args.tokens + args.val_tokens)  # more than needed
+    if origin["versions"]:  # docstrings are read whole, as the order of files is not the same everywhere
+        most = 0
     spool.collect(val_documents or [])
     apart = len(spool)
     spool.collect(documents, most and most + spool.ends[-1])
@@ -834,8 +836,8 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
 
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
-    too_few = (f"{spool.ends[-1]:,} bytes of text are too few to set {args.val_tokens:,} validation tokens apart; "
-               f"give more text or a smaller --val_tokens")
+    too_few = (f"{len(val) + len(train):,} documents, without duplicates, are too few to set {args.val_tokens:,} "
+               f"validation tokens apart; give more text or a smaller --val_tokens")
     if not len(val):
         # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token will do
         guess = spool.count(train, 8 * args.val_tokens)
@@ -1083,7 +1085,7 @@ def main():
 def report(folder, meta, args):
     """Print what was prepared, and warnings."""
     corpus = meta.get("corpus_sha256", "")
-    if meta["versions"] and corpus != CORPUS_SHA256:
+    if meta["versions"] and args.dedup and corpus != CORPUS_SHA256:
         print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {meta['versions']}) are not those of "
               f"the pinned versions, so losses will not compare with the published tables", file=sys.stderr)
     print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "

@@ -251,6 +251,12 @@ def test_the_default_corpus_of_one_package(tmp_path, monkeypatch, capsys):
     assert "hypergeometric" in data.tokenizer().decode(data.train[:20_000].tolist())
     assert call(prepare, *options, "--name", "again") == 0
     assert prepare.load_data("again").meta["sha256"] == data.meta["sha256"]
+    # a budget is a prefix, whatever the order of the files
+    files, versions = prepare.find_docstrings()
+    with monkeypatch.context() as reverse:
+        reverse.setattr(prepare, "find_docstrings", lambda: (files[::-1], versions))
+        assert call(prepare, *options, "--tokens", 20_000, "--name", "few") == 0
+    np.testing.assert_array_equal(prepare.load_data("few").train, data.train[:20_000])
     # prepared elsewhere with other versions and carried along, it is still the data that was asked for
     monkeypatch.setattr(prepare.importlib.metadata, "version", lambda package: "9.9")
     assert call(prepare, *options) == 0 and "prepared already" in capsys.readouterr().out
@@ -1659,6 +1665,8 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
     other = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert other["tokens"] is other["subset_seed"] is None and result["tokens"] == 4096
     assert (result["vary"], other["vary"]) == ("seed", "subset_seed")
+    assert call(ensemble, *TINY, "--members", 2, "--init_seed", 0, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["vary"] == "data_seed"
     # the same by names in any order, and through eval.py by the ensemble's own name
     assert call(ensemble, *reversed(result["members"]), "--json") == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])

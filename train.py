@@ -43,7 +43,7 @@ NOMINAL_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12} 
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock counts as abandoned
 
 # (epochs, lr, weight_decay) for each budget label in turn. Scale 1: the paper's tuned settings (its released search).
-# 1/1000: starting values measured with this kit, see tuning.csv and, of the student, students.csv in results/1000.
+# 1/1000: measured with this kit, see certificates and, of the student, students.csv in results/1000.
 TUNED = {
     "standard": {"150m": [(8, 3e-3, .1), (16, 1e-2, .1), (32, 1e-2, .1), (64, 3e-3, .1)],
                  "300m": [(8, 1e-3, .1), (8, 3e-3, .1), (16, 3e-3, .1), (16, 3e-3, .1)],

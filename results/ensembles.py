@@ -86,7 +86,7 @@ def print_difference(name, one, other):
 
 def main():
     _, ensembles = read_results([Path(__file__).parent / "1000" / "members.csv"])
-    alike = [e for e in ensembles if e["vary"] == "seed"]
+    alike = [e for e in ensembles if e["vary"] == "seed" and members_of(e) > 2]
     rows = print_sizes(alike)
     print_joint(rows)
     epochs, lr, weight_decay = recipe_settings("regularized", "300k", 0)
