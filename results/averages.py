@@ -17,7 +17,7 @@ from fit import fit_power, fit_reciprocal  # noqa: E402
 from train import device_windows, inputs_and_targets, use_device  # noqa: E402
 
 TEMPERATURES = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
-FITTED = 8  # larger K are predicted from these
+FITTED = 8  # larger ensembles are predicted from their first so many members
 
 
 @torch.no_grad()
@@ -37,9 +37,9 @@ def losses_by_temperature(models, windows):
 
 
 def predict(losses, most):
-    """(logit mean, probability mean) at K = 1 to `most`: A / K + E and A / K^b + E fitted to the first FITTED."""
-    logits, probs = losses["logits"][:FITTED], losses["probs"][:FITTED]
-    one, free = fit_reciprocal(range(1, len(logits) + 1), logits), fit_power(range(1, len(probs) + 1), probs)
+    """(logit mean, probability mean) at K = 1 to `most`, of A / K + E and A / K^b + E fitted to the losses by K."""
+    counts = range(1, len(losses["logits"]) + 1)
+    one, free = fit_reciprocal(counts, losses["logits"]), fit_power(counts, losses["probs"])
     return [(one["A"] / K + one["E"], free["A"] / K ** free["b"] + free["E"]) for K in range(1, most + 1)]
 
 
@@ -52,11 +52,13 @@ def print_temperatures(ensembles):
     for folder, ensemble in ensembles:
         runs = [str(folder.parent.parent / name) for name in ensemble["members"]]
         results, models, data = load_members(runs, "runs")
+        tokens = results[0]["tokens"]  # of each member; the ensemble's is None where they have subsets of their own
         table = losses_by_temperature(models, device_windows(data.val, ensemble["context"], "cpu"))
         best = [min(TEMPERATURES, key=lambda t: table[t][i]) for i in range(3)]
         laws = enumerate(predict(ensemble["loss_by_k"], 100), 1)
         ahead = [K for K, (logits, probs) in laws if probs < logits and K > 1]
-        print("{size}, {tokens:,} x {epochs}, wd {weight_decay:g}, {vary}".format(**ensemble).ljust(42)
+        print("{size}, {tokens:,} x {epochs}, wd {weight_decay:g}, {vary}".format(**{**ensemble, "tokens": tokens})
+              .ljust(42)
               + f"{len(models):>2}{sum(r['train_loss'] for r in results) / len(results):7.2f} |"
               + "".join(f"{table[t][i]:7.3f} {f'({t:g})':<5}" for i, t in enumerate(best)) + "|"
               + "".join(f"{table[t][2] - table[t][1]:+7.3f}" for t in TEMPERATURES)
@@ -64,21 +66,22 @@ def print_temperatures(ensembles):
 
 
 def print_members(ensembles):
-    """Losses at every K of the ensembles of more than FITTED members beside what the first K predict."""
-    for _, ensemble in ensembles:
-        losses = ensemble["loss_by_k"]
-        if len(losses["logits"]) > FITTED:
-            print("\n{size}, {tokens:,} x {epochs}: losses by K, and as fitted to K up to ".format(**ensemble)
-                  + f"{FITTED}\n K   logits  probs   fitted")
-            fitted = predict(losses, len(losses["logits"]))
-            for K, (logits, probs, fits) in enumerate(zip(losses["logits"], losses["probs"], fitted), 1):
-                print(f"{K:2d}{logits:9.3f}{probs:7.3f}{fits[0]:9.3f}{fits[1]:7.3f}")
+    """Losses at every K of the larger ensembles beside what the ensemble of their first FITTED members predicts."""
+    losses = {tuple(ensemble["members"]): ensemble["loss_by_k"] for _, ensemble in ensembles}
+    for members in losses:
+        if len(members) > FITTED and members[:FITTED] in losses:
+            print(f"\n{len(members)} members, {members[0]} and so on: losses by K, and as predicted by the first "
+                  f"{FITTED} of them\n K   logits  probs   predicted")
+            predicted = predict(losses[members[:FITTED]], len(members))
+            rows = zip(losses[members]["logits"], losses[members]["probs"], predicted)
+            for K, (logits, probs, (logits_then, probs_then)) in enumerate(rows, 1):
+                print(f"{K:2d}{logits:9.3f}{probs:7.3f}{logits_then:12.3f}{probs_then:7.3f}")
 
 
 def main():
     use_device("cpu", torch.get_num_threads())
     ensembles = [(Path(folder), json.loads((Path(folder) / "result.json").read_text())) for folder in sys.argv[1:]]
-    ensembles.sort(key=lambda pair: [pair[1][name] for name in ("params", "tokens", "epochs", "weight_decay")])
+    ensembles.sort(key=lambda pair: [pair[1][name] for name in ("params", "epochs", "weight_decay", "vary")])
     print_temperatures(ensembles)
     print_members(ensembles)
 

@@ -72,9 +72,9 @@ def print_joint(rows):
     for recipe, ensembles in rows.items():
         for kind in ("logits", "probs"):
             for law in tiered_laws(member_laws([cut(e, kind) for e in ensembles])):
-                bound = "; b at its bound: no power law" if "b" in law["at_bounds"] else ""
-                print(f"{recipe:<12}{kind:<7}{law['A']:.3g} / N^{law['b']:.3g} + {law['E']:.4f}{bound}\n"
-                      f"    {describe(law['interval'], law['leave_one_out'], law['sigma'])}")
+                print(f"{recipe:<12}{kind:<7}{law['A']:.3g} / N^{law['b']:.3g} + {law['E']:.4f}\n    "
+                      + ("b at its bound: no power law" if "b" in law["at_bounds"] else
+                         describe(law["interval"], law["leave_one_out"], law["sigma"])))
 
 
 def print_difference(name, one, other):
