@@ -1,5 +1,4 @@
 """Every promise of the kit, on a CPU and offline, stage by stage. `make test` runs it."""
-import csv
 import dataclasses
 import gzip
 import http.server
