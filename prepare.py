@@ -31,6 +31,8 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import socket
 import sys
 import tempfile
 import time
@@ -93,12 +95,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(main):
-    """Call main(); bad input and failed files end in one line on standard error and exit status 2."""
+    """Call main(); bad input and failed files end in one line on standard error and exit status 2, Ctrl-C in 130."""
     try:
         main()
     except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; the same command takes it up again", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def write_atomically(path, write):
@@ -207,13 +212,14 @@ def find_local(sources):
     files = []
     for source in sources:
         before = len(files)
-        found = [Path(source)] if source == "-" or Path(source).exists() else map(Path, sorted(glob.glob(source)))
-        for path in found:
+        matches = [source] if source == "-" or Path(source).exists() else sorted(glob.glob(source, recursive=True))
+        for path in map(Path, matches):
             inside = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
             files += inside if path.is_dir() else [path]
         if len(files) == before:
             raise InputError(f"source {source} names no file; give files ({' '.join(SUFFIXES)}), folders or patterns "
                              f"of them, - for standard input, or by itself one of {', '.join(('docstrings', *HUB))}")
+    files = list(dict.fromkeys(files))
     return files, {str(file): None if str(file) == "-" else sha256_file(file) for file in files}
 
 
@@ -228,10 +234,12 @@ class BadLines:
             raise InputError(f'{where} is not a JSON object with a "text"; fix or remove it, or leave out --strict')
         self.count, self.first = self.count + 1, self.first or where
 
-    def report(self):
-        if self.count:
-            print(f'warning: {self.count:,} lines are not JSON objects with a "text" and were left out, the first is '
-                  f"{self.first}", file=sys.stderr)
+    def summary(self, before):
+        """A message that begins with `before`; "" if all were documents."""
+        if not self.count:
+            return ""
+        return (f'{before}{self.count:,} lines are not JSON objects with a "text" and were left out, the first is '
+                f"{self.first}")
 
 
 def read_documents(files, bad, longest):
@@ -440,7 +448,7 @@ def hub_files(repository):
         listing = hub_listing(repository)
     except InputError as error:
         if not there:
-            raise
+            raise InputError(f"{error}, or put the files of the data set in {folder}") from None
         print(f"warning: {error}; taking the {len(there)} files of {folder} as they are", file=sys.stderr)
         listing = [(str(path.relative_to(folder)), None, None) for path in there]
     for name, size, sha256 in listing:
@@ -451,6 +459,16 @@ def hub_files(repository):
 
 # --------------------------------------------------------------------------------------------------------------------
 # Documents on disk, without duplicates
+
+def progress(done, items):
+    """Yields items; a line every ten seconds says how many were done."""
+    printed, total = time.monotonic(), f" of {len(items):,}" if hasattr(items, "__len__") else ""
+    for count, item in enumerate(items):
+        if time.monotonic() - printed > 10:
+            printed = time.monotonic()
+            print(f"{done} {count:,}{total} documents", flush=True)
+        yield item
+
 
 class Spool:
     """Documents in one file, to be read in any order; memory holds their places and hashes alone."""
@@ -496,7 +514,7 @@ class Spool:
 
     def distinct(self, order, seen):
         """Those documents of an order, one after the other, of which a Seen knows no near copy."""
-        return order[np.fromiter((seen.is_new(self[i]) for i in order), bool, len(order))]
+        return order[np.fromiter((seen.is_new(self[i]) for i in progress("looked at", order)), bool, len(order))]
 
 
 def gram_hashes(hashes, n):
@@ -689,17 +707,20 @@ def document_starts(tokens, end_of_text):
 def new_data(name):
     """A folder to write data/NAME in, which appears there when all is well, or not at all."""
     folder = Path("data") / name
-    for leftover in folder.parent.glob(f".{name}.*.tmp"):
-        process = leftover.name.removeprefix(f".{name}.").removesuffix(".tmp")
+    ours = f".{name}.{socket.gethostname()}."  # other machines may write to the same disk
+    for leftover in folder.parent.glob(f"{ours}*.tmp"):
+        process = leftover.name.removeprefix(ours).removesuffix(".tmp")
         if process.isdecimal() and not is_running(int(process)):  # it was killed
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f"{ours}{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield temporary
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def is_running(process):
@@ -764,8 +785,9 @@ class Data:
     val: np.ndarray  # (tokens,)
 
     def fingerprint(self):
-        """What identifies the train tokens, in a run's configuration."""
-        return hashlib.sha256(self.meta["sha256"]["train.bin"].encode()).hexdigest()[:12]
+        """What identifies the tokens, in a run's configuration. (Where validation is set aside, train tells it.)"""
+        parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
+        return hashlib.sha256("".join(self.meta["sha256"][part] for part in parts).encode()).hexdigest()[:12]
 
     def checked(self):
         """How load_data has compared the files with their hashes."""
@@ -814,12 +836,13 @@ def cut_windows(tokens, context):
 def prepare_documents(folder, name, documents, val_documents, bad, args, origin):
     """Fill a folder with the data of streams of documents; validation is apart or (None) set aside here. Returns meta.
     """
-    spool, most = Spool(folder / "text"), args.tokens and 8 * (args.tokens + args.val_tokens)  # more than needed
-    if origin["versions"]:  # docstrings are read whole, as the order of files is not the same everywhere
+    spool = Spool(folder / "text")
+    most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)  # more than needed
+    if origin["versions"] or not args.tokens:  # docstrings are read whole: their files come in any order
         most = 0
-    spool.collect(val_documents or [])
+    spool.collect(progress("read", val_documents or []))
     apart = len(spool)
-    spool.collect(documents, most and most + spool.ends[-1])
+    spool.collect(progress("read", documents), most and most + spool.ends[-1])
     order = spool.unique()
     val, train = order[order < apart], order[order >= apart]
     del order, spool.hashes[:]  # lists as long as that of the documents are what takes memory here
@@ -828,16 +851,15 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
         val, train = spool.distinct(val, seen), spool.distinct(train, seen)
         del seen
     if not len(train):
-        raise InputError(f"no text in {' '.join(args.source)}"
-                         + (f'; {bad.first} is no JSON object with a "text"' if bad.count else ""))
+        raise InputError(f"no text in {' '.join(args.source)}{bad.summary('; ')}")
     corpus = hashlib.sha256()
-    for place, i in enumerate(itertools.chain(val, train)):
+    for place, i in enumerate(progress("hashed", itertools.chain(val, train))):
         corpus.update(b"\0" * (place > 0) + spool[i].encode())
 
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
     too_few = (f"{len(val) + len(train):,} documents, without duplicates, are too few to set {args.val_tokens:,} "
-               f"validation tokens apart; give more text or a smaller --val_tokens")
+               f"validation tokens apart; give more text or a smaller --val_tokens{bad.summary('; ')}")
     if not len(val):
         # the tokenizer must not see validation, whose length in bytes is not known before: 8 bytes a token will do
         guess = spool.count(train, 8 * args.val_tokens)
@@ -857,13 +879,13 @@ def prepare_documents(folder, name, documents, val_documents, bad, args, origin)
         train = np.concatenate([val[split:], train])
     parts, starts = {"train": train, "val": val[:split]}, {}
     for part in parts:
-        chunks = encode_documents(encoding, (spool[i] for i in parts[part]), dtype)
+        chunks = encode_documents(encoding, (spool[i] for i in progress("encoded", parts[part])), dtype)
         starts[part] = write_tokens(folder, part, chunks, dtype, encoding.eot_token,
                                     args.tokens if part == "train" else 0)
-    grams = ((word_grams(spool[i], 13), start) for i, start in zip(train, starts["train"]))
+    grams = ((word_grams(spool[i], 13), start) for i, start in zip(progress("compared", train), starts["train"]))
     val_grams = np.concatenate([word_grams(spool[i], 13) for i in parts["val"]])
-    meta = {**origin, "corpus_sha256": corpus.hexdigest(), "vocab_size": vocab_size, "end_of_text": len(ranks),
-            "pattern": pattern, "dtype": dtype.name,
+    meta = {**origin, "val_apart": val_documents is not None, "corpus_sha256": corpus.hexdigest(),
+            "vocab_size": vocab_size, "end_of_text": len(ranks), "pattern": pattern, "dtype": dtype.name,
             "val_13grams_in_train": validation_overlap(grams, count_tokens(folder, "train", dtype), val_grams)}
     spool.file.close()
     (folder / "text").unlink()
@@ -879,8 +901,8 @@ def read_shard(path):
                          f"{', '.join(f'magic {m} version {v}' for m, v in SHARDS)}")
     dtype, end_of_text, vocab_size = SHARDS[magic, version]
     found = (os.path.getsize(path) - 1024) / np.dtype(dtype).itemsize
-    if found != count:
-        raise InputError(f"{path} holds {found:,g} tokens, its header says {count:,}; fetch it again")
+    if found != count or not count:
+        raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; fetch it again")
     return np.memmap(path, dtype, "r", 1024), end_of_text, vocab_size
 
 
@@ -940,7 +962,8 @@ def prepare_shards(folder, name, files, args, origin):
             places, found = grams(train[begin:begin + 2 ** 22 + 12])
             yield found[places], begin + places + 12
     places, found = grams(val)
-    meta = {**origin, "vocab_size": vocab_size, "end_of_text": end_of_text, "pattern": pattern, "dtype": dtype.name,
+    meta = {**origin, "val_apart": apart, "vocab_size": vocab_size, "end_of_text": end_of_text, "pattern": pattern,
+            "dtype": dtype.name,
             "val_13grams_in_train": validation_overlap(train_grams(), len(train), found[places])}
     return finish_data(folder, name, ranks, meta, starts)
 
@@ -1014,8 +1037,8 @@ def main():
     parser.add_argument("--vocab_size", type=int, default=1024, help="ids of a BPE trained here, with end-of-text")
     parser.add_argument("--tokenizer", help="gpt2, llama3 (its tokenizer.model in this folder), bytes, or a rank file "
                         "in tiktoken's format (default: a BPE is trained)")
-    parser.add_argument("--tokens", type=int, default=None, help="train tokens to stop at, after reading 8 bytes of "
-                        "text for each; 0: all (default: all, of public data the paper's 209,715,200)")
+    parser.add_argument("--tokens", type=int, default=None, help="train tokens to stop at; files of text are "
+                        "read as far as 8 bytes for each. 0: all (default: all; of public data 209,715,200)")
     parser.add_argument("--val_tokens", type=int, default=None, help="validation tokens, the same for every budget "
                         "(default: 65,536, of public data 4,194,304)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
@@ -1028,7 +1051,8 @@ def main():
     args = parser.parse_args()
     if args.verify:
         meta = load_data(args.verify, whole=True).meta
-        return print(f"data/{args.verify}: all {len(meta['sha256'])} files are as written")
+        print(f"data/{args.verify}: all {len(meta['sha256'])} files are as written")
+        return print(json.dumps(meta)) if args.json else None
     public, builtin = args.source[0] in HUB and len(args.source) == 1, args.source == ["docstrings"]
     args.tokens = (PAPER_TOKENS if public else 0) if args.tokens is None else args.tokens
     args.val_tokens = (2 ** 22 if public else 2 ** 16) if args.val_tokens is None else args.val_tokens
@@ -1048,6 +1072,8 @@ def main():
     if shards and not all(str(file).endswith(".bin") for file in files):
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
     if args.bench:
+        if public or shards:
+            raise InputError("--bench encodes text that is here already; give files of text, or docstrings")
         return print(json.dumps(bench(read_docstrings(files) if builtin else read_documents(files, bad, LONGEST))))
     # a prepared docstrings folder may come from a machine with other versions: it is the data all the same
     identity = {"source": args.source, "files": None if builtin else origin, "vocab_size": args.vocab_size,
@@ -1057,6 +1083,8 @@ def main():
     identity |= {name: value for name, value, default in (
         ("tokenizer", tokenizer, None), ("tokens", args.tokens, 0), ("dedup", args.dedup, 1)) if value != default}
     folder = Path("data") / args.name
+    if folder.exists() and not (folder / "meta.json").exists():
+        raise InputError(f"{folder} is there already and is no data set; give another --name")
     if folder.exists():  # prepared before: the same request does nothing, another one must not overwrite
         meta = load_data(args.name).meta
         if meta.get("identity") != identity or "-" in args.source:  # who knows what came through standard input
@@ -1064,6 +1092,8 @@ def main():
         print(f"{folder} is prepared already")
         return print(json.dumps(meta)) if args.json else None
 
+    if args.tokenizer:  # better now than after reading all
+        choose_tokenizer(args.tokenizer, 0, ())
     origin = {"identity": identity, "versions": origin if builtin else None}
     with new_data(args.name) as temporary:
         if shards:
@@ -1076,14 +1106,15 @@ def main():
             documents = read_docstrings(files) if builtin else read_documents(files, bad, longest)
             apart = read_documents(hub_files(val), bad, longest) if val else None
             meta = prepare_documents(temporary, args.name, documents, apart, bad, args, origin)
-    bad.report()
-    report(folder, meta, args)
+    report(folder, meta, bad, args)
     if args.json:
         print(json.dumps(meta))
 
 
-def report(folder, meta, args):
+def report(folder, meta, bad, args):
     """Print what was prepared, and warnings."""
+    if bad.count:
+        print(bad.summary("warning: "), file=sys.stderr)
     corpus = meta.get("corpus_sha256", "")
     if meta["versions"] and args.dedup and corpus != CORPUS_SHA256:
         print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {meta['versions']}) are not those of "
@@ -1092,8 +1123,8 @@ def report(folder, meta, args):
           f"{meta['tokens']['val']:,} validation tokens"
           + (f", corpus SHA-256 {corpus[:12]}" if corpus else ""))
     if meta["tokens"]["train"] < args.tokens:
-        print(f"warning: fewer than {args.tokens:,} train tokens, from {' '.join(args.source)} read as far as 8 bytes "
-              f"a token, without duplicates", file=sys.stderr)
+        limits = " (files of text are read as far as 8 bytes a token)" if corpus and not meta["versions"] else ""
+        print(f"warning: fewer than {args.tokens:,} train tokens in {' '.join(args.source)}{limits}", file=sys.stderr)
     for budget, share in meta["val_13grams_in_train"].items():
         print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train tokens")
     large = [int(budget) for budget, share in meta["val_13grams_in_train"].items() if share > 0.05]

@@ -293,8 +293,9 @@ def test_bad_text_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, content, message in [("empty.txt", b"", "no text in empty.txt"), ("blank.txt", b" \n\n ", "no text in"),
                                    ("latin.txt", b"caf\xe9 au lait", "not UTF-8 (byte 3)"),
-                                   ("field.jsonl", b'{"body": "a"}', 'field.jsonl line 1 is no JSON object with a "t'),
-                                   ("deep.jsonl", b'{"text": ' + b"[" * 10 ** 5, "deep.jsonl line 1 is no JSON"),
+                                   ("field.jsonl", b'{"body": "a"}', "no text in field.jsonl; 1 lines are not JSON"),
+                                   ("some.jsonl", b'{"body": "a"}\n{"text": "a"}', "first is some.jsonl line 1"),
+                                   ("deep.jsonl", b'{"text": ' + b"[" * 10 ** 5, "first is deep.jsonl line 1"),
                                    ("bits.jsonl.gz", gzip.compress(b"a b c" * 9)[:12] + b"xxxxxxxx", "damaged or cut"),
                                    ("a*.txt", b"a", "cannot be the name of a data set; give --name"),
                                    ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9], "damaged or cut off"),
@@ -310,8 +311,13 @@ def test_bad_text_is_refused(tmp_path, monkeypatch, capsys):
         assert f"broken.jsonl line {line} is not a JSON object" in message
     for option, value in (("--vocab_size", 100), ("--val_tokens", 0), ("--seed", -1), ("--name", "a/b")):
         assert option in refused(capsys, prepare, option, value)
+    assert "give files of text" in refused(capsys, prepare, "--source", "dclm", "--bench")
+    (tmp_path / "data/mine").mkdir(parents=True)  # text is kept there
+    (tmp_path / "data/mine/a.txt").write_text("text")
+    assert "is no data set; give another --name" in refused(capsys, prepare, "--source", "data/mine")
+    assert (tmp_path / "data/mine/a.txt").exists()
     assert "unrecognized" in refused(capsys, prepare, "--colour", "red")
-    assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
+    assert list((tmp_path / "data").iterdir()) == [tmp_path / "data/mine"]
 
 
 def test_a_changed_byte_is_refused(world, capsys):
@@ -339,15 +345,15 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path, monkeypatch, ca
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))
-    for folder in ("d", "e"):
-        (tmp_path / folder).mkdir()
-    for name, part in (("d/1.jsonl", lines[:half]), ("d/2.jsonl", lines[half:])):
+    for folder in ("d/more", "e"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, part in (("d/1.jsonl", lines[:half]), ("d/more/2.jsonl", lines[half:])):
         (tmp_path / name).write_bytes(part)
     texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in documents]
     parquet.write_table(arrow.table({"text": texts[:100] + [None], "n": range(101)}), tmp_path / "e/1.parquet")
     parquet.write_table(arrow.table({"text": texts[100:]}), tmp_path / "e/2.parquet", row_group_size=50)
     options, hashes = ("--vocab_size", 300, "--val_tokens", 500), set()
-    for i, source in enumerate(("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d", "d/*.jsonl", "e", "-")):
+    for i, source in enumerate(("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d", "d/**", "d/**/*.jsonl", "e", "-")):
         if source == "-":
             monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=open("a.jsonl", "rb")))
         assert call(prepare, "--source", source, *options, "--name", f"set{i}") == 0
@@ -356,7 +362,7 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path, monkeypatch, ca
     assert len(hashes) == 1 and err.count('1 lines are not JSON objects with a "text"') == 1
     assert "the first is e/1.parquet row 101" in err
     # standard input cannot be told apart, so it never counts as prepared
-    assert "holds other data" in refused(capsys, prepare, "--source", "-", *options, "--name", "set6")
+    assert "holds other data" in refused(capsys, prepare, "--source", "-", *options, "--name", "set7")
     data = prepare.load_data("set0")
     text = data.tokenizer().decode(np.concatenate([data.val, data.train]).tolist())
     assert text.count("<|endoftext|>") == 304 - 1 and "is text here, \0 too" in text and "a lone \ufffd surr" in text
@@ -470,6 +476,8 @@ def test_bad_shards_are_refused(tmp_path, monkeypatch, capsys):
     for change, message in ((dict(magic=7), "not a shard of tokens (magic 7, version 1)"),
                             (dict(count=9999), "its header says 9,999; fetch it again"),
                             (dict(tokens=np.r_[tokens, 50_300]), "holds token 50,300, beyond the vocabulary of"),
+                            (dict(tokens=np.zeros(1_234_567, int), count=1_234_568), "holds 1,234,567 tokens, its"),
+                            (dict(tokens=tokens[:0]), "holds 0 tokens, its header says 0"),
                             (dict(tokens=tokens[:50]), "too short to set 1,000 validation tokens apart")):
         write_shard(tmp_path / "one.bin", **{"tokens": tokens, **change})
         assert message in refused(capsys, prepare, "--source", "one.bin", "--tokenizer", "ranks", "--val_tokens", 1000)
@@ -612,10 +620,14 @@ def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsy
         found, held = (set(decode(tokens.tolist()).split("<|endoftext|>")[1:]) for tokens in (data.train, data.val))
         assert found == set(documents) and held == set(apart)  # what is in validation is not in train
     # enough of it is enough
-    assert "fewer than 209,715,200 train tokens, from dclm" in capsys.readouterr().err
+    assert "fewer than 209,715,200 train tokens in dclm (files of text are read" in capsys.readouterr().err
     assert call(prepare, *options[:-1], "little", "--tokens", 1000, "--val_tokens", 500) == 0
     little = prepare.load_data("little")
     assert len(little.train) == 1000 and 500 <= len(little.val) < 1500
+    # other validation beside the same train tokens is other data to a run
+    assert call(prepare, *options[:-1], "less", "--val_tokens", 500) == 0
+    less, more = prepare.load_data("less"), prepare.load_data("dclm1")
+    assert np.array_equal(less.train, more.train) and less.fingerprint() != more.fingerprint()
     # without the hub what was put there by hand is taken, or it says where to put it
     hub.files.clear()
     for listing in Path("data/downloads").rglob("files.json"):
@@ -626,7 +638,7 @@ def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsy
     for folder in Path("data/downloads").rglob("data"):
         prepare.shutil.rmtree(folder)
     assert "cannot be read" in refused(capsys, prepare, *options[:-1], "again")
-    assert "OctoThinker/MegaMath" in refused(capsys, prepare, "--source", "megamath", "--tokenizer", "bytes")
+    assert "or put the files of the data set in data/downloads/OctoThinker/MegaMath" in refused(capsys, prepare, "--source", "megamath", "--tokenizer", "bytes")
     assert "give --tokens above 0" in refused(capsys, prepare, *options, "--tokens", 0)
 
 
@@ -647,8 +659,7 @@ def test_tokenizers(tmp_path, monkeypatch, capsys):
     write_ranks(tmp_path / "mine.tiktoken", 65_536)
     assert "holds other data" in refused(capsys, prepare, *options, "--tokenizer", "mine.tiktoken")
     # Llama 3 splits numbers by threes, GPT-2 does not
-    assert [len(prepare.make_encoding({bytes([i]): i for i in range(256)}, p)._core_bpe.encode_ordinary("12345"))
-            for p in (prepare.PATTERN, prepare.LLAMA3_PATTERN)] == [5, 5]
+    assert prepare.regex.findall(prepare.PATTERN, "It's 12345\n\n") == ["It", "'s", " 12345", "\n\n"]
     assert prepare.regex.findall(prepare.LLAMA3_PATTERN, "It's 12345\n\n") == ["It", "'s", " ", "123", "45", "\n\n"]
     assert [prepare.token_dtype(v).itemsize for v in (65_535, 65_536, 65_537)] == [2, 2, 4]
     (tmp_path / "bad").write_text("YQ== 0\n")
@@ -672,13 +683,19 @@ def test_budgets_verification_and_samples_of_large_files(world, monkeypatch, cap
     whole, cut = prepare.load_data("whole"), prepare.load_data("cut")
     assert len(cut.train) == 5000 and 500 <= len(cut.val) < 1000
     assert len(np.load("data/cut/train_docs.npy")) == (cut.train == 299).sum() == cut.meta["documents"]["train"]
+    # a budget below the validation size reads enough for both
+    assert call(prepare, *options, "--name", "small", "--tokens", 50) == 0
+    assert len(prepare.load_data("small").train) == 50 and 500 <= len(prepare.load_data("small").val) < 1000
     # a start reads a sample of large files; --verify reads all
     assert set(whole.meta["sha256_sample"]) == {"train.bin", "train_docs.npy", "tokenizer.tiktoken"}
     hashed, real = [], prepare.sha256_file
     monkeypatch.setattr(prepare, "sha256_file", lambda path: hashed.append(Path(path).name) or real(path))
     prepare.load_data("whole")
     assert set(hashed) == {"val.bin", "val_docs.npy"}
-    assert call(prepare, "--verify", "whole") == 0 and "as written" in capsys.readouterr().out
+    capsys.readouterr()
+    assert call(prepare, "--verify", "whole", "--json") == 0
+    said, meta = capsys.readouterr().out.splitlines()
+    assert "as written" in said and json.loads(meta) == whole.meta
     assert set(hashed) == set(whole.meta["sha256"])
     path = world / "data/whole/train.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"\0\0")
@@ -693,17 +710,28 @@ def test_a_killed_preparation_leaves_nothing(tmp_path):
 
     def begun():
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while not (tmp_path / f"data/.t.{process.pid}.tmp/text").exists() and process.poll() is None:
+        while not list(tmp_path.glob(f"data/.t.*.{process.pid}.tmp/text")) and process.poll() is None:
             time.sleep(0.001)
         return process
+    # a request to stop takes its folder along
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = begun()
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == status and err.count(b"\n") == (number == signal.SIGINT) and b"Trace" not in err
+        assert not list((tmp_path / "data").iterdir())
     killed, stopped = begun(), begun()
     killed.kill()
     killed.communicate()
     stopped.send_signal(signal.SIGSTOP)
     assert not (tmp_path / "data/t").exists() and len(list(tmp_path.glob("data/.t.*.tmp"))) == 2
-    # the next takes away what the killed one left, not what a living one works on, which then comes too late
+    # the next takes away what the killed one left, not what a living one works on, which then comes too late, nor what
+    # may be alive on another machine
+    (tmp_path / f"data/.t.elsewhere.{killed.pid}.tmp").mkdir()
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [f".t.{stopped.pid}.tmp", "t"]
+    left = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert len(left) == 3 and {f".t.elsewhere.{killed.pid}.tmp", "t"} < set(left)
+    (tmp_path / f"data/.t.elsewhere.{killed.pid}.tmp").rmdir()
     stopped.send_signal(signal.SIGCONT)
     _, err = stopped.communicate()
     assert stopped.returncode == 2 and err.decode().count("\n") == 1 and b"not empty" in err
