@@ -66,7 +66,7 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".bin")
 SHARDS = {(20240520, 1): ("<u2", 50_256, 50_257), (20240801, 7): ("<u4", LLAMA3_RANKS, LLAMA3_VOCAB)}
 LONGEST = 2 ** 19  # characters of a document; a longer one is cut into passages (tiktoken takes no million blanks)
 MOST_GRAMS = 2 ** 24  # 8-grams remembered when duplicates are looked for; of more, an even sample
-BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 18  # of train text, and different words in it, that a BPE is trained on at most
+BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21  # bytes of text, and of its different words, that a BPE is trained on at most
 WHOLE_CHECK = 2 ** 30  # bytes up to which a file is hashed whole at every start
 
 
@@ -592,10 +592,12 @@ def train_bpe(texts, vocab_size):
     As in tiktoken's encoder, what is merged is any two neighbours whose concatenation is the new token, so pairs are
     counted by their concatenation; ties go to the smallest bytes. Raises InputError when the text has too few pairs.
     """
-    word_counts = Counter()
+    word_counts, size = Counter(), 0
     for text in texts:
-        word_counts.update(regex.findall(PATTERN, text))
-        if len(word_counts) > BPE_WORDS:
+        found = regex.findall(PATTERN, text)
+        size += sum(len(word.encode()) for word in set(found) - word_counts.keys())
+        word_counts.update(found)
+        if size > BPE_WORDS:  # memory holds some hundred bytes for each
             break
     words = [[bytes([byte]) for byte in word.encode()] for word in word_counts]
     weights = list(word_counts.values())

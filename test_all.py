@@ -159,8 +159,11 @@ def test_decoding_inverts_encoding():
 def test_too_small_a_text_for_the_vocabulary_is_refused(monkeypatch):
     with pytest.raises(prepare.InputError, match="at most 259 here"):
         prepare.train_bpe(["ab ab"], 1000)
-    monkeypatch.setattr(prepare, "BPE_WORDS", 3)  # text of ever new words is read so far
-    assert b"ab" in prepare.train_bpe(iter(["ab ab", "abc abd", "xyz " * 99]), 258)
+    monkeypatch.setattr(prepare, "BPE_WORDS", 10_000)  # of text of ever new words so many bytes are read
+    for length, count in ((1, 2002), (500, 7)):  # of 5 and 1,502 bytes each
+        numbers = itertools.count()
+        ranks = prepare.train_bpe((f"ab{chr(0x4e00 + i) * length} ab" for i in numbers), 258)
+        assert len(ranks) == 257 and next(numbers) == pytest.approx(count, abs=2)
 
 
 def deduplicate(documents, near=True, recent=2 ** 20, every=1):
@@ -638,7 +641,7 @@ def test_dclm_comes_with_validation_of_its_own(tmp_path, hub, monkeypatch, capsy
     for folder in Path("data/downloads").rglob("data"):
         prepare.shutil.rmtree(folder)
     assert "cannot be read" in refused(capsys, prepare, *options[:-1], "again")
-    assert "or put the files of the data set in data/downloads/OctoThinker/MegaMath" in refused(capsys, prepare, "--source", "megamath", "--tokenizer", "bytes")
+    assert "set in data/downloads/Octo" in refused(capsys, prepare, "--source", "megamath", "--tokenizer", "bytes")
     assert "give --tokens above 0" in refused(capsys, prepare, *options, "--tokens", 0)
 
 
