@@ -61,7 +61,7 @@ ensembles: data
 	        --members $$([ $$vary = seed,subset_seed ] && echo 5 || echo 3) || exit; done
 	$(MEMBERS) --size 600k --recipe member --tokens 52428 --epochs 32 --lr 3e-3 --weight_decay 0.8 --members 20 \
 	    --out runs/crossover
-	$(PY) fit.py runs/members --csv runs/members/members.csv --figure runs/members/members.png
+	$(PY) fit.py runs/members --csv runs/members/members.csv
 
 test: .venv/installed-test
 	$(PY) -m pytest -q -n 2 test_all.py

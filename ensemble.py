@@ -138,16 +138,20 @@ def chunk_losses(logits, targets, subsets):
     return sums
 
 
+def visitor(model, device):
+    """The model on a device: itself, or a copy for as long as it is used."""
+    there = model.embedding.weight.device.type == torch.device(device).type
+    return model if there else copy.deepcopy(model).to(device)
+
+
 def batch_losses(models, windows, subsets, dtype, positions):
     """chunk_losses over all predictions of some windows, `positions` at a time; members elsewhere visit the device."""
     tokens, targets = inputs_and_targets(windows)
     with autocast(dtype, tokens.device):
         states = []
         for model in models:
-            here = model.embedding.weight.device == tokens.device
-            visitor = model if here else copy.deepcopy(model).to(tokens.device)
-            states.append(visitor.states(tokens)[:, :-1].flatten(0, 1))  # (P, C); the last position predicts nothing
-            del visitor
+            # (P, C); the last position predicts nothing
+            states.append(visitor(model, tokens.device).states(tokens)[:, :-1].flatten(0, 1))
     heads = [model.head.weight.to(tokens.device) for model in models]
     targets = targets[:, :-1].flatten()
     for start in range(0, len(targets), positions):  # fp32 from here on
@@ -425,7 +429,8 @@ def print_ensemble(result):
     print(" K   logit mean   probability mean")
     for k, (logits, probs) in enumerate(zip(result["loss_by_k"]["logits"], result["loss_by_k"]["probs"]), 1):
         print(f"{k:2d}   {logits:10.4f}   {probs:10.4f}")
-    for name in ("law", "free_law", "probs_law", "free_probs_law"):
+    # probability means fall more slowly than 1 / K, so their limit is that of a free exponent where there is one
+    for name in ("law", "free_law", "free_probs_law" if result["free_probs_law"] else "probs_law"):
         law = result[name]
         if law:
             what, power = ("probability" if "probs" in name else "logit") + " mean", "^{b:.2f}" if "b" in law else ""
@@ -468,10 +473,10 @@ def main():
         if args.bench:
             return print(json.dumps(bench_stack(configs, args.bench)))
         if args.dry_run:
+            finished = {name: (Path(args.out) / name / "result.json").exists() for name in names}
             for name in names:
-                finished = (Path(args.out) / name / "result.json").exists()
-                print(f"{name}: {'finished' if finished else 'to be trained'}")
-            return
+                print(f"{name}: {'finished' if finished[name] else 'to be trained'}")
+            return print(json.dumps(finished)) if args.json else None
         train_members(configs, args.jobs, args.stack)
     result = evaluate_ensemble(names, args.out, device, args.orders)
     digest = hashlib.sha256("\n".join(sorted(result["members"])).encode()).hexdigest()[:6]

@@ -405,7 +405,9 @@ def profile_interval(law, columns, y, weights=None, sigma=None, freedom=math.inf
         return refit["objective"] - best["objective"] - allowed
 
     center, ends = best["params"]["E"], []
-    for bound in (0.0, float(np.max(y))):
+    # a limit above all points misses each by so much at least that it is out of the interval
+    above = math.sqrt(2 * (best["objective"] + allowed) / (len(y) if weights is None else np.sum(weights)))
+    for bound in (0.0, float(np.max(y)) + above):
         step, inner, outer = (bound - center) * 1e-4, center, center
         while outer != bound and excess(outer) < 0:  # outward in growing steps, then the root between the last two
             inner, outer = outer, outer + step if abs(outer + step - center) < abs(bound - center) else bound
@@ -598,6 +600,8 @@ def check_values(law, columns):
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
             raise InputError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more than 100,000 "
                              f"times: are units mixed? write all as plain counts")
+    if "curve" in law.columns and (lr_area(SimpleNamespace(**checked)) == 0).any():
+        raise InputError("lr is 0 up to the first row of a curve; start it at a step with lr above 0")
     return checked
 
 
@@ -607,8 +611,6 @@ def check_points(law, columns):
     for name in law.columns:
         if name not in CONSTANT and len(np.unique(columns[name])) < 2:
             raise InputError(f"all points have the same {name}; a law needs it to vary")
-    if "curve" in law.columns and (lr_area(SimpleNamespace(**columns)) == 0).any():
-        raise InputError("lr is 0 up to the first row of a curve; start it at a step with lr above 0")
     least = len(law.shape) + len(law.signs)
     points = len(set(zip(*(columns[name].tolist() for name in law.columns))))
     if points < least:
@@ -657,6 +659,8 @@ def law_report(name, path, args):
     if name == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
     if args.inference is not None:
+        if {"A", "B"} & set(bounds):
+            raise InputError("one term of the law is at its bound: these points do not say what N and D bring apart")
         n, d = optimum_with_inference(found["params"], args.loss, args.inference)
         report["inference"] = {"N": n, "D": d, "loss": args.loss, "inference_tokens": args.inference}
         print(f"loss {args.loss:g} with {args.inference:g} tokens of inference: N {n:.4g}, D {d:.4g}")
@@ -669,12 +673,12 @@ def law_report(name, path, args):
     return report
 
 
-def describe(interval, left_out, sigma):
-    """One line on how well a limit is known."""
+def describe(interval, left_out, sigma, unit="point"):
+    """One line on how well a limit is known; sigma is the noise of what has weight 1."""
     if interval is None:
         known = "no interval, as many parameters as points"
     else:
-        noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a point"
+        noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a {unit}"
         flat = ", flat below" if interval[0] == 0 else ""
         known = f"95% {interval[0]:.3f} to {interval[1]:.3f}{flat} ({noise})"
     return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
@@ -798,17 +802,17 @@ def size_laws(points, noise):
 
 def member_laws(ensembles):
     """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over members and, as
-    "free", A / K^b + E where there are three K or more."""
+    "free", A / K^b + E where there are three K or more; of probability means, which fall more slowly, the free one."""
     laws = []
     for e in ensembles:
         if e["law"]:
             k = range(1, len(e["loss_by_k"]["logits"]) + 1)
-            se = e["law"]["se"]
+            se, fit_probs = e["law"]["se"], fit_power if len(k) > 2 else fit_reciprocal
             laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
                          "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
                          "settings": [e.get(key) for key in SETTING_KEYS],
                          "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
-                         "probs_E": e["probs_law"]["E"],
+                         "probs_E": fit_probs(k, e["loss_by_k"]["probs"])["E"],
                          "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
                          "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
     return laws
@@ -861,7 +865,7 @@ def efficiencies(laws):
     def by_law(law, loss, own):
         return data_efficiency(law, loss, own) if min(loss, own) > law["E"] and law["A"] > 0 else None
 
-    standards = {law["data_hash"]: law for law in laws if law["recipe"].startswith("standard")}
+    standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
     rows = []
     for law in laws:
         standard = standards.get(law["data_hash"], law)
@@ -934,16 +938,16 @@ def print_table(points, curves, members, laws, ratios):
             line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
                  f"{m['points']} points for 3 parameters")
     for law in laws:
-        x = law["claim"][0]
+        x, unit = law["claim"][0], "member" if "K" in law["claim"] else "run"
         at = f" at {law['tokens']:,} tokens" if x == "N" else ""
         of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
         print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
-              f"points\n    {describe(law['interval'], law['leave_one_out'], law.get('sigma'))}"
+              f"points\n    {describe(law['interval'], law['leave_one_out'], law.get('sigma'), unit)}"
               + ("; b at its bound: no power law" if "b" in law["at_bounds"] else ""))
         if "nonembedding" in law:
             other = law["nonembedding"]
             print(f"    by N without embedding and head: + {other['E']:.4f}; "
-                  f"{describe(other['interval'], other['leave_one_out'], law['sigma'])}")
+                  f"{describe(other['interval'], other['leave_one_out'], law['sigma'], unit)}")
     for r in ratios:
         by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
         spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""

@@ -74,7 +74,7 @@ def print_joint(rows):
             for law in tiered_laws(member_laws([cut(e, kind) for e in ensembles])):
                 print(f"{recipe:<12}{kind:<7}{law['A']:.3g} / N^{law['b']:.3g} + {law['E']:.4f}\n    "
                       + ("b at its bound: no power law" if "b" in law["at_bounds"] else
-                         describe(law["interval"], law["leave_one_out"], law["sigma"])))
+                         describe(law["interval"], law["leave_one_out"], law["sigma"], "member")))
 
 
 def print_difference(name, one, other):
