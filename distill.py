@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ensemble import expand, load_members
+from ensemble import expand, load_members, visitor
 from model import sample
 from prepare import InputError, Parser, run_main, write_data
 from train import TrainConfig, add_options, config_from, use_device, resolve, train
+
 
 def sample_windows(models, windows, seed, device):
     """Text of the models in turn, as for the paper's best student: token ids (windows, context), each window from
@@ -29,9 +30,10 @@ def sample_windows(models, windows, seed, device):
     # small batches stay in a CPU's cache; on a GPU the keys and values of all layers, in fp32, stay below 8 GiB
     kept = max(8 * m.config.layers * m.config.kv_heads * m.config.width // m.config.heads for m in models) * context
     batch = 64 if torch.device(device).type == "cpu" else max(1, min(512, 2 ** 33 // kept))
+    batch = min(batch, max(1, windows // len(models)))  # each has its turn
     for start in range(0, windows, batch):
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        teacher = models[start // batch % len(models)].to(device)  # many large ones wait on the CPU
+        teacher = visitor(models[start // batch % len(models)], device)  # many large ones wait on the CPU
         parts.append(sample([teacher], min(batch, windows - start), context, generator).cpu().numpy())
         done, now = sum(map(len, parts)), time.monotonic()
         if now - printed > 10 or done == windows:
@@ -85,6 +87,7 @@ def main():
     tokens = args.sample_tokens or 5 * student.tokens
     student.synthetic = sampled_data(results, models, data, tokens, args.sample_seed, device)
     student.synthetic_weight = weight
+    del models  # the student needs their memory
     result = train(resolve(student))
     print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
     if args.json:
