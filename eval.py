@@ -58,6 +58,8 @@ def main():
             raise InputError(f"--export_hf writes one run, not {len(models)}")
         export_hugging_face(models[0], args.export_hf)
         print(f"{args.export_hf} holds config.json and model.safetensors")
+        if models[0].config.doc_mask:
+            print("trained with attention inside documents alone, which such models lack: give them one at a time")
     if args.sample:
         tokenizer, generator = data.tokenizer(), torch.Generator(device).manual_seed(args.seed)
         windows = sample([model.to(device) for model in models], args.sample, context, generator).tolist()

@@ -813,6 +813,8 @@ def load_data(name, whole=False):
     """The data set data/NAME, every file checked against its recorded SHA-256; above WHOLE_CHECK bytes by a sample,
     unless all is to be read. Raises InputError."""
     folder = Path("data") / name
+    if Path(name).name != name:
+        raise InputError(f"{name} is a path; a data set is named by its folder in data/ here")
     if not (folder / "meta.json").exists():
         known = sorted(path.parent.name for path in Path("data").glob("[!.]*/meta.json"))
         raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it with prepare.py")

@@ -1236,7 +1236,8 @@ def kill_and_resume(begin, folder, kills):
 def test_a_killed_run_resumes_bit_exactly(world, compiled):
     if compiled and not HAS_COMPILER:
         pytest.skip("no C++ compiler here")
-    options = (*TINY, "--compile", compiled, "--checkpoint_seconds", 0, "--epochs", 8 * KILLS, "--eval_every", 20)
+    options = (*TINY, "--compile", compiled, "--checkpoint_seconds", 0, "--epochs", 8 * KILLS, "--eval_every", 20,
+               "--threads", 1 + compiled)
     name = train.run_name(tiny_config(epochs=8 * KILLS))
     whole = start(*options, "--out", "whole")
     met, starts = kill_and_resume(lambda: [start(*options, "--out", "killed")], world / "killed" / name, KILLS)
@@ -1411,6 +1412,7 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
 @pytest.mark.parametrize("options, message", [
     (["--colour", "red"], "unrecognized arguments"), (["--size", "7b"], "invalid choice: '7b' (choose from"),
     (["--data", "nothing"], "no data set data/nothing (there: tiny)"), (["--recipe", "best"], "invalid choice"),
+    (["--data", "../data/tiny"], "../data/tiny is a path"),
     (["--weight_decay", "-0.1"], "out of range"), (["--lr", "nan"], "out of range"),
     (["--epochs", "0"], "out of range"), (["--epochs", "two"], "invalid int"),
     (["--tokens", "10_000_000"], "is more than the"),
@@ -1423,6 +1425,12 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
 def test_bad_options_are_refused(world, capsys, options, message):
     assert message in refused(capsys, train, *TINY, *options)
     assert not (world / "runs").exists()
+
+
+def test_compilation_that_was_asked_for_is_not_left_out(world, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "needs no-such-compiler, which is not here" in refused(capsys, train, *TINY, "--compile", 1)
+    assert train.use_compile("auto", torch.device("cpu")) is False and "running eager" in capsys.readouterr().out
 
 
 def test_untuned_settings_are_not_invented(world, capsys):
@@ -1489,6 +1497,10 @@ def test_the_certificate_names_ties_and_moves_away_from_a_lucky_seed(monkeypatch
     assert all(row["losses"] == [None] for row in json.loads(json.dumps(found, allow_nan=False))["neighbours"])
     train.print_certificate(found)
     assert capsys.readouterr().out.count("diverges") == 4
+    # what a search does not move names its certificate
+    one, two, three = (train.certificate_folder(dataclasses.replace(start, **change), ["epochs", "lr"], 3)
+                       for change in ({}, {"weight_decay": 0.2}, {"epochs": 16}))
+    assert one == three != two
     made_up_losses(monkeypatch, lambda c: math.inf)
     with pytest.raises(prepare.InputError, match="diverges on some seed"):
         train.tune(dataclasses.replace(start, epochs=32), ["epochs"], 3, 1, {})
@@ -1667,9 +1679,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_ensemble_command_trains_what_is_missing(world, capsys):
     assert call(train, *TINY, "--seed", 1) == 0
-    assert call(ensemble, "--members", 3, *TINY, "--dry_run") == 0
-    plan = capsys.readouterr().out
-    assert plan.count("to be trained") == 2 and plan.count(": finished") == 1
+    assert call(ensemble, "--members", 3, *TINY, "--dry_run", "--json") == 0
+    *plan, states = capsys.readouterr().out.splitlines()
+    assert sum("to be trained" in line for line in plan) == 2 and sum(": finished" in line for line in plan) == 1
+    assert sorted(json.loads(states).values()) == [False, False, True]
     assert call(ensemble, "--members", 3, *TINY, "--json") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(result["members"]) == 3 and len(result["loss_by_k"]["logits"]) == len(result["loss_by_k"]["probs"]) == 3
@@ -1741,6 +1754,7 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     assert "are copies here" in refused(capsys, ensemble, *TINY, "--members", 2, "--init_seed", 1, "--data_seed", 1)
     assert "--vary takes some of seed" in refused(capsys, ensemble, "--members", 2, "--vary", "lr", *TINY)
     assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
+    assert "--threads 0 is out of range" in refused(capsys, ensemble, one, "--threads", 0)
     for arguments in ((), (one, "--members", 2), ("--members", -1)):
         assert "give either" in refused(capsys, ensemble, *arguments)
     # data prepared anew under the same name are not what the run saw
@@ -1868,8 +1882,20 @@ def test_distillation_from_teachers_to_student(world, capsys):
     printed = capsys.readouterr().out
     assert "sampled already" in printed and "is finished" in printed
     assert "between 0 and 1" in refused(capsys, distill, *options, "--synthetic_weight", 1.0)
+    assert "no whole window" in refused(capsys, distill, *options, "--synthetic_weight", 0.001)
     assert "the teachers have context 32, the student 16" in refused(capsys, distill, *options, "--context", 16)
     assert "not a finished run" in refused(capsys, distill, *options, "--teacher", "nobody")
+
+
+def test_every_teacher_has_a_turn(world, monkeypatch):
+    models, turns, real = [tiny_gpt(seed) for seed in range(5)], Counter(), distill.sample
+
+    def count(teachers, windows, *arguments):
+        turns[teachers[0]] += windows
+        return real(teachers, windows, *arguments)
+    monkeypatch.setattr(distill, "sample", count)
+    assert distill.sample_windows(models, 11, 0, "cpu").shape == (11, models[0].config.context)
+    assert [turns[model] for model in models] == [3, 2, 2, 2, 2]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -2052,7 +2078,7 @@ def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
 
 def test_intervals_of_a_linear_law_are_the_textbooks():
     """A / K + E is linear: the profile is Student's interval, or the normal one where the noise is known."""
-    from scipy import stats
+    from scipy import optimize, stats
     k, rng = np.arange(1, 9), np.random.default_rng(1)
     loss = 0.5 / k + 3 + rng.normal(0, 0.01, 8)
     line = stats.linregress(1 / k, loss)
@@ -2068,6 +2094,15 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     assert fit.profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
     exact = fit.profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
     assert exact == pytest.approx((3, 3), abs=1e-4)
+    # the limit of flat points may lie above all of them; A is not below 0
+    x, flat = 1 / k[:4], np.array([3.65, 3.64, 3.66, 3.65])
+
+    def objective(E):
+        return 0.5 * ((max(0, x @ (flat - E) / (x @ x)) * x + E - flat) ** 2).sum()
+    least = min(objective(E) for E in np.linspace(3.6, 3.7, 10_001))
+    end = optimize.brentq(lambda E: objective(E) - least - 0.5 * (0.03 * 1.95996) ** 2, 3.66, 4)
+    _, high = fit.profile_interval(law, {"x": k[:4] * 1.0}, flat, sigma=0.03)
+    assert high == pytest.approx(end, abs=1e-4) and end > 3.67
     # the bootstrap agrees with them and is seeded
     found = fit.fit(law, columns, loss)
     drawn = fit.bootstrap(law, columns, loss, found, 300)
@@ -2139,6 +2174,8 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "has no column a"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"], "goes with chinchilla and --loss"),
+    ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8], loss=[3, 2, 2, 3, 1.5, 1.5, 1.25, 1.25]),
+     ["--inference", "1e9", "--loss", "2"], "is at its bound: these points do not say"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "has no rows left by --where"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "take NAME=VALUE, not V"),
     ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than the header"),
@@ -2181,8 +2218,9 @@ def test_fit_command_over_runs(world, capsys):
             losses = {kind: (A / k + 0.3 - A + 2e4 / n ** 0.9 + level + 1.2).tolist()
                       for kind, A in (("logits", 0.3), ("probs", 0.2))}
             law, probs_law = ({**fit.fit_reciprocal(k, by_k), "se": 0.01} for by_k in losses.values())
-            write(f"ensembles/{tokens}-{n}", recipe="regularized", size=f"{n // 1000}k", params=n, tokens=tokens,
-                  loss_by_k=losses, law=law, probs_law=probs_law, vary="seed")
+            for recipe in ("regularized", "standard"):
+                write(f"ensembles/{recipe}-{tokens}-{n}", recipe=recipe, size=f"{n // 1000}k", params=n, tokens=tokens,
+                      loss_by_k=losses, law=law, probs_law=probs_law, vary="seed")
     assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
     printed = capsys.readouterr().out.splitlines()
     out = json.loads(printed[-1])
@@ -2220,7 +2258,7 @@ def test_fit_command_over_runs(world, capsys):
         in capsys.readouterr().out and (world / "curves-epochs.png").exists()
     (world / "runs" / "longer" / "result.json").unlink()
     assert subprocess.run([sys.executable, HERE / "fit.py", "--figure", "a.foo"], capture_output=True).returncode == 2
-    assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 12 * 5
+    assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 24 * 5
     # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
     law = {**fit.fit_reciprocal([1, 2], [3.5, 3.3]), "se": None}
     write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law,

@@ -185,6 +185,8 @@ def resolve(config):
             raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of {config.data}")
         if len(sampled.train) < config.context:
             raise InputError(f"{config.synthetic} does not fill one window of {config.context} tokens; sample more")
+        if not synthetic_per_epoch(config, config.tokens // config.context):
+            raise InputError(f"--synthetic_weight {config.synthetic_weight:g} is no whole window an epoch; raise it")
     return config
 
 
@@ -365,11 +367,16 @@ def add_up(value):
 def use_device(name, threads=1):
     """The torch device of a name; `auto` is cuda, then mps, then cpu. Sets the CPU threads of this process, too:
     torch's default, all cores, is far slower for small models and for runs side by side. Raises InputError."""
+    if threads < 1:
+        raise InputError(f"--threads {threads} is out of range; it must be at least 1")
     torch.set_num_threads(threads)
     # strong weight decay can drive a whole layer to zero, whose denormal numbers slow a CPU down eightfold
     torch.set_flush_denormal(True)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    ordered = threads > 1 and name == "cpu"  # compiled, threads would add in any order
+    if torch.are_deterministic_algorithms_enabled() != ordered:  # the switch itself takes a second
+        torch.use_deterministic_algorithms(ordered)
     try:
         # under torchrun each process has its own
         device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
@@ -383,16 +390,18 @@ def use_device(name, threads=1):
 
 def use_compile(choice, device):
     """Whether to compile: True, False or "graphs"; `auto` says in one line what it lacks where it does not."""
-    if choice != "auto":
-        return {"0": False, "1": True}.get(choice, choice)
     # what inductor needs: a C++ compiler and Python's headers for a CPU, a C compiler for CUDA (Triton)
     compilers = {"cpu": os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),
                  "cuda": os.environ.get("CC", "gcc")}
+    if choice == "0" or choice != "auto" and device.type not in compilers:
+        return choice == "1"
     lacking = compilers.get(device.type, "compiler for it")
     if device.type in compilers and shutil.which(lacking):
         lacking = "Python.h"
         if device.type == "cuda" or Path(sysconfig.get_path("include"), "Python.h").exists():
-            return True
+            return choice if choice == "graphs" else True
+    if choice != "auto":
+        raise InputError(f"--compile {choice} needs {lacking}, which is not here; use --compile 0")
     print(f"running eager on {device.type}: no {lacking}")
     return False
 
@@ -590,6 +599,16 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+@contextlib.contextmanager
+def memory_noted(config):
+    """Turns a device's lack of memory into an InputError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise InputError(f"{config.size} with windows of {config.context} does not fit in the device's memory; "
+                         f"halve --micro_batch_size (the log's first line and --dry_run have it)") from None
+
+
 def train(config):
     """Train the run that a resolved TrainConfig describes, or go on with it; returns its result.json as a dict."""
     folder = Path(config.out) / run_name(config)
@@ -603,14 +622,11 @@ def train(config):
     with sigterm_noted() as stopped, claim(folder) if rank == 0 else contextlib.nullcontext(int) as heartbeat:
         if result_path.exists() and world == 1:  # someone else has just finished it
             return read_json(result_path)
-        try:
+        with memory_noted(config):
             run = Run(config, folder)
             run.begin()
             loop(run, heartbeat, stopped)
             result = finish(run)
-        except torch.OutOfMemoryError:
-            raise InputError(f"{config.size} with windows of {config.context} does not fit in the device's memory; "
-                             f"halve --micro_batch_size (the log's first line has it)") from None
         if world > 1:  # nobody leaves before the first has written: gloo aborts who is left
             dist.barrier()
     return result
@@ -721,18 +737,17 @@ def bench(run, steps):
     first = timed(1)
     timed(3)
     # the best of five parts: a neighbour can only slow a part down
-    part, tokens = max(1, steps // 5), len(run.members) * config.batch_size * config.context
+    part, tokens = max(1, steps // 5), len(run.members) * config.batch_size * config.context  # of all processes
     speed = part * tokens / min(timed(part) for _ in range(5))
     cuda = run.device.type == "cuda"
     device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
     peak = next((flops for name, flops in NOMINAL_PEAK.items() if name in device), None)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     memory = torch.cuda.max_memory_allocated() if cuda else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    flops = speed * run.members[0].model.flops_per_token()
+    flops = speed * run.members[0].model.flops_per_token() / run.world
     return {**run.cost(), "tokens_per_second": speed, "mfu": flops / matmul_rate(config.dtype, run.device),
             "mfu_nominal": flops / peak if peak else None, "peak_memory": memory, "device_name": device,
-            "compile_seconds": first - tokens / speed,
-            "machine": run.machine}
+            "compile_seconds": first - tokens / speed, "machine": run.machine}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -879,7 +894,7 @@ def tune(config, axes, seeds, jobs, memo):
 
 def certificate_folder(config, axes, seeds):
     """Where the certificate of a search goes: all that it does not move is in the name."""
-    fixed = {key: value for key, value in identity(config).items() if key not in GRID}
+    fixed = {key: value for key, value in identity(config).items() if key not in axes}
     digest = hashlib.sha256(json.dumps([fixed, axes, seeds], sort_keys=True).encode()).hexdigest()[:6]
     name = f"{config.data}-{config.size}-{config.tokens // 1000}k-{config.recipe}-{digest}"
     return Path(config.out) / "certificates" / name
@@ -927,9 +942,11 @@ def main():
         print_certificate(result)
         print(folder / "certificate.json")
     elif args.bench:
-        args.json, result = True, bench(Run(config, None), args.bench)
+        with memory_noted(config):
+            args.json, result = True, bench(Run(config, None), args.bench)
     elif args.dry_run:
-        run = Run(config, None)
+        with memory_noted(config):
+            run = Run(config, None)
         windows = run.machine["micro_batch_size"]
         result = {**run.cost(), "micro_batch_size": windows,
                   "memory_bytes": run.model.training_bytes(windows * config.context, config.dtype)}
