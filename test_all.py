@@ -711,8 +711,9 @@ def test_a_killed_preparation_leaves_nothing(tmp_path):
     command = [sys.executable, HERE / "prepare.py", "--source", "t.jsonl", "--val_tokens", "999",
                "--tokenizer", "bytes", "--name", "t"]
 
-    def begun():
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def begun():  # a shell's background jobs ignore Ctrl-C, and so would what they start
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while not list(tmp_path.glob(f"data/.t.*.{process.pid}.tmp/text")) and process.poll() is None:
             time.sleep(0.001)
         return process
