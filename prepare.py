@@ -595,7 +595,7 @@ def train_bpe(texts, vocab_size):
     word_counts, size = Counter(), 0
     for text in texts:
         found = regex.findall(PATTERN, text)
-        size += sum(len(word.encode()) for word in set(found) - word_counts.keys())
+        size += sum(len(word.encode()) for word in set(found) if word not in word_counts)
         word_counts.update(found)
         if size > BPE_WORDS:  # memory holds some hundred bytes for each
             break
