@@ -33,8 +33,9 @@ def sample_windows(models, windows, seed, device):
     batch = min(batch, max(1, windows // len(models)))  # each has its turn
     for start in range(0, windows, batch):
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        teacher = visitor(models[start // batch % len(models)], device)  # many large ones wait on the CPU
-        parts.append(sample([teacher], min(batch, windows - start), context, generator).cpu().numpy())
+        teacher = models[start // batch % len(models)]  # on a GPU one at a time, where many large ones wait on the CPU
+        text = sample([visitor(teacher, device)], min(batch, windows - start), context, generator)
+        parts.append(text.cpu().numpy())
         done, now = sum(map(len, parts)), time.monotonic()
         if now - printed > 10 or done == windows:
             speed, printed = done * context / (now - started), now

@@ -1233,12 +1233,12 @@ def kill_and_resume(begin, folder, kills):
     return met, [line["step"] for line in lines if "git" in line]
 
 
-@pytest.mark.parametrize("compiled", [0, 1])
-def test_a_killed_run_resumes_bit_exactly(world, compiled):
+@pytest.mark.parametrize("compiled, threads", [(0, 1), (1, 1), (1, 2)])
+def test_a_killed_run_resumes_bit_exactly(world, compiled, threads):
     if compiled and not HAS_COMPILER:
         pytest.skip("no C++ compiler here")
     options = (*TINY, "--compile", compiled, "--checkpoint_seconds", 0, "--epochs", 8 * KILLS, "--eval_every", 20,
-               "--threads", 1 + compiled)
+               "--threads", threads)
     name = train.run_name(tiny_config(epochs=8 * KILLS))
     whole = start(*options, "--out", "whole")
     met, starts = kill_and_resume(lambda: [start(*options, "--out", "killed")], world / "killed" / name, KILLS)
@@ -1558,12 +1558,19 @@ def test_a_search_accepts_committed_rows_and_reports_what_fails(world, capsys):
     assert "--start goes with it" in refused(capsys, train, *TINY, "--start", "member")
 
 
-def test_bench_measures_and_writes_nothing(world, capsys):
+def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
     assert call(train, *TINY, "--bench", 10) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not (world / "runs").exists() and report["machine"]["attention"] == "SDPA, dense mask"
     assert report["mfu_nominal"] is None and 0 < report["mfu"] < 1 and report["tokens_per_second"] > 100
     assert report["peak_memory"] > 2 ** 26 and report["flops"] > 0
+    # of two processes with a device each, either is half as busy
+    monkeypatch.setattr(train, "matmul_rate", lambda dtype, device: 1e12)
+    run, mfu = train.Run(tiny_config(), None), []
+    for run.world in (1, 2):
+        found = train.bench(run, 5)
+        mfu.append(found["mfu"] * 1e12 / found["tokens_per_second"] / run.model.flops_per_token())
+    assert mfu == pytest.approx([1, 1 / 2])
 
 
 def test_dry_run_predicts_and_writes_nothing(world, capsys):

@@ -389,7 +389,8 @@ def use_device(name, threads=1):
 
 
 def use_compile(choice, device):
-    """Whether to compile: True, False or "graphs"; `auto` says in one line what it lacks where it does not."""
+    """Whether to compile: True, False or "graphs"; `auto` says in one line what it lacks where it does not.
+    Raises InputError where what was asked for cannot be."""
     # what inductor needs: a C++ compiler and Python's headers for a CPU, a C compiler for CUDA (Triton)
     compilers = {"cpu": os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"),
                  "cuda": os.environ.get("CC", "gcc")}
