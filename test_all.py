@@ -2228,7 +2228,7 @@ def test_fit_command_over_runs(world, capsys):
             law, probs_law = ({**fit.fit_reciprocal(k, by_k), "se": 0.01} for by_k in losses.values())
             for recipe in ("regularized", "standard"):
                 write(f"ensembles/{recipe}-{tokens}-{n}", recipe=recipe, size=f"{n // 1000}k", params=n, tokens=tokens,
-                      loss_by_k=losses, law=law, probs_law=probs_law, vary="seed")
+                      loss_by_k=losses, law=law, probs_law=probs_law, vary="seed", data_hash=settings["data_hash"])
     assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
     printed = capsys.readouterr().out.splitlines()
     out = json.loads(printed[-1])
@@ -2245,6 +2245,8 @@ def test_fit_command_over_runs(world, capsys):
     ratios = {(r["recipe"], r["tokens"]): r for r in out["data_efficiency"]}
     found = ratios["regularized, N to infinity", 200_000]
     assert found["by_law"] == pytest.approx((level / (level - 0.4)) ** (1 / 0.3), rel=1e-2)
+    found = ratios["standard ensembles, N and K to infinity", 200_000]  # measured by the single models, too
+    assert found["by_law"] == pytest.approx((level / (level - 0.605)) ** (1 / 0.3), rel=1e-2)
     assert any("warning: beyond its range" in line for line in printed)
     limit = 2e4 / 150_000 ** 0.9 + level + 1.2
     assert any(f"{limit:.4f}   95% {limit - .0278:.3f} to {limit + .0278:.3f} (jackknife); probability mean "
