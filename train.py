@@ -433,6 +433,16 @@ def matmul_rate(dtype, device):
     return 2 * n ** 3 / best
 
 
+def processor_name():
+    """The CPU as the system calls it: runs on two kinds of processors round differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def git_state():
     """Commit of this code, marked if files were changed; None outside a repository."""
     try:
@@ -483,8 +493,8 @@ class Run:
             raise InputError(f"--compile graphs needs the batch in one pass, not {micro} of {share}; use --compile 1")
         # how floating point is carried out: a resume elsewhere would not be exact
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-        self.machine = {"device": self.device.type, "device_name": name, "threads": config.threads,
-                        "torch": str(torch.__version__), "compile": compiled,
+        self.machine = {"device": self.device.type, "device_name": name, "processor": processor_name(),
+                        "threads": config.threads, "torch": str(torch.__version__), "compile": compiled,
                         "attention": blocked if config.doc_mask else "SDPA, causal", "micro_batch_size": micro,
                         "processes": self.world}
         self.parallel = self.model  # what trains: in several processes it averages their gradients
