@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,10 +27,6 @@ import numpy as np
 from scipy.optimize import brentq, least_squares, linprog, nnls
 from scipy.signal import lfilter
 from scipy.stats import qmc, t as student_t
-
-
-class InputError(Exception):
-    """Something the user gave cannot be used; the message says what and what to do."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -329,7 +326,7 @@ def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, pol
     """Fit a Law to columns (name -> array) and targets y: {"params", "objective", "prediction", "at_bounds"}.
 
     method: "ls" least squares on y; "huber" (width delta) and "lad" on log y. weights multiply the terms of the
-    objective. starts: shapes to start from instead of shape_grid(); polished: how many of them are. Raises InputError
+    objective. starts: shapes to start from instead of shape_grid(); polished: how many of them are. Raises ValueError
     when the law is finite at none of them.
     """
     problem = Problem(law, columns, np.asarray(y, dtype=np.float64), weights, method, delta)
@@ -342,7 +339,7 @@ def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, pol
             if len(chosen) < polished and value < math.inf and distance > 0.15:
                 chosen.append(z)
         if not chosen:
-            raise InputError("no start of this law fits these points; check their units and columns")
+            raise ValueError("no start of this law fits these points; check their units and columns")
         found += [(problem.value(z), z) for z in map(problem.polish, chosen)]
         value, z = min(found, key=lambda pair: pair[0])
         _, _, size = problem.unpack(z)
@@ -423,11 +420,11 @@ def quantities(law, params):
 
 def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
     """95% percentile intervals {name: (low, high)} of parameters and derived quantities over `count` refits to points
-    drawn with replacement. Draws are weights, so a curve keeps its rows; refits start at the fit. Raises InputError
+    drawn with replacement. Draws are weights, so a curve keeps its rows; refits start at the fit. Raises ValueError
     where there are no more points than parameters: all draws would then be the same points."""
     rng, rows, draws = np.random.default_rng(seed), len(y), []
     if rows <= len(found["params"]):
-        raise InputError(f"--bootstrap needs more than {rows} points for {len(found['params'])} parameters")
+        raise ValueError(f"--bootstrap needs more than {rows} points for {len(found['params'])} parameters")
     start = np.array([[found["params"][name] for name in law.shape]])
     while len(draws) < count:
         drawn = rng.multinomial(rows, np.full(rows, 1 / rows))
@@ -490,9 +487,9 @@ def t_interval(estimate, error, n):
 
 
 def tokens_for(law, loss):
-    """The inverse of a power law in D: tokens at which it has this loss. Raises InputError at or below its limit."""
+    """The inverse of a power law in D: tokens at which it has this loss. Raises ValueError at or below its limit."""
     if loss <= law["E"]:
-        raise InputError(f"the law never reaches {loss:.4f}: its limit is {law['E']:.4f}")
+        raise ValueError(f"the law never reaches {loss:.4f}: its limit is {law['E']:.4f}")
     return (law["A"] / (loss - law["E"])) ** (1 / law["b"])
 
 
@@ -514,7 +511,7 @@ def optimum_with_inference(params, loss, inference_tokens):
     """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv 2401.00448)."""
     p = SimpleNamespace(**params)
     if loss <= p.E or min(p.A, p.B) <= 0:
-        raise InputError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is {p.E:.4f}")
+        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is {p.E:.4f}")
     smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
     def data(log_n):
@@ -537,55 +534,105 @@ COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 
 
+def read_rows(path):
+    """The rows of a table as dicts, each with its place in it: [(row, "PATH line 3")]. path: a .csv file (texts), results
+    as JSON lines (.jsonl), or a folder, every result.json below which is a row. Raises ValueError."""
+    if Path(path).is_dir():
+        texts = [(file.read_text(), str(file)) for file in sorted(Path(path).rglob("result.json"))]
+    elif Path(path).suffix == ".jsonl":
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        texts = [(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    else:
+        return read_csv(path)
+    rows = []
+    for text, place in texts:
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{place} is damaged ({error}); remove it and make it again") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{place} is not a JSON object; remove it and make it again")
+        rows.append((row, place))
+    return rows
+
+
+def read_csv(path):
+    """read_rows() of a .csv file with a header."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            rows = [(row, f"{path} line {reader.line_num}") for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
+    for row, place in rows:
+        if None in row:
+            raise ValueError(f"{place} has more fields than the header; decimal commas?")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has the column {twice[0]} twice; rename one")
+    return rows
+
+
+def keep_rows(rows, where):
+    """The rows of read_rows() that meet every condition "COLUMN=VALUE", "COLUMN<VALUE" or "COLUMN>VALUE". Numbers
+    compare as numbers, so 1e9 equals 1000000000; a row without the column meets none. Raises ValueError."""
+    for condition in where:
+        found = re.fullmatch(r"(.+?)([=<>])(.*)", condition, re.DOTALL)
+        if not found:
+            raise ValueError(f"--where takes COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE, not {condition}")
+        column, sign, wanted = found.groups()
+        known = dict.fromkeys(name for row, _ in rows for name in row)
+        if rows and column not in known:
+            raise ValueError(f"--where {condition}: there is no column {column}; there are {', '.join(known)}")
+        rows = [(row, place) for row, place in rows if meets(row.get(column), sign, wanted)]
+    return rows
+
+
+def meets(value, sign, wanted):
+    """Whether a row's value is equal to, below or above the wanted text: as numbers if both are, else as texts."""
+    if value is None:
+        return False
+    try:
+        value, wanted = float(value), float(wanted)
+    except (TypeError, ValueError):
+        value = str(value)
+    return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
+
+
 def split_pairs(pairs):
-    """[(name, value)] of "name=value" texts. Raises InputError."""
+    """[(name, value)] of "name=value" texts. Raises ValueError."""
     for pair in pairs:
         if "=" not in pair:
-            raise InputError(f"--where and --set take NAME=VALUE, not {pair}")
+            raise ValueError(f"--where and --set take NAME=VALUE, not {pair}")
     return [tuple(pair.split("=", 1)) for pair in pairs]
 
 
 def read_points(path, names, where=(), constants=()):
     """Columns `names` of a CSV file as {name: float64 array}, `curve` as written. where: "column=value" rows to keep;
-    constants: "name=value" columns that the file lacks. Raises InputError."""
+    constants: "name=value" columns that the file lacks. Raises ValueError."""
     constants = dict(split_pairs(constants))
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8 ({error})") from None
-    longer = [number for number, row in rows if None in row]
-    if longer:
-        raise InputError(f"{path} line {longer[0]} has more fields than the header; decimal commas?")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise InputError(f"{path} has the column {twice[0]} twice; rename one")
-    for column, value in split_pairs(where):
-        if column not in header:
-            raise InputError(f"--where {column}={value}: {path} has no column {column}; it has {', '.join(header)}")
-        rows = [(number, row) for number, row in rows if row[column] == value]
+    rows = keep_rows(read_rows(path), where)
     if not rows:
-        raise InputError(f"{path} has no rows{' left by --where' if where else ''}")
-    columns = {}
+        raise ValueError(f"{path} has no rows{' left by --where' if where else ''}")
+    columns, header = {}, dict.fromkeys(name for row, _ in rows for name in row)
     for name in names:
         there = next((alias for alias in (name, *ALIASES.get(name, ())) if alias in header), None)
         if there is None and name not in constants:
-            raise InputError(f"{path} has no column {name}; it has {', '.join(header)} (or give --set {name}=VALUE)")
+            raise ValueError(f"{path} has no column {name}; it has {', '.join(header)} (or give --set {name}=VALUE)")
         values = []
-        for number, row in rows:
+        for row, place in rows:
             try:
                 text = constants[name] if there is None else row[there]
                 values.append(text if name == "curve" else float(text))
             except (TypeError, ValueError):
-                raise InputError(f"{path} line {number}: {there or name} is {text!r}, not a number") from None
+                raise ValueError(f"{place}: {there or name} is {text!r}, not a number") from None
         columns[name] = np.array(values)
     return columns
 
 
 def check_values(law, columns):
-    """The columns as float64 (but `curve`); raises InputError for values the law cannot take."""
+    """The columns as float64 (but `curve`); raises ValueError for values the law cannot take."""
     checked = {}
     for name, column in columns.items():
         checked[name] = column = np.asarray(column, dtype=None if name == "curve" else np.float64)
@@ -594,27 +641,27 @@ def check_values(law, columns):
         signed = name == law.target and "-" in law.signs.values()  # what is subtracted may exceed the rest
         bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (column == 0) & (name == "lr") | signed)))
         if len(bad):
-            raise InputError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
+            raise ValueError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
                              f"a law needs finite positive numbers")
         values = np.unique(column)
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
-            raise InputError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more than 100,000 "
+            raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more than 100,000 "
                              f"times: are units mixed? write all as plain counts")
     if "curve" in law.columns and (lr_area(SimpleNamespace(**checked)) == 0).any():
-        raise InputError("lr is 0 up to the first row of a curve; start it at a step with lr above 0")
+        raise ValueError("lr is 0 up to the first row of a curve; start it at a step with lr above 0")
     return checked
 
 
 def check_points(law, columns):
-    """(columns, targets) of points that determine a law; raises InputError for others."""
+    """(columns, targets) of points that determine a law; raises ValueError for others."""
     columns = check_values(law, columns)
     for name in law.columns:
         if name not in CONSTANT and len(np.unique(columns[name])) < 2:
-            raise InputError(f"all points have the same {name}; a law needs it to vary")
+            raise ValueError(f"all points have the same {name}; a law needs it to vary")
     least = len(law.shape) + len(law.signs)
     points = len(set(zip(*(columns[name].tolist() for name in law.columns))))
     if points < least:
-        raise InputError(f"a law of {least} parameters needs {least} different points, not {points}; add some")
+        raise ValueError(f"a law of {least} parameters needs {least} different points, not {points}; add some")
     return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
@@ -622,10 +669,10 @@ def law_report(name, path, args):
     """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it, too."""
     law = LAWS[name]
     if args.x is not None and law.columns != ("x",) or args.x == "curve":
-        raise InputError("--x names the column of numbers that is x in power and reciprocal")
+        raise ValueError("--x names the column of numbers that is x in power and reciprocal")
     if law.columns == ("x",):  # the one column that is there, or the one that is meant
         if args.x is None:
-            raise InputError(f"--x must name the column of {path} that is x, for example --x N")
+            raise ValueError(f"--x must name the column of {path} that is x, for example --x N")
         law = replace(law, columns=(args.x,), basis=lambda p, c: LAWS[name].basis(
             p, SimpleNamespace(x=getattr(c, args.x))))
     names = [*law.columns, law.target, *([args.weights] if args.weights else []), *(["sigma"] if args.pooled else [])]
@@ -633,7 +680,7 @@ def law_report(name, path, args):
     columns, y = check_points(law, table)
     weights = table[args.weights] if args.weights else None
     if args.method != "ls" and min(y) <= 0:
-        raise InputError(f"huber and lad take the log of {law.target}, which must be positive; use --method ls")
+        raise ValueError(f"huber and lad take the log of {law.target}, which must be positive; use --method ls")
     # the noise of one point: given, or pooled from a column of standard deviations
     sigma = float(np.sqrt((table["sigma"] ** 2).mean())) if args.pooled else args.sigma
     options = dict(method=args.method, delta=args.delta)
@@ -660,7 +707,7 @@ def law_report(name, path, args):
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
     if args.inference is not None:
         if {"A", "B"} & set(bounds):
-            raise InputError("one term of the law is at its bound: these points do not say what N and D bring apart")
+            raise ValueError("one term of the law is at its bound: these points do not say what N and D bring apart")
         n, d = optimum_with_inference(found["params"], args.loss, args.inference)
         report["inference"] = {"N": n, "D": d, "loss": args.loss, "inference_tokens": args.inference}
         print(f"loss {args.loss:g} with {args.inference:g} tokens of inference: N {n:.4g}, D {d:.4g}")
@@ -706,7 +753,7 @@ def read_folder(folder):
             # older runs lack the first two
             yield path, {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
+            raise ValueError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
 
 
 def read_table(path):
@@ -724,12 +771,12 @@ def read_table(path):
                     for name, kind, se in (("law", "logits", "limit_se"), ("probs_law", "probs", "probs_limit_se"))}
             yield path, {**group[0], "loss_by_k": by_k, **laws}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
+        raise ValueError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
 
 
 def read_results(sources, where=()):
     """(runs, ensembles) of folders and of tables (.csv), what agrees with every "column=value" of where. The same run
-    from two places counts once. Raises InputError."""
+    from two places counts once. Raises ValueError."""
     runs, ensembles = {}, {}
     for source in sources:
         for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
@@ -741,10 +788,10 @@ def read_results(sources, where=()):
             kind, needed = (ensembles, ("probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
             missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
             if missing:
-                raise InputError(f"{path} has no {missing[0]}; remove it and ask for it again")
+                raise ValueError(f"{path} has no {missing[0]}; remove it and ask for it again")
             kind[result["name"], result["recipe"]] = result
     if not runs and not ensembles:
-        raise InputError(f"no finished run under {', '.join(map(str, sources))}"
+        raise ValueError(f"no finished run under {', '.join(map(str, sources))}"
                          + (f" with {' and '.join(where)}" if where else " (no result.json); train one first"))
     return list(runs.values()), list(ensembles.values())
 
@@ -1036,7 +1083,7 @@ def draw(path, points, curves, sizes, members, tiered, laws):
         import matplotlib.pyplot as plt
         from matplotlib.ticker import NullFormatter
     except ImportError:
-        raise InputError("--figure needs matplotlib; install it with pip install matplotlib") from None
+        raise ValueError("--figure needs matplotlib; install it with pip install matplotlib") from None
     claims = {"epochs": (curves, draw_epochs, (curves,)),
               "sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
               "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
@@ -1110,19 +1157,19 @@ def main():
     for name in ("delta", "sigma", "loss", "inference"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name} {value} is out of range; it must be above 0")
+            raise ValueError(f"--{name} {value} is out of range; it must be above 0")
     if min(args.bootstrap, args.seed) < 0:
-        raise InputError("--bootstrap and --seed must be at least 0")
+        raise ValueError("--bootstrap and --seed must be at least 0")
     if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise InputError(f"--figure {args.figure} must end in .png, .pdf or .svg")
+        raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
     of_law = args.what[0] in LAWS
     absent = [source for source in args.what if not of_law and not Path(source).exists()]
     if absent:
-        raise InputError(f"there is no {absent[0]}: train a run first, or name a law: {', '.join(LAWS)}")
+        raise ValueError(f"there is no {absent[0]}: train a run first, or name a law: {', '.join(LAWS)}")
     if of_law and len(args.what) != 2:
-        raise InputError(f"the law {args.what[0]} goes with one CSV file of points")
+        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
     if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
-        raise InputError("--inference goes with chinchilla and --loss")
+        raise ValueError("--inference goes with chinchilla and --loss")
     report = law_report(*args.what, args) if of_law else runs_report(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
@@ -1131,6 +1178,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (InputError, OSError) as error:
+    except (ValueError, OSError) as error:  # bad input: the message says what and what to do
         print(f"fit.py: error: {error}", file=sys.stderr)
         sys.exit(2)

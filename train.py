@@ -40,6 +40,7 @@ from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, r
 
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}  # labels at scale 1, as multiples of the paper's 209,715,200
 NOMINAL_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12}  # dense bf16 FLOP/s, data sheets
+SEEDS = ("seed", "init_seed", "data_seed")  # what runs of one setting differ in
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock counts as abandoned
 
 # (epochs, lr, weight_decay) for each budget label in turn. Scale 1: the paper's tuned settings (its released search).
@@ -109,6 +110,8 @@ class TrainConfig:
     force_resume: int = option(0, "1: resume though device, threads or compile mode differ (not bit-exact)", "how",
                                identity=False)
     out: str = option("runs", "folder of the runs", "how", identity=False)
+    study: str = option(None, "what the run is made for, a label (default: the last part of --out)", "how",
+                        identity=False)
     data_hash: str = ""  # of train.bin, and of the synthetic one: filled by resolve()
     synthetic_hash: str = ""
 
@@ -145,6 +148,7 @@ def recipe_settings(recipe, size, budget):
 def resolve(config):
     """Fill defaults that depend on size, recipe and data, and refuse what cannot run (InputError)."""
     config, scale = dataclasses.replace(config), SCALE_OF[config.size]
+    config.study = config.study or Path(config.out).name
     for name in ("context", "batch_size"):
         if getattr(config, name) is None:
             setattr(config, name, LADDER[scale][name])
@@ -196,6 +200,12 @@ def identity(config):
     return {f.name: value for f in dataclasses.fields(TrainConfig) if f.metadata.get("identity", True)
             and (value := getattr(config, f.name)) != f.default
             and not (f.name in ("init_seed", "data_seed") and value == config.seed)}
+
+
+def setting_of(config):
+    """A hash of what a run computes but for its seeds: runs that agree in it differ in seed alone."""
+    setting = {name: value for name, value in identity(config).items() if name not in SEEDS}
+    return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(config):
@@ -721,7 +731,7 @@ def finish(run):
     run.log(step=run.step, val_loss=val_loss, train_loss=train_loss)
     decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
     speed, rate = run.tokens_seen / run.seconds, run.world * matmul_rate(config.dtype, run.device)
-    result = {**asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
+    result = {"kind": "run", "setting": setting_of(config), **asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
               "tau_epochs": 1 / decay_per_epoch if decay_per_epoch else None,  # AdamW's memory
               "tokens_per_second": speed, "mfu": speed * run.model.flops_per_token() / rate, "machine": run.machine}
     if run.rank == 0:
