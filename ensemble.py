@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
-from train import (Run, TrainConfig, add_options, autocast, bench, claim, config_from, device_windows, finish,
-                   inputs_and_targets, loop, make_optimizer, run_name, settle, sigterm_noted, use_device)
+from train import (Run, TrainConfig, add_options, autocast, begin, bench, claim, config_from, device_windows, finish,
+                   inputs_and_targets, make_optimizer, run_all, run_name, run_steps, use_device)
 
 # what an ensemble's result says of all its members; null where they differ, tokens where they are not the same ones
 SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
@@ -292,51 +292,57 @@ def stack_models(models):
 
 
 class Stack(Run):
-    """Runs at one step that differ in seeds or subset alone, trained as one model by one optimizer. Each keeps its own
-    folder, log, data order, clipping and checkpoints, from which it can also go on alone."""
+    """Runs at one step that differ in seeds or subset alone, trained as one model by one optimizer.
+
+    Each keeps its own folder, log, data order, clipping and checkpoints, from which it can also go
+    on alone.
+    """
 
     def __init__(self, runs):
-        vars(self).update(vars(runs[0]))  # the schedule, the step and the machine are those of all
+        vars(self).update(vars(runs[0]))  # schedule, step and machine are those of all
         self.members, self.seconds = runs, sum(run.seconds for run in runs)
-        self.loss_sum = torch.stack([run.loss_sum for run in runs])
         self.model = self.parallel = stack_models([run.model for run in runs])
         self.optimizer = make_optimizer(self.model, self.config.weight_decay)
         for together, apart in self.parameter_pairs():
             states = [run.optimizer.state[p] for run, p in zip(runs, apart)]
-            if states[0]:  # resumed
+            if states[0]:  # resumed: the moments are stacked, too
                 self.optimizer.state[together] = {
                     "step": states[0]["step"].clone(),
-                    **{key: torch.stack([state[key] for state in states]) for key in ("exp_avg", "exp_avg_sq")}}
+                    "exp_avg": torch.stack([state["exp_avg"] for state in states]),
+                    "exp_avg_sq": torch.stack([state["exp_avg_sq"] for state in states])}
 
     def parameter_pairs(self):
-        """(stacked parameter, the members' own), in the order that make_optimizer gives all of them."""
+        """(stacked parameter, the members' own), in the order of make_optimizer's groups."""
         def ordered(optimizer):
             return [p for group in optimizer.param_groups for p in group["params"]]
         return zip(ordered(self.optimizer), zip(*(ordered(run.optimizer) for run in self.members)))
 
     @torch.no_grad()
-    def hand_back(self):
-        """Bring the members up to date: weights, AdamW's moments, place and time (to each its share)."""
+    def update_members(self):
+        """Give the members their weights, AdamW's moments, their step and their share of time."""
         for together, apart in self.parameter_pairs():
             state = self.optimizer.state[together]
             for i, (run, p) in enumerate(zip(self.members, apart)):
                 p.copy_(together[i])
-                run.optimizer.state[p] = {"step": state["step"].clone(), "exp_avg": state["exp_avg"][i].clone(),
+                run.optimizer.state[p] = {"step": state["step"].clone(),
+                                          "exp_avg": state["exp_avg"][i].clone(),
                                           "exp_avg_sq": state["exp_avg_sq"][i].clone()}
-        for i, run in enumerate(self.members):
-            run.step, run.logged, run.loss_sum = self.step, self.logged, self.loss_sum[i]
-            run.seconds = self.seconds / len(self.members)
+        for run in self.members:
+            run.step, run.seconds = self.step, self.seconds / len(self.members)
 
     def order(self, epoch):
         """The windows of each step and member of an epoch: (steps, K, batch_size)."""
         return torch.stack([run.order(epoch) for run in self.members], 1)
 
     def train_step(self, forward, order):
-        """One step of each member on its own windows, order (K, batch_size): losses (K,) and norms (K,)."""
+        """One step of each member on its own windows, order (K, batch_size): losses (K,) and
+        norms (K,)."""
         config, K = self.config, len(self.members)
-        tokens, targets = inputs_and_targets(torch.cat([run.train[own] for run, own in zip(self.members, order)]))
+        windows = torch.cat([run.train[own] for run, own in zip(self.members, order)])
+        tokens, targets = inputs_and_targets(windows)
+        predictions = config.batch_size * (config.context - 1)
         with autocast(config.dtype, self.device):
-            losses = forward(tokens, targets).view(K, -1).sum(1) / (config.batch_size * (config.context - 1))
+            losses = forward(tokens, targets).view(K, -1).sum(1) / predictions
         losses.sum().backward()  # no member's loss depends on another's weights
         gradients = [p.grad for p in self.model.parameters()]  # (K, ...) each
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
@@ -346,66 +352,76 @@ class Stack(Run):
         return losses.detach(), norms
 
     def evaluate_members(self):
-        self.hand_back()
+        self.update_members()
         return super().evaluate_members()
 
     def save(self):
-        self.hand_back()
+        self.update_members()
         for run in self.members:
             run.save()
 
-    def say(self, text):
-        print(f"{len(self.members)} members at once, {self.folder.name} the first: {text}", flush=True)
+    def title(self):
+        return f"{len(self.members)} members at once, {self.folder.name} the first"
 
 
 def train_together(configs):
-    """What train() does, for several runs that differ in seeds or subset alone; those at one step go as one model.
-    (Stacked in other company, after a kill between two members' checkpoints, a run rounds differently.)"""
-    def place(run):
-        return run.step, run.logged
+    """What train() does, for several runs that differ in seeds or subset alone.
 
+    Runs at one step go as one model. After a kill between two members' checkpoints they are not at
+    one step; stacked in other company a run rounds differently.
+    """
     folders = [Path(config.out) / run_name(config) for config in configs]
-    with contextlib.ExitStack() as held, sigterm_noted() as stopped:
+    with contextlib.ExitStack() as claims:
+        beats, runs = [], []
         for config, folder in zip(configs, folders):
             folder.mkdir(parents=True, exist_ok=True)
-        beats = [held.enter_context(claim(folder)) for folder in folders]
-        runs = [Run(config, folder) for config, folder in zip(configs, folders)
-                if not (folder / "result.json").exists()]
+            beats.append(claims.enter_context(claim(folder)))
+        for config, folder in zip(configs, folders):
+            if not (folder / "result.json").exists():
+                runs.append(Run(config, folder))
         for run in runs:
-            run.begin(stacked=len(runs))
+            begin(run, stacked=len(runs))
         try:
-            for _, group in itertools.groupby(sorted(runs, key=place), place):
-                stack = Stack(list(group))
-                loop(stack, lambda: [beat() for beat in beats], stopped)
-                stack.hand_back()
+            for step in sorted({run.step for run in runs}):
+                stack = Stack([run for run in runs if run.step == step])
+                run_steps(stack, lambda: [beat() for beat in beats])
+                stack.update_members()
                 for run in stack.members:
                     finish(run)
         except torch.OutOfMemoryError:
-            raise InputError(f"{len(runs)} members do not fit in the device's memory at once; use --stack 0") from None
+            raise InputError(f"{len(runs)} members do not fit in the device's memory at once; use "
+                             f"--stack 0") from None
 
 
 def train_members(configs, jobs, stack):
-    """Train what is not finished: as one model where stack is "1", or "auto" on CUDA if they are small; else `jobs`
-    processes at once."""
-    missing = [c for c in configs if not (Path(c.out) / run_name(c) / "result.json").exists()]
-    device = use_device(configs[0].device, configs[0].threads)
-    if len(missing) > 1 and (stack == "1" or stack == "auto" and device.type == "cuda"
-                             and Run(configs[0], None).model.parameter_count() < STACK_BELOW):
+    """Train what is not finished, `jobs` processes at once; or as one model where stack is "1", or
+    "auto" on CUDA and the members are small. Raises InputError where a member diverges."""
+    missing = []
+    for config in configs:
+        if not (Path(config.out) / run_name(config) / "result.json").exists():
+            missing.append(config)
+    if len(missing) > 1 and stack == "auto":
+        device = use_device(configs[0].device, configs[0].threads)
+        if device.type == "cuda":
+            small = Run(configs[0], None).model.parameter_count() < STACK_BELOW
+            stack = "1" if small else "0"
+    if len(missing) > 1 and stack == "1":
         print(f"{len(missing)} members train as one model; --stack 0 trains them apart", flush=True)
         train_together(missing)
-    else:
-        losses = settle(missing, jobs, {})
-        for config, loss in zip(missing, losses):
-            if not math.isfinite(loss):
-                raise InputError(f"{run_name(config)} diverged; try a lower --lr than {config.lr:g}")
+        return
+    losses = run_all(missing, jobs)
+    for config, loss in zip(missing, losses):
+        if not math.isfinite(loss):
+            raise InputError(f"{run_name(config)} diverged; try a lower --lr than {config.lr:g}")
 
 
 def bench_stack(configs, steps):
-    """Tokens per second of the members as one model and of one by itself: what stacking brings here."""
+    """Tokens per second of the members as one model and of one by itself: what stacking brings."""
     runs = [Run(config, None) for config in configs]
     stacked, alone = bench(Stack(runs), steps), bench(Run(configs[0], None), steps)
-    return {"members": len(runs), "stacked": stacked["tokens_per_second"], "one_by_one": alone["tokens_per_second"],
-            "ratio": stacked["tokens_per_second"] / alone["tokens_per_second"], "params": alone["params"],
+    return {"members": len(runs), "params": alone["params"],
+            "stacked": stacked["tokens_per_second"], "one_by_one": alone["tokens_per_second"],
+            "ratio": stacked["tokens_per_second"] / alone["tokens_per_second"],
             "peak_memory": stacked["peak_memory"], "machine": alone["machine"]}
 
 
