@@ -45,8 +45,8 @@ def sampling_batch(models, windows, device):
 def sample_windows(models, windows, seed, device):
     """Token ids (windows, context) of text that starts with end-of-text, by the models in turn.
 
-    The paper's best student has the text of its teachers in turn, too. (Text of their logit average
-    would cost as many times more as there are models.)
+    The paper's best student was taught so. (Text of their logit average would cost as many times
+    more as there are models.)
     """
     context = models[0].config.context
     batch = sampling_batch(models, windows, device)
@@ -61,6 +61,7 @@ def sample_windows(models, windows, seed, device):
         text = sample([teacher], min(batch, windows - start), context, generator)
         parts.append(text.cpu().numpy())
 
+        # a line now and then, and one at the end
         now = time.monotonic()
         done = start + len(text)
         if now - printed > 10 or done == windows:
@@ -80,6 +81,8 @@ def describe_samples(teachers, tokens, seed):
     """
     request = {"teachers": [(teacher["name"], teacher["data_hash"]) for teacher in teachers],
                "tokens": tokens, "seed": seed, "temperature": 1.0, "teachers_take": "turns"}
+    # The last two are not options. They are in the hash so that other ways to sample, should there
+    # be some, cannot be taken for this one.
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:6]
     first = teachers[0]
     return f"sampled-{first['data']}-{first['size']}-k{len(teachers)}-{digest}", request
@@ -136,12 +139,14 @@ def main():
     device = use_device(args.device, args.threads)
     runs = expand(args.teacher, args.out)
     teachers, data = read_members(runs, args.out)
+    # The student must read its teachers' tokens, in windows as long as theirs.
     for key in ("data", "context"):
         theirs, own = teachers[0][key], getattr(student, key)
         if theirs != own:
             raise InputError(f"the teachers have {key} {theirs}, the student {own}; "
                              f"give --{key} {theirs}")
 
+    # At half of every epoch, five times the real text last five epochs before a sample returns.
     tokens = args.sample_tokens or 5 * student.tokens
     name, request = describe_samples(teachers, tokens, args.sample_seed)
     if (Path("data") / name).exists():

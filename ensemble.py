@@ -157,6 +157,7 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
             # a whole batch before anything is added, so that it can be repeated in smaller parts
             parts = list(batch_losses(models, some, subsets, dtype, positions))
         except torch.OutOfMemoryError:
+            # what the device has left depends on its neighbours, so it is tried, not computed
             if batch == positions == 1:
                 raise InputError("the members do not fit in the device's memory; "
                                  "use --device cpu") from None
@@ -181,9 +182,11 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
 
 def mean_by_k(losses, without=None):
     """{K: loss}, the mean over the subsets of K members, or over those without one member."""
+    # Every member has the same weight at every K. So the losses differ by K alone, not by the luck
+    # of who is in.
     sizes = {}
     for subset, loss in losses.items():
-        if without not in subset:
+        if without not in subset:  # None is in no subset
             sizes.setdefault(len(subset), []).append(loss)
     return {k: sum(sizes[k]) / len(sizes[k]) for k in sorted(sizes)}
 
@@ -201,17 +204,17 @@ def law_of_members(losses, fit_law, least, drawn=True):
     None with fewer than `least` members. No interval with just so many, with too few random orders
     for most K without a member, or where members were chosen, not drawn.
     """
-    K = max(len(subset) for subset in losses)
+    K = max(map(len, losses))
     if K < least:
         return None
 
     def fit_to(by_k):
         return fit_law(list(by_k), list(by_k.values()))
 
-    # Fit the mean losses by K, then once more without each member in turn.
     law = {**fit_to(mean_by_k(losses)), "se": None, "interval": None}
+    # Fit once more without each member in turn. The losses are known, so no model runs again.
     left_out = [mean_by_k(losses, without=i) for i in range(K)]
-    fewest = min(len(by_k) for by_k in left_out)
+    fewest = min(map(len, left_out))  # values of K to fit without some member
     if drawn and K > least and fewest >= max(least, K - 3):
         law["se"] = jackknife([fit_to(by_k)["E"] for by_k in left_out])
         law["interval"] = t_interval(law["E"], law["se"], K)
@@ -235,6 +238,7 @@ def fill_defaults(result):
     """A run's result with the options that it leaves open."""
     # An older run lacks newer options and was made as their defaults say.
     full = {**dataclasses.asdict(TrainConfig()), **result}
+    # --seed sets both, so a run that was given it alone says nothing of the two.
     for name in ("init_seed", "data_seed"):
         if full[name] is None:
             full[name] = full["seed"]
@@ -248,9 +252,11 @@ def members_agree(results, key):
 
 def differing_fields(results):
     """Names of the options in which members differ; "seed" stands for both seeds that it sets."""
-    fields = [name for name in identity_fields() if name != "seed"]
-    vary = [name for name in fields if not members_agree(results, name)]
-    # --seed itself decides nothing but these two, so it is no difference of its own
+    vary = []
+    for name in identity_fields():
+        # --seed decides nothing by itself: what counts are the two seeds that it sets
+        if name != "seed" and not members_agree(results, name):
+            vary.append(name)
     if "init_seed" in vary and "data_seed" in vary:
         vary = ["seed"] + [name for name in vary if name not in SEEDS]
     return vary
@@ -265,6 +271,7 @@ def shared_facts(results):
     """
     options = [name for name in identity_fields() if name not in SEEDS]
     facts = dict.fromkeys([*options, "recipe", *DERIVED])
+    # Null is said, not left out: whoever reads a result finds every fact of it.
     for key in facts:
         if members_agree(results, key):
             facts[key] = results[0].get(key)
@@ -285,6 +292,7 @@ def evaluate_ensemble(names, out, device, orders=64):
     losses = subset_losses(models, windows, subsets, results[0]["dtype"])
     alone = [losses["logits"][(i,)] for i in range(len(models))]
     for result, loss in zip(results, alone):
+        # one such member would make every average that it is in useless
         if not math.isfinite(loss):
             raise InputError(f"{result['name']} has no finite loss; "
                              f"leave it out or train it again")
@@ -341,7 +349,7 @@ def expand(names, out):
                 members = read_json(folder / "result.json").get("members")
                 break
         if members:
-            # an ensemble lies beside its members: RUNS/ensembles/NAME
+            # their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME
             runs += [str(folder.parent.parent / member) for member in members]
         else:
             runs.append(name)
@@ -395,6 +403,7 @@ def load_models(names, out, device="cpu"):
         try:
             models.append(GPT.load(folder / "model.pt").eval())
         except (ValueError, OSError) as error:
+            # a finished run is never trained again, so the folder has to go first
             raise InputError(f"{error}; delete {folder} and train it again") from error
 
     device = torch.device(device)
@@ -416,6 +425,7 @@ def on_device(model, device):
     """The model itself if it lives on this kind of device, else a copy that does."""
     if model.embedding.weight.device.type == torch.device(device).type:
         return model
+    # a copy, because .to() would move the model itself and it would stay there
     return copy.deepcopy(model).to(device)
 
 
@@ -606,9 +616,10 @@ def member_configs(first, count, vary):
 
 def list_members(names, out, as_json):
     """Print which members are finished."""
-    finished = {name: (Path(out) / name / "result.json").exists() for name in names}
-    for name, done in finished.items():
-        state = "finished" if done else "to be trained"
+    finished = {}
+    for name in names:
+        finished[name] = (Path(out) / name / "result.json").exists()
+        state = "finished" if finished[name] else "to be trained"
         print(f"{name}: {state}")
     if as_json:
         print(json.dumps(finished))
@@ -617,7 +628,7 @@ def list_members(names, out, as_json):
 def describe_law(law, average):
     """A law and its limit as one line of the table."""
     exponent = ""
-    if "b" in law:
+    if "b" in law:  # a free exponent; without, it is 1
         exponent = f"^{law['b']:.2f}"
     line = (f"inf  {law['E']:10.4f}   {average} mean: "
             f"{law['A']:.3f} / K{exponent} + {law['E']:.4f}")
@@ -670,6 +681,7 @@ def read_arguments():
     add_options(parser)
     args = parser.parse_args()
 
+    # Two ways to say who the members are, and one of them must be taken.
     if bool(args.runs) == bool(args.members) or args.members < 0:
         raise InputError("give either finished runs or --members K with train options")
     if args.runs and (args.bench or args.dry_run):
@@ -690,6 +702,7 @@ def main():
     if args.members:
         configs = member_configs(config_from(args), args.members, args.vary)
         names = [run_name(config) for config in configs]
+        # the first two only look; nothing is trained or written
         if args.bench:
             print(json.dumps(bench_stack(configs, args.bench)))
             return

@@ -92,6 +92,7 @@ def main():
     args = read_arguments()
     device = use_device(args.device, args.threads)
     runs = expand(args.runs, args.out)
+    # An average of several has no weights of its own that could be written.
     if args.export_hf and len(runs) > 1:
         raise InputError(f"--export_hf writes one run, not {len(runs)}")
 
@@ -104,10 +105,12 @@ def main():
     if args.export_hf:
         export_hugging_face(models[0], args.export_hf)
         print(f"{args.export_hf} holds config.json and model.safetensors")
+        # The weights are the same there, but what they see is not. So say it.
         if models[0].config.doc_mask:
             print("this model was trained with attention inside documents alone, which Llama in "
                   "transformers lacks: give it one document at a time")
     if args.sample:
+        # always from the logit average, whatever average was evaluated: it is the paper's ensemble
         report["samples"] = sample_texts(models, data, args.sample, args.seed, device)
         for i, text in enumerate(report["samples"], 1):
             print(f"--- sample {i}\n{text}")
