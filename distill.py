@@ -56,9 +56,10 @@ def sample_windows(models, windows, seed, device):
     for start in range(0, windows, batch):
         # Each batch has a generator of its own, so that its text depends on its place alone.
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        # On a GPU one teacher at a time: many large ones wait on the CPU.
-        teacher = on_device(models[start // batch % len(models)], device)
-        text = sample([teacher], min(batch, windows - start), context, generator)
+        teacher = models[start // batch % len(models)]
+        # Large teachers wait on the CPU. The copy on the GPU has no name, so that it is gone before
+        # the next one comes.
+        text = sample([on_device(teacher, device)], min(batch, windows - start), context, generator)
         parts.append(text.cpu().numpy())
 
         # a line now and then, and one at the end

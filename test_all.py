@@ -771,7 +771,8 @@ def reference_logits(model, tokens):
         return x / torch.sqrt((x ** 2).mean(-1, keepdim=True) + 1e-5) * scale
 
     def turn(x):
-        # x (T, D): dimensions i and i + D/2 are one complex number, turned by position x theta^(-2i/D)
+        # x (T, D): dimensions i and i + D/2 are one complex number, which turns by
+        # position x theta^(-2i/D)
         z = torch.complex(x[:, :D // 2], x[:, D // 2:])
         periods = 10000 ** (torch.arange(D // 2).double() / (D // 2))
         angle = torch.arange(T).double()[:, None] / periods
@@ -1035,9 +1036,11 @@ def test_export_command_writes_what_transformers_reads(world, capsys):
     assert loss == pytest.approx(result["val_loss"], rel=1e-5)
     # one run at a time, refused before anything is evaluated
     other = train.train(tiny_config(doc_mask=0, seed=1))
-    runs = (result["name"], other["name"])
-    assert "one run, not 2" in refused(capsys, evaluation, *runs, "--export_hf", "again")
-    assert "nats per token" not in capsys.readouterr().out and not (world / "again").exists()
+    capsys.readouterr()
+    assert call(evaluation, result["name"], other["name"], "--export_hf", "again") == 2
+    printed = capsys.readouterr()
+    assert "one run, not 2" in printed.err and printed.out == ""
+    assert not (world / "again").exists()
 
 
 def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -1848,7 +1851,7 @@ def test_more_members_than_all_subsets_and_members_of_two_kinds(world, capsys):
 
 
 def test_kind_study_and_setting_of_an_ensemble(world, capsys):
-    """A setting that members share is the ensemble's; other subsets of the text make other settings."""
+    """A setting that members share is the ensemble's; other subsets make other settings."""
     def result_of(*arguments):
         assert call(ensemble, *arguments, "--json") == 0
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -2071,7 +2074,8 @@ def test_distillation_from_teachers_to_student(world, capsys):
     assert "no whole window" in refused(capsys, distill, *options, "--synthetic_weight", 0.001)
     assert "--sample_seed must be at least 0" in refused(capsys, distill, *options,
                                                          "--sample_seed", -1)
-    assert "samples its own" in refused(capsys, distill, *options, "--synthetic", sampled.folder.name)
+    mixed = (*options, "--synthetic", sampled.folder.name)
+    assert "samples its own" in refused(capsys, distill, *mixed)
     assert "the teachers have context 32, the student 16; give --context 32" in refused(
         capsys, distill, *options, "--context", 16)
     assert "not a finished run" in refused(capsys, distill, *options, "--teacher", "nobody")
