@@ -2,93 +2,163 @@
 
     python distill.py --teacher RUN RUN RUN --sample_tokens 1048576 --synthetic_weight 0.5
 
-Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train a student on the
-mixture with train.py's own loop. One teacher of the student's own size is self-distillation. The samples are a data
-set of their own, data/sampled-..., kept for the next student.
+Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train
+a student on the mixture with train.py's own loop. One teacher of the student's own size is
+self-distillation. The samples are a data set of their own, data/sampled-..., kept for the next
+student.
 """
+import dataclasses
 import hashlib
 import json
+import math
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ensemble import expand, load_members, visitor
+from ensemble import expand, load_models, on_device, read_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_data
-from train import TrainConfig, add_options, config_from, use_device, resolve, train
+from train import TrainConfig, add_options, config_from, resolve, train, use_device
+
+
+# --------------------------------------------------------------------------------------------------
+# Synthetic text
+
+def sampling_batch(models, windows, device):
+    """How many windows to sample at a time."""
+    if torch.device(device).type == "cpu":
+        batch = 64  # small enough for a CPU's cache
+    else:
+        # the keys and values of all layers, in fp32, stay below 8 GiB
+        cache_bytes = 0
+        for model in models:
+            c = model.config
+            numbers = 2 * c.layers * c.kv_heads * c.width // c.heads * c.context
+            cache_bytes = max(cache_bytes, 4 * numbers)  # of one window
+        batch = max(1, min(512, 2 ** 33 // cache_bytes))
+    # every teacher has its turn, also where there are few windows
+    return min(batch, max(1, windows // len(models)))
 
 
 def sample_windows(models, windows, seed, device):
-    """Text of the models in turn, as for the paper's best student: token ids (windows, context), each window from
-    end-of-text on. (Text of the logit average costs as many times more as there are models.)
+    """Token ids (windows, context) of text that starts with end-of-text, by the models in turn.
 
-    Every batch has a generator of its own, seeded by seed and place, so that the text does not depend on history.
+    The paper's best student was taught so. (Text of their logit average would cost as many times
+    more as there are models.)
     """
-    parts, context, started, printed = [], models[0].config.context, time.monotonic(), 0.0
-    # small batches stay in a CPU's cache; on a GPU the keys and values of all layers, in fp32, stay below 8 GiB
-    kept = max(8 * m.config.layers * m.config.kv_heads * m.config.width // m.config.heads for m in models) * context
-    batch = 64 if torch.device(device).type == "cpu" else max(1, min(512, 2 ** 33 // kept))
-    batch = min(batch, max(1, windows // len(models)))  # each has its turn
+    context = models[0].config.context
+    batch = sampling_batch(models, windows, device)
+    parts = []
+    started = time.monotonic()
+    printed = 0.0
     for start in range(0, windows, batch):
+        # Each batch has a generator of its own, so that its text depends on its place alone.
         generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        teacher = models[start // batch % len(models)]  # on a GPU one at a time, where many large ones wait on the CPU
-        text = sample([visitor(teacher, device)], min(batch, windows - start), context, generator)
+        teacher = models[start // batch % len(models)]
+        # Large teachers wait on the CPU. The copy on the GPU has no name, so that it is gone before
+        # the next one comes.
+        text = sample([on_device(teacher, device)], min(batch, windows - start), context, generator)
         parts.append(text.cpu().numpy())
-        done, now = sum(map(len, parts)), time.monotonic()
+
+        # a line now and then, and one at the end
+        now = time.monotonic()
+        done = start + len(text)
         if now - printed > 10 or done == windows:
-            speed, printed = done * context / (now - started), now
-            print(f"sampled {done * context:,} of {windows * context:,} tokens | {speed:,.0f} tokens/s | "
-                  f"{(windows - done) * context / speed:.0f} s left", flush=True)
+            printed = now
+            speed = done * context / (now - started)
+            left = (windows - done) * context / speed
+            print(f"sampled {done * context:,} of {windows * context:,} tokens | "
+                  f"{speed:,.0f} tokens/s | {left:.0f} s left", flush=True)
     return np.concatenate(parts)
 
 
-def sampled_data(results, models, data, tokens, seed, device):
-    """Name of the data set of at least `tokens` tokens sampled from these members; sampled now if it is not there yet.
+def describe_samples(teachers, tokens, seed):
+    """(name of a sampled data set, the request that it answers).
 
-    Its validation part and tokenizer are the teachers', so it loads and evaluates like any data set.
+    teachers: results of runs. The name follows from the request alone, so that the same command,
+    repeated or interrupted, finds what is there.
     """
-    identity = {"teachers": [(result["name"], result["data_hash"]) for result in results], "tokens": tokens,
-                "seed": seed, "temperature": 1.0, "teachers_take": "turns"}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
-    name = f"sampled-{results[0]['data']}-{results[0]['size']}-k{len(results)}-{digest}"
-    if (Path("data") / name).exists():
-        print(f"data/{name} is sampled already")
-        return name
-    context = results[0]["context"]
-    windows = sample_windows(models, -(-tokens // context), seed, device)
+    request = {"teachers": [(teacher["name"], teacher["data_hash"]) for teacher in teachers],
+               "tokens": tokens, "seed": seed, "temperature": 1.0, "teachers_take": "turns"}
+    # The last two are not options. They are in the hash so that other ways to sample, should there
+    # be some, cannot be taken for this one.
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:6]
+    first = teachers[0]
+    return f"sampled-{first['data']}-{first['size']}-k{len(teachers)}-{digest}", request
+
+
+def sample_data(name, request, models, data, device):
+    """Sample the data set data/NAME that answers a request of describe_samples.
+
+    data: what the teachers were trained on. Validation part and tokenizer are taken from there, so
+    that the samples load and evaluate like any data set.
+    """
+    # whole windows, so a few tokens more than were asked for
+    windows = math.ceil(request["tokens"] / models[0].config.context)
+    text = sample_windows(models, windows, request["seed"], device)
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
-    write_data(name, {"train": windows.flatten(), "val": data.val}, data.ranks(), {"identity": identity, **meta})
-    return name
+    parts = {"train": text.flatten(), "val": data.val}
+    write_data(name, parts, data.ranks(), {"identity": request, **meta})
 
 
-def main():
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+def read_arguments():
+    """The parsed command line. Raises InputError for values that cannot work."""
     parser = Parser("Sample from teachers, mix with the real tokens, train the student.")
-    parser.add_argument("--teacher", nargs="+", required=True, metavar="RUN", help="finished runs or ensembles")
+    parser.add_argument("--teacher", nargs="+", required=True, metavar="RUN",
+                        help="finished runs or ensembles")
     parser.add_argument("--sample_tokens", type=int, default=0,
                         help="synthetic tokens to sample; 0: five times the real ones")
     parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--json", action="store_true", help="print the student's result as the last line")
+    parser.add_argument("--json", action="store_true",
+                        help="print the student's result as the last line")
     add_options(parser, TrainConfig(recipe="student", synthetic_weight=0.5))
     args = parser.parse_args()
-    if not 0 < args.synthetic_weight < 1 or args.sample_tokens < 0 or args.sample_seed < 0:
-        raise InputError("--synthetic_weight must be between 0 and 1, --sample_tokens and --sample_seed at least 0")
+    if not 0 < args.synthetic_weight < 1:
+        raise InputError(f"--synthetic_weight {args.synthetic_weight:g} is out of range; "
+                         f"it must be between 0 and 1")
+    if min(args.sample_tokens, args.sample_seed) < 0:
+        raise InputError("--sample_tokens and --sample_seed must be at least 0")
     if args.synthetic:
-        raise InputError("--synthetic is what this script makes; to train on a sampled set again use train.py")
+        raise InputError("--synthetic names a sampled set, and this script samples its own; "
+                         "to train on a sampled set again use train.py")
+    return args
 
-    # refuse what cannot work before the sampling: the student's options, then the teachers beside them
-    weight, args.synthetic_weight = args.synthetic_weight, 0.0
-    student, device = config_from(args), use_device(args.device, args.threads)
-    results, models, data = load_members(expand(args.teacher, args.out), args.out, device)
+
+def main():
+    args = read_arguments()
+
+    # Refuse what cannot work before the long sampling: the student's own options first, still
+    # without the mixture, because its data set has no name yet.
+    weight = args.synthetic_weight
+    args.synthetic_weight = 0.0
+    student = config_from(args)
+    device = use_device(args.device, args.threads)
+    runs = expand(args.teacher, args.out)
+    teachers, data = read_members(runs, args.out)
+    # The student must read its teachers' tokens, in windows as long as theirs.
     for key in ("data", "context"):
-        if results[0][key] != getattr(student, key):
-            raise InputError(f"the teachers have {key} {results[0][key]}, the student {getattr(student, key)}; "
-                             f"give --{key} {results[0][key]}")
+        theirs, own = teachers[0][key], getattr(student, key)
+        if theirs != own:
+            raise InputError(f"the teachers have {key} {theirs}, the student {own}; "
+                             f"give --{key} {theirs}")
+
+    # At half of every epoch, five times the real text last five epochs before a sample returns.
     tokens = args.sample_tokens or 5 * student.tokens
-    student.synthetic = sampled_data(results, models, data, tokens, args.sample_seed, device)
-    student.synthetic_weight = weight
-    del models  # the student needs their memory
+    name, request = describe_samples(teachers, tokens, args.sample_seed)
+    if (Path("data") / name).exists():
+        print(f"data/{name} is sampled already")
+    else:
+        # only here, because a repeated command needs no weights of teachers
+        models = load_models(runs, args.out, device)
+        sample_data(name, request, models, data, device)
+        del models  # the student needs their memory
+
+    student = dataclasses.replace(student, synthetic=name, synthetic_weight=weight)
     result = train(resolve(student))
     print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
     if args.json:

@@ -1,10 +1,11 @@
 """K members, their average, the limit K -> infinity (paper, section on ensembles).
 
-    python ensemble.py --members 3 --data docstrings --size 300k --recipe member     # trains the missing members
-    python ensemble.py RUN RUN ...                                                   # evaluates finished ones
+    python ensemble.py --members 3 --data docstrings --size 300k --recipe member
+    python ensemble.py RUN RUN ...
 
-Members share tokens and settings and differ in seed. The paper averages their logits; the average of their
-probabilities stands beside it. The result goes to runs/ensembles/NAME/result.json.
+The first trains the members that are missing, the second takes finished runs. Members share tokens
+and settings and differ in seed. The paper averages their logits; the average of their probabilities
+stands beside it. The result goes to runs/ensembles/NAME/result.json.
 """
 import contextlib
 import copy
@@ -22,95 +23,64 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
-from train import (Run, TrainConfig, add_options, autocast, begin, bench, claim, config_from, device_windows, finish,
-                   inputs_and_targets, make_optimizer, run_all, run_name, run_steps, use_device)
+from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench, claim,
+                   config_from, device_windows, finish, inputs_and_targets, make_optimizer,
+                   run_all, run_name, run_steps, use_device)
 
-# what an ensemble's result says of all its members; null where they differ, tokens where they are not the same ones
-SHARED_KEYS = ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe", "epochs", "lr",
-               "weight_decay", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype", "synthetic",
-               "synthetic_hash", "synthetic_weight", "tau_epochs")
-ALL_SUBSETS = 8  # up to so many members the loss at K is the mean over every subset of K, above over random orders
-STACK_BELOW = 20_000_000  # parameters of a member below which members train as one model on CUDA: not measured yet
-EVAL_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 28}  # logits of all members at a time: a CPU's cache, 1 GiB in fp32
-VARIABLE = ("seed", "init_seed", "data_seed", "subset_seed")  # what members of one ensemble draw at random
+# Up to so many members the loss at K is the mean over every subset of K; above, there are too many
+# subsets, and it is the mean over random orders.
+ALL_SUBSETS = 8
 
+# Logits of all members at a time, in fp32: a CPU's cache, and 1 GiB on a GPU.
+EVAL_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 28}
 
-# --------------------------------------------------------------------------------------------------------------------
-# Members
+# The options that draw something at random, in which members of one ensemble may differ.
+VARIABLE = ("seed", "init_seed", "data_seed", "subset_seed")
 
-def expand(names, out):
-    """Run folders or names of a list in which an ensemble stands for its members."""
-    runs = []
-    for name in names:
-        folders = [path for path in (Path(name), Path(out) / "ensembles" / name) if (path / "result.json").exists()]
-        members = read_json(folders[0] / "result.json").get("members") if folders else None
-        # an ensemble lies beside its members: RUNS/ensembles/NAME
-        runs += [str(folders[0].parent.parent / member) for member in members] if members else [name]
-    return runs
+# Below so many parameters of a member, members train as one model on CUDA: not measured yet.
+STACK_BELOW = 20_000_000
 
 
-def run_folder(run, out):
-    """The folder of a finished run, given by folder or by name under `out`. Raises InputError."""
-    folder = Path(run) if (Path(run) / "result.json").exists() else Path(out) / run
-    if not (folder / "result.json").exists():
-        raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); train it first")
-    return folder
-
-
-def load_run(run, out="runs"):
-    """(result, model) of a finished run, given by folder or by name under `out`. Raises InputError."""
-    folder = run_folder(run, out)
-    try:
-        return read_json(folder / "result.json"), GPT.load(folder / "model.pt")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{error}; delete {folder} and train it again") from error
-
-
-def load_members(names, out, device="cpu"):
-    """(results, models, data) of runs that can be averaged; models that fill more than half of a GPU together stay on
-    the CPU. Raises InputError where data, context, mask or precision differ, or where one is given twice."""
-    loaded = [load_run(name, out) for name in names]
-    results, models = [result for result, _ in loaded], [model.eval() for _, model in loaded]
-    for i, result in enumerate(results):
-        for key in ("data", "data_hash", "context", "doc_mask", "dtype"):
-            if result[key] != results[0][key]:
-                raise InputError(f"{result['name']} has {key} {result[key]}, {results[0]['name']} has "
-                                 f"{results[0][key]}; members must agree in it")
-        if result["name"] in [other["name"] for other in results[:i]]:
-            raise InputError(f"{result['name']} is given twice; a member counts once")
-    data = load_data(results[0]["data"])
-    if data.fingerprint() != results[0]["data_hash"]:
-        raise InputError(f"{data.folder} is not the data that {names[0]} was trained on ({data.fingerprint()}, "
-                         f"not {results[0]['data_hash']}); prepare that again")
-    device = torch.device(device)
-    weights = sum(4 * model.parameter_count() for model in models)
-    if device.type != "cuda" or weights < torch.cuda.get_device_properties(device).total_memory / 2:
-        models = [model.to(device) for model in models]
-    return results, models, data
-
-
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Averages
 
 def choose_subsets(members, orders=64, seed=0):
-    """The subsets of members whose averages are evaluated: all, or beyond ALL_SUBSETS each member alone and the heads
-    of random orders."""
+    """The subsets of members whose averages are evaluated, as tuples of indices.
+
+    All of them or, beyond ALL_SUBSETS, each member alone and the heads of random orders.
+    """
+    # The loss at K is a mean over many choices of K members, because a single choice would mix luck
+    # with the effect of K.
+    indices = range(members)
+    subsets = []
     if members <= ALL_SUBSETS:
-        return [s for k in range(1, members + 1) for s in itertools.combinations(range(members), k)]
+        for k in range(1, members + 1):
+            subsets.extend(itertools.combinations(indices, k))
+        return subsets
+
     generator = torch.Generator().manual_seed(seed)
-    shuffled = [tuple(torch.randperm(members, generator=generator).tolist()) for _ in range(orders)]
-    heads = [order[:k] for order in shuffled for k in range(2, members + 1)]
-    return [(i,) for i in range(members)] + list({frozenset(head): head for head in heads}.values())
+    heads = {}  # one tuple for each set, because the order inside does not matter
+    for _ in range(orders):
+        order = tuple(torch.randperm(members, generator=generator).tolist())
+        for k in range(2, members + 1):
+            heads[frozenset(order[:k])] = order[:k]
+    return [(i,) for i in indices] + list(heads.values())
 
 
 def running_sums(members, subsets):
     """Yields (subset, sum of its members' tensors), sharing the sums of equal beginnings."""
-    stack, before = [], ()
+    # Sorted, subsets with equal beginnings are neighbours: (0, 1) and (0, 1, 2) share one sum. The
+    # stack holds the sums of all beginnings of the subset before.
+    stack = []
+    before = ()
     for subset in sorted(subsets):
         shared = len(os.path.commonprefix([before, subset]))
         del stack[shared:]
         for i in subset[shared:]:
-            stack.append(stack[-1] + members[i] if stack else members[i])
+            if stack:
+                stack.append(stack[-1] + members[i])
+            else:
+                stack.append(members[i])
         before = subset
         yield subset, stack[-1]
 
@@ -118,148 +88,356 @@ def running_sums(members, subsets):
 def chunk_losses(logits, targets, subsets):
     """Sums over positions of each subset's nats and of the members' divergence, in float64.
 
-    logits: fp32 (P, V) of each member; targets: (P,). Returns {"logits": {subset: nats}, "probs": {subset: nats},
-    "kl": the mean of KL(p_i || p_j) over pairs of members}.
+    logits: fp32 (P, V) of each of K members; targets: (P,). Returns {"logits": {subset: nats},
+    "probs": {subset: nats}, "kl": the mean of KL(p_i || p_j) over pairs of members}.
     """
     K = len(logits)
+    # A member's logits and log-probabilities differ by one constant a position, which the softmax
+    # cancels. So the mean of log-probabilities serves as the mean of logits, and one tensor is
+    # enough for both averages and the divergence.
     logs = torch.stack([member.log_softmax(-1) for member in logits])  # (K, P, V)
     target_logs = logs.gather(-1, targets.expand(K, -1)[..., None])[..., 0]  # (K, P)
     sums = {"logits": {}, "probs": {}, "kl": 0.0}
-    # a member's logits and log-probabilities differ by a constant a position, so both have the same normalized mean
     for subset, total in running_sums(logs, subsets):
+        k = len(subset)
         own = target_logs[list(subset)]  # (k, P)
-        nats = {"logits": (total / len(subset)).logsumexp(-1) - own.mean(0),
-                "probs": math.log(len(subset)) - own.logsumexp(0)}
-        for kind, values in nats.items():
-            sums[kind][subset] = float(values.cpu().double().sum())
+        # the mean of logits, normalized anew; and log(1/k sum of p) for the mean of probabilities
+        by_logits = (total / k).logsumexp(-1) - own.mean(0)
+        by_probs = math.log(k) - own.logsumexp(0)
+        sums["logits"][subset] = float(by_logits.cpu().double().sum())
+        sums["probs"][subset] = float(by_probs.cpu().double().sum())
     if K > 1:
-        cross = torch.einsum("ipv,jpv->pij", logs.exp(), logs).cpu().double().sum(0)  # sum over v of p_i log p_j
+        # sum over v of p_i log p_j for all pairs; the diagonal holds the negative entropies
+        cross = torch.einsum("ipv,jpv->pij", logs.exp(), logs).cpu().double().sum(0)
         sums["kl"] = float(K * cross.trace() - cross.sum()) / (K * (K - 1))
     return sums
 
 
-def visitor(model, device):
-    """The model on a device: itself, or a copy for as long as it is used."""
-    there = model.embedding.weight.device.type == torch.device(device).type
-    return model if there else copy.deepcopy(model).to(device)
-
-
 def batch_losses(models, windows, subsets, dtype, positions):
-    """chunk_losses over all predictions of some windows, `positions` at a time; members elsewhere visit the device."""
+    """Yields chunk_losses of all predictions of some windows, `positions` at a time."""
     tokens, targets = inputs_and_targets(windows)
+    # Each model runs once up to its last layer. Its states are small; the logits are not, and are
+    # made a chunk at a time.
+    states = []
     with autocast(dtype, tokens.device):
-        states = []
         for model in models:
-            # (P, C); the last position predicts nothing
-            states.append(visitor(model, tokens.device).states(tokens)[:, :-1].flatten(0, 1))
-    heads = [model.head.weight.to(tokens.device) for model in models]
+            x = on_device(model, tokens.device).states(tokens)  # (B, T, C)
+            states.append(x[:, :-1].flatten(0, 1))  # the last position predicts nothing: (P, C)
     targets = targets[:, :-1].flatten()
-    for start in range(0, len(targets), positions):  # fp32 from here on
-        logits = [F.linear(x[start:start + positions].float(), head) for x, head in zip(states, heads)]
-        yield chunk_losses(logits, targets[start:start + positions], subsets)
+    heads = [model.head.weight.to(tokens.device) for model in models]
+    for start in range(0, len(targets), positions):
+        chunk = slice(start, start + positions)
+        # logits and averages are fp32 also where the states are bf16
+        logits = [F.linear(x[chunk].float(), head) for x, head in zip(states, heads)]
+        yield chunk_losses(logits, targets[chunk], subsets)
 
 
 @torch.no_grad()
 def subset_losses(models, windows, subsets, dtype="fp32"):
-    """Nats per prediction over all windows: {"logits": {subset: loss}, "probs": {subset: loss}, "kl"}.
+    """Nats per prediction over all windows: {"logits": {subset: loss}, "probs": ..., "kl"}.
 
-    logits: one softmax of the mean logits (the paper's); probs: the mean of the members' probabilities. Memory is
-    bounded by a batch's states and a chunk's logits; where those do not fit both are halved. Raises InputError.
+    "logits" is one softmax of the mean logits, as in the paper, "probs" the mean of the members'
+    probabilities. windows: (W, T). Memory is bounded by the states of a batch and the logits of a
+    chunk; where they do not fit, both are halved. Raises InputError where that does not help.
     """
-    totals = {"logits": dict.fromkeys(subsets, 0.0), "probs": dict.fromkeys(subsets, 0.0), "kl": 0.0}
-    limit = EVAL_LOGITS["cuda" if windows.is_cuda else "cpu"]
-    positions, size, start = max(8, limit // (len(models) * models[0].config.vocab_size)), 8, 0
+    limit = EVAL_LOGITS["cpu"]
+    if windows.is_cuda:
+        limit = EVAL_LOGITS["cuda"]
+    batch = 8  # windows
+    # positions whose logits are held at a time, a small number where the vocabulary is large
+    positions = max(8, limit // (len(models) * models[0].config.vocab_size))
+
+    # float64 sums over all predictions, divided once at the end
+    totals = {"logits": dict.fromkeys(subsets, 0.0), "probs": dict.fromkeys(subsets, 0.0)}
+    kl = 0.0
+    start = 0
     while start < len(windows):
+        some = windows[start:start + batch]
         try:
-            parts = list(batch_losses(models, windows[start:start + size], subsets, dtype, positions))
+            # a whole batch before anything is added, so that it can be repeated in smaller parts
+            parts = list(batch_losses(models, some, subsets, dtype, positions))
         except torch.OutOfMemoryError:
-            if size == positions == 1:
-                raise InputError("the members do not fit in the device's memory; use --device cpu") from None
-            size, positions = max(1, size // 2), max(1, positions // 2)
-            print(f"out of memory: going on with {size} window(s) and {positions} position(s) at a time", flush=True)
+            # what the device has left depends on its neighbours, so it is tried, not computed
+            if batch == positions == 1:
+                raise InputError("the members do not fit in the device's memory; "
+                                 "use --device cpu") from None
+            batch = max(1, batch // 2)
+            positions = max(1, positions // 2)
+            print(f"out of memory: going on with {batch} window(s) and {positions} position(s) "
+                  f"at a time", flush=True)
             continue
         for part in parts:
-            totals["kl"] += part["kl"]
-            for kind in ("logits", "probs"):
-                for subset, nats in part[kind].items():
-                    totals[kind][subset] += nats
-        start += size
+            kl += part["kl"]
+            for average, total in totals.items():
+                for subset, nats in part[average].items():
+                    total[subset] += nats
+        start += batch
+
     predictions = len(windows) * (windows.shape[1] - 1)
-    return {"kl": totals["kl"] / predictions,
-            **{kind: {s: nats / predictions for s, nats in totals[kind].items()} for kind in ("logits", "probs")}}
+    losses = {"kl": kl / predictions}
+    for average, total in totals.items():
+        losses[average] = {subset: nats / predictions for subset, nats in total.items()}
+    return losses
 
 
 def mean_by_k(losses, without=None):
-    """{K: loss}, the mean over subsets of that size; optionally over those without one member."""
+    """{K: loss}, the mean over the subsets of K members, or over those without one member."""
+    # Every member has the same weight at every K. So the losses differ by K alone, not by the luck
+    # of who is in.
     sizes = {}
     for subset, loss in losses.items():
-        if without not in subset:
+        if without not in subset:  # None is in no subset
             sizes.setdefault(len(subset), []).append(loss)
     return {k: sum(sizes[k]) / len(sizes[k]) for k in sorted(sizes)}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The limit
 
 def law_of_members(losses, fit_law, least, drawn=True):
-    """A law over K of {subset: loss}, its limit E with a jackknife over members: {"A", "E", ("b",) "se", "interval"}.
+    """The law over K of {subset: loss}: {"A", "E", "b" if it is free, "se", "interval"}.
 
-    Members are the random draws here and the losses at all K share them, so the spread of the limit is that over
-    fits with one member left out: it says how far other draws would move it, not whether the law holds. None with
-    fewer than `least` members; no interval with just so many, with too few random orders for most K without a member,
-    or where members are chosen, not drawn.
+    E is the limit K -> infinity, "se" its standard error by the jackknife over members. Members are
+    the random draws here, and the losses at all K share them. So the spread of fits with one member
+    left out says how far other draws would move the limit; it does not say whether the law holds.
+
+    None with fewer than `least` members. No interval with just so many, with too few random orders
+    for most K without a member, or where members were chosen, not drawn.
     """
-    def fit_to(by_k):
-        return fit_law(list(by_k), list(by_k.values()))
-
     K = max(map(len, losses))
     if K < least:
         return None
-    law, left = fit_to(mean_by_k(losses)), [mean_by_k(losses, i) for i in range(K)]
-    enough = drawn and K > least and min(map(len, left)) >= max(least, K - 3)
-    se = jackknife([fit_to(by_k)["E"] for by_k in left]) if enough else None
-    return {**law, "se": se, "interval": None if se is None else t_interval(law["E"], se, K)}
+
+    def fit_to(by_k):
+        return fit_law(list(by_k), list(by_k.values()))
+
+    law = {**fit_to(mean_by_k(losses)), "se": None, "interval": None}
+    # Fit once more without each member in turn. The losses are known, so no model runs again.
+    left_out = [mean_by_k(losses, without=i) for i in range(K)]
+    fewest = min(map(len, left_out))  # values of K to fit without some member
+    if drawn and K > least and fewest >= max(least, K - 3):
+        law["se"] = jackknife([fit_to(by_k)["E"] for by_k in left_out])
+        law["interval"] = t_interval(law["E"], law["se"], K)
+    return law
+
+
+# --------------------------------------------------------------------------------------------------
+# The result of an ensemble
+
+# What follows from a run's configuration alone, of the keys that its result has beside it.
+DERIVED = ("setting", "params", "params_nonembedding", "tau_epochs")
+
+
+def identity_fields():
+    """Names of the fields of TrainConfig that decide what a run computes."""
+    return [field.name for field in dataclasses.fields(TrainConfig)
+            if field.metadata.get("identity", True)]
+
+
+def fill_defaults(result):
+    """A run's result with the options that it leaves open."""
+    # An older run lacks newer options and was made as their defaults say.
+    full = {**dataclasses.asdict(TrainConfig()), **result}
+    # --seed sets both, so a run that was given it alone says nothing of the two.
+    for name in ("init_seed", "data_seed"):
+        if full[name] is None:
+            full[name] = full["seed"]
+    return full
+
+
+def members_agree(results, key):
+    """Whether a key has the same value in all results; to lack it is a value of its own."""
+    return all(result.get(key) == results[0].get(key) for result in results)
+
+
+def differing_fields(results):
+    """Names of the options in which members differ; "seed" stands for both seeds that it sets."""
+    vary = []
+    for name in identity_fields():
+        # --seed decides nothing by itself: what counts are the two seeds that it sets
+        if name != "seed" and not members_agree(results, name):
+            vary.append(name)
+    if "init_seed" in vary and "data_seed" in vary:
+        vary = ["seed"] + [name for name in vary if name not in SEEDS]
+    return vary
+
+
+def shared_facts(results):
+    """The facts of the setting that members share, null where they differ.
+
+    A fact is what the configuration decides: an option that identifies a run, the name of its
+    recipe, or what follows from these. What a seed, a clock or a machine decides (name, losses,
+    seconds) is no fact of an ensemble, even where members agree in it or where there is only one.
+    """
+    options = [name for name in identity_fields() if name not in SEEDS]
+    facts = dict.fromkeys([*options, "recipe", *DERIVED])
+    # Null is said, not left out: whoever reads a result finds every fact of it.
+    for key in facts:
+        if members_agree(results, key):
+            facts[key] = results[0].get(key)
+    if not members_agree(results, "subset_seed"):
+        facts["tokens"] = None  # together they have seen more than the D tokens of each
+    return facts
 
 
 def evaluate_ensemble(names, out, device, orders=64):
-    """The result of an ensemble of finished runs: losses by K of both averages, the laws and their limit."""
+    """The result of an ensemble of finished runs, given by folder or by name under `out`.
+
+    It has what members share, the loss at every K of both averages, the laws and the limit. Raises
+    InputError for runs that cannot be averaged.
+    """
     results, models, data = load_members(names, out, device)
     windows = device_windows(data.val, results[0]["context"], device)
-    losses = subset_losses(models, windows, choose_subsets(len(models), orders), results[0]["dtype"])
+    subsets = choose_subsets(len(models), orders)
+    losses = subset_losses(models, windows, subsets, results[0]["dtype"])
     alone = [losses["logits"][(i,)] for i in range(len(models))]
     for result, loss in zip(results, alone):
+        # one such member would make every average that it is in useless
         if not math.isfinite(loss):
-            raise InputError(f"{result['name']} has no finite loss; leave it out or train it again")
+            raise InputError(f"{result['name']} has no finite loss; "
+                             f"leave it out or train it again")
 
-    def values(key):  # an older run lacks newer options and was made as their defaults say
-        found = [result.get(key, getattr(TrainConfig, key, None)) for result in results]
-        as_seed = key in ("init_seed", "data_seed")
-        return [result["seed"] if value is None and as_seed else value for value, result in zip(found, results)]
+    # What do they have in common, and what makes them different?
+    members = [fill_defaults(result) for result in results]
+    vary = differing_fields(members)
+    # only members that were drawn, not chosen, say how far other draws would move the limit
+    drawn = set(vary) <= set(VARIABLE)
+    logits, probs = losses["logits"], losses["probs"]
+    # The paper fits A / K + E to the mean of logits. The free exponent beside it tests that law.
+    law = law_of_members(logits, fit_reciprocal, 2, drawn)
+    limit = interval = None
+    if law:
+        limit, interval = law["E"], law["interval"]
+    return {
+        "kind": "ensemble",
+        **shared_facts(members),
+        "members": [os.path.relpath(run_folder(name, out), out) for name in names],
+        "vary": "+".join(vary),
+        "member_losses": alone,
+        "kl": losses["kl"],
+        "loss_by_k": {"logits": list(mean_by_k(logits).values()),
+                      "probs": list(mean_by_k(probs).values())},
+        "law": law,
+        "free_law": law_of_members(logits, fit_power, 3, drawn),
+        "probs_law": law_of_members(probs, fit_reciprocal, 2, drawn),
+        "free_probs_law": law_of_members(probs, fit_power, 3, drawn),
+        "limit": limit,
+        "limit_interval": interval,
+    }
 
-    def differ(key):
-        return len(set(map(str, values(key)))) > 1
-    shared = {key: None if differ(key) else values(key)[0] for key in SHARED_KEYS}
-    if differ("subset_seed"):  # together they have seen more than each one's D
-        shared["tokens"] = None
-    vary = [f.name for f in dataclasses.fields(TrainConfig)
-            if f.metadata.get("identity", True) and f.name != "seed" and differ(f.name)]
-    if {"init_seed", "data_seed"} <= set(vary):  # which is what --seed sets
-        vary = ["seed"] + [name for name in vary if name not in ("init_seed", "data_seed")]
-    laws = {name: law_of_members(losses[kind], fit_law, least, set(vary) <= set(VARIABLE))
-            for name, kind, fit_law, least in (
-                ("law", "logits", fit_reciprocal, 2), ("free_law", "logits", fit_power, 3),
-                ("probs_law", "probs", fit_reciprocal, 2), ("free_probs_law", "probs", fit_power, 3))}
-    return {**shared, "members": [os.path.relpath(run_folder(name, out), out) for name in names],
-            "vary": "+".join(vary), "member_losses": alone, "kl": losses["kl"],
-            "loss_by_k": {kind: list(mean_by_k(losses[kind]).values()) for kind in ("logits", "probs")}, **laws,
-            "limit": laws["law"] and laws["law"]["E"], "limit_interval": laws["law"] and laws["law"]["interval"]}
+
+def ensemble_name(result):
+    """Readable, and the same for the same members in any order."""
+    # a hash of the members, because a list of their names would be too long for a folder
+    members = "\n".join(sorted(result["members"]))
+    digest = hashlib.sha256(members.encode()).hexdigest()[:6]
+    size = result["size"] or "mixed"
+    return f"{result['data']}-{size}-k{len(result['members'])}-{digest}"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# All members at once: K models too small to fill a device as one model, whose weights have a leading member dimension
+# --------------------------------------------------------------------------------------------------
+# Members on disk and on the device
+
+def expand(names, out):
+    """A list of runs from names of runs and ensembles: an ensemble stands for its members."""
+    runs = []
+    for name in names:
+        members = None
+        # by folder first, then by name
+        for folder in (Path(name), Path(out) / "ensembles" / name):
+            if (folder / "result.json").exists():
+                members = read_json(folder / "result.json").get("members")
+                break
+        if members:
+            # their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME
+            runs += [str(folder.parent.parent / member) for member in members]
+        else:
+            runs.append(name)
+    return runs
+
+
+def run_folder(run, out):
+    """The folder of a finished run, given by folder or by name under `out`. Raises InputError."""
+    for folder in (Path(run), Path(out) / run):
+        if (folder / "result.json").exists():
+            return folder
+    raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); "
+                     f"train it first")
+
+
+def read_members(names, out):
+    """(results, data) of runs that can be averaged.
+
+    Raises InputError where data, context, mask or precision differ, where a run is given twice, and
+    where the data are no longer those that the runs have seen.
+    """
+    results = [read_json(run_folder(name, out) / "result.json") for name in names]
+    first = results[0]
+    seen = set()
+    # An average needs models that answer the same question; sizes and settings may differ.
+    for result in results:
+        for key in ("data", "data_hash", "context", "doc_mask", "dtype"):
+            if result[key] != first[key]:
+                raise InputError(f"{result['name']} has {key} {result[key]}, {first['name']} has "
+                                 f"{first[key]}; members must agree in it")
+        if result["name"] in seen:
+            raise InputError(f"{result['name']} is given twice; a member counts once")
+        seen.add(result["name"])
+    # A data set may have been prepared anew under the same name, with other tokens.
+    data = load_data(first["data"])
+    if data.fingerprint() != first["data_hash"]:
+        raise InputError(f"{data.folder} is not the data that {names[0]} was trained on "
+                         f"({data.fingerprint()}, not {first['data_hash']}); prepare that again")
+    return results, data
+
+
+def load_models(names, out, device="cpu"):
+    """The models of finished runs, ready to evaluate. Raises InputError for a damaged file.
+
+    Models that fill more than half of a GPU together stay on the CPU; on_device() then takes one at
+    a time to the GPU.
+    """
+    models = []
+    for name in names:
+        folder = run_folder(name, out)
+        try:
+            models.append(GPT.load(folder / "model.pt").eval())
+        except (ValueError, OSError) as error:
+            # a finished run is never trained again, so the folder has to go first
+            raise InputError(f"{error}; delete {folder} and train it again") from error
+
+    device = torch.device(device)
+    weights = 4 * sum(model.parameter_count() for model in models)  # bytes
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        if weights >= memory / 2:
+            return models
+    return [model.to(device) for model in models]
+
+
+def load_members(names, out, device="cpu"):
+    """(results, models, data) of runs that can be averaged. Raises InputError."""
+    results, data = read_members(names, out)
+    return results, load_models(names, out, device), data
+
+
+def on_device(model, device):
+    """The model itself if it lives on this kind of device, else a copy that does."""
+    if model.embedding.weight.device.type == torch.device(device).type:
+        return model
+    # a copy, because .to() would move the model itself and it would stay there
+    return copy.deepcopy(model).to(device)
+
+
+# --------------------------------------------------------------------------------------------------
+# All members at once: K small models as one, whose weights have a leading dimension of members
+#
+# A small model's kernels are shorter than their launch, so a GPU mostly waits. K models as one have
+# kernels K times as long. Not measured on a GPU yet; on a CPU it does not pay.
 
 class StackedLinear(torch.nn.Linear):
     """K Linears: weight (K, out, in); the rows of x (K B, T, in) are those of the members in turn."""
+
     def forward(self, x):
         y = torch.bmm(x.reshape(len(self.weight), -1, x.shape[-1]), self.weight.mT)
         return y.view(*x.shape[:-1], -1)
@@ -267,23 +445,30 @@ class StackedLinear(torch.nn.Linear):
 
 class StackedEmbedding(torch.nn.Embedding):
     """K tables (K, V, C) for tokens (K B, T)."""
+
     def forward(self, tokens):
         K, V, C = self.weight.shape
+        # one long table, in which member k's tokens begin at k V
         first = V * torch.arange(K, device=tokens.device).repeat_interleave(len(tokens) // K)
         return F.embedding(tokens + first[:, None], self.weight.view(K * V, C))
 
 
 class StackedRMSNorm(torch.nn.RMSNorm):
     """K scales (K, C) for x (K B, T, C)."""
+
     def forward(self, x):
         K, C = self.weight.shape
-        return (F.rms_norm(x.view(K, -1, C), (C,), eps=self.eps) * self.weight[:, None]).view_as(x)
+        normalized = F.rms_norm(x.view(K, -1, C), (C,), eps=self.eps)
+        return (normalized * self.weight[:, None]).view_as(x)
 
 
 def stack_models(models):
     """One GPT that computes what all of them do: its batch is theirs, one after another."""
-    kinds = {torch.nn.Linear: StackedLinear, torch.nn.Embedding: StackedEmbedding, torch.nn.RMSNorm: StackedRMSNorm}
+    kinds = {torch.nn.Linear: StackedLinear, torch.nn.Embedding: StackedEmbedding,
+             torch.nn.RMSNorm: StackedRMSNorm}
     stacked = copy.deepcopy(models[0])
+    # Only these three kinds of layers hold weights; attention and rotary positions work on a batch
+    # of any origin. So the layers change their class, and the rest of the GPT stays as it is.
     for module in stacked.modules():
         module.__class__ = kinds.get(type(module), type(module))
     for name, parameter in stacked.named_parameters():
@@ -302,6 +487,7 @@ class Stack(Run):
         vars(self).update(vars(runs[0]))  # schedule, step and machine are those of all
         self.members, self.seconds = runs, sum(run.seconds for run in runs)
         self.model = self.parallel = stack_models([run.model for run in runs])
+        # AdamW works on each number by itself, so one optimizer does what K of them would
         self.optimizer = make_optimizer(self.model, self.config.weight_decay)
         for together, apart in self.parameter_pairs():
             states = [run.optimizer.state[p] for run, p in zip(runs, apart)]
@@ -338,6 +524,7 @@ class Stack(Run):
         """One step of each member on its own windows, order (K, batch_size): losses (K,) and
         norms (K,)."""
         config, K = self.config, len(self.members)
+        # the members' batches in one, (K x batch_size, context)
         windows = torch.cat([run.train[own] for run, own in zip(self.members, order)])
         tokens, targets = inputs_and_targets(windows)
         predictions = config.batch_size * (config.context - 1)
@@ -373,6 +560,7 @@ def train_together(configs):
     folders = [Path(config.out) / run_name(config) for config in configs]
     with contextlib.ExitStack() as claims:
         beats, runs = [], []
+        # all folders are held before any run begins, so no other process trains a member apart
         for config, folder in zip(configs, folders):
             folder.mkdir(parents=True, exist_ok=True)
             beats.append(claims.enter_context(claim(folder)))
@@ -382,6 +570,7 @@ def train_together(configs):
         for run in runs:
             begin(run, stacked=len(runs))
         try:
+            # most often there is one step: that of all
             for step in sorted({run.step for run in runs}):
                 stack = Stack([run for run in runs if run.step == step])
                 run_steps(stack, lambda: [beat() for beat in beats])
@@ -410,6 +599,7 @@ def train_members(configs, jobs, stack):
         train_together(missing)
         return
     losses = run_all(missing, jobs)
+    # a search may pass over a run that diverged; an ensemble needs all its members
     for config, loss in zip(missing, losses):
         if not math.isfinite(loss):
             raise InputError(f"{run_name(config)} diverged; try a lower --lr than {config.lr:g}")
@@ -424,80 +614,142 @@ def bench_stack(configs, steps):
             "ratio": stacked["tokens_per_second"] / alone["tokens_per_second"],
             "peak_memory": stacked["peak_memory"], "machine": alone["machine"]}
 
+# --------------------------------------------------------------------------------------------------
+# Command line
 
-# --------------------------------------------------------------------------------------------------------------------
+def drawn_seed(config, name):
+    """The seed, one of VARIABLE, that a config draws with; what is not given follows --seed."""
+    value = getattr(config, name)
+    if value is not None:
+        return value
+    if name == "subset_seed":
+        return 0  # no subset is drawn, so the members' subsets start at the first
+    return config.seed
+
 
 def member_configs(first, count, vary):
-    """Resolved configs of `count` members: the first and those whose seeds named in `vary` are 1, 2, ... more. Raises
-    InputError where that changes nothing."""
-    def start(name, config=first):
-        value = getattr(config, name)
-        return value if value is not None else 0 if name == "subset_seed" else config.seed
-    configs = [dataclasses.replace(first, **{name: start(name) + i for name in vary}) for i in range(count)]
-    if len({tuple(start(name, config) for name in VARIABLE[1:]) for config in configs}) < count:
-        raise InputError(f"members that differ in {','.join(vary)} alone are copies here; leave out --init_seed and "
-                         f"--data_seed, or name them in --vary")
+    """Resolved configs of `count` members: the first, and those whose seeds are 1, 2, ... more.
+
+    vary: names of the seeds to count up, some of VARIABLE. Raises InputError where that changes
+    nothing.
+    """
+    configs = []
+    draws = set()  # what a member draws with; two members that agree in it are copies
+    for i in range(count):
+        seeds = {name: drawn_seed(first, name) + i for name in vary}
+        config = dataclasses.replace(first, **seeds)
+        configs.append(config)
+        draws.add(tuple(drawn_seed(config, name) for name in VARIABLE if name != "seed"))
+    if len(draws) < count:
+        raise InputError(f"members that differ in {','.join(vary)} alone are copies here; leave "
+                         f"out --init_seed and --data_seed, or name them in --vary")
     return configs
 
 
+def list_members(names, out, as_json):
+    """Print which members are finished."""
+    finished = {}
+    for name in names:
+        finished[name] = (Path(out) / name / "result.json").exists()
+        state = "finished" if finished[name] else "to be trained"
+        print(f"{name}: {state}")
+    if as_json:
+        print(json.dumps(finished))
+
+
+def describe_law(law, average):
+    """A law and its limit as one line of the table."""
+    exponent = ""
+    if "b" in law:  # a free exponent; without, it is 1
+        exponent = f"^{law['b']:.2f}"
+    line = (f"inf  {law['E']:10.4f}   {average} mean: "
+            f"{law['A']:.3f} / K{exponent} + {law['E']:.4f}")
+    if law["interval"] is None:
+        return f"{line}; no interval"
+    low, high = law["interval"]
+    return f"{line}; 95% {low:.4f} to {high:.4f}, jackknife over members"
+
+
 def print_ensemble(result):
-    """Loss at every K of both averages, the laws and their limits."""
+    """Print the loss at every K of both averages, then the laws and their limits."""
     print(" K   logit mean   probability mean")
-    for k, (logits, probs) in enumerate(zip(result["loss_by_k"]["logits"], result["loss_by_k"]["probs"]), 1):
+    by_k = zip(result["loss_by_k"]["logits"], result["loss_by_k"]["probs"])
+    for k, (logits, probs) in enumerate(by_k, 1):
         print(f"{k:2d}   {logits:10.4f}   {probs:10.4f}")
-    # probability means fall more slowly than 1 / K, so their limit is that of a free exponent where there is one
-    for name in ("law", "free_law", "free_probs_law" if result["free_probs_law"] else "probs_law"):
-        law = result[name]
+    # Probability means fall more slowly than 1 / K, so their limit is that of a free exponent if
+    # there are members enough to fit one.
+    probs_law = result["free_probs_law"] or result["probs_law"]
+    laws = (("logit", result["law"]), ("logit", result["free_law"]), ("probability", probs_law))
+    for average, law in laws:
         if law:
-            what, power = ("probability" if "probs" in name else "logit") + " mean", "^{b:.2f}" if "b" in law else ""
-            known = "; 95% {:.4f} to {:.4f}, jackknife over members" if law["interval"] else "; no interval"
-            print(f"inf  {law['E']:10.4f}   {what}: {law['A']:.3f} / K{power.format(**law)} + {law['E']:.4f}"
-                  + known.format(*law["interval"] or ()))
+            print(describe_law(law, average))
     if len(result["members"]) > 1:
-        print(f"members differ in {result['vary']} and diverge by {result['kl']:.4f} nats (mean KL over pairs)")
+        print(f"members differ in {result['vary']} and diverge by {result['kl']:.4f} nats "
+              f"(mean KL over pairs)")
 
 
-def main():
+def read_arguments():
+    """The parsed command line. Raises InputError for options that do not go together."""
     parser = Parser("The loss of an ensemble at every K and its limit.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="finished runs; or give --members and train options")
-    parser.add_argument("--members", type=int, default=0, help="members with seeds from --seed on, trained if missing")
-    parser.add_argument("--vary", default="seed", help=f"what differs between members: some of {','.join(VARIABLE)}")
-    parser.add_argument("--orders", type=int, default=64, help=f"random orders of more than {ALL_SUBSETS} members")
-    parser.add_argument("--jobs", type=int, default=1, help="members trained at once, each in a process of its own")
-    parser.add_argument("--stack", choices=("auto", "0", "1"), default="auto", help="1: missing members train as one "
-                        f"model in this process; auto: on CUDA below {STACK_BELOW:,} parameters")
+    parser.add_argument("runs", nargs="*", metavar="RUN",
+                        help="finished runs; or give --members and train options")
+    parser.add_argument("--members", type=int, default=0,
+                        help="members with seeds from --seed on, trained if missing")
+    parser.add_argument("--vary", default="seed",
+                        help=f"what differs between members: some of {','.join(VARIABLE)}")
+    parser.add_argument("--orders", type=int, default=64,
+                        help=f"random orders of more than {ALL_SUBSETS} members")
+    parser.add_argument("--jobs", type=int, default=1,
+                        help="members trained at once, each in a process of its own")
+    parser.add_argument("--stack", choices=("auto", "0", "1"), default="auto",
+                        help="1: missing members train as one model in this process; "
+                             f"auto: on CUDA below {STACK_BELOW:,} parameters")
     parser.add_argument("--bench", type=int, default=0, metavar="STEPS", nargs="?", const=50,
-                        help="time so many steps of the members stacked and of one alone; writes nothing")
-    parser.add_argument("--dry_run", action="store_true", help="list the members and which are finished; no run")
+                        help="time so many steps of the members stacked and of one alone; "
+                             "writes nothing")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="list the members and which are finished; no run")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     add_options(parser)
     args = parser.parse_args()
-    vary = args.vary.split(",")
+
+    # Two ways to say who the members are, and one of them must be taken.
     if bool(args.runs) == bool(args.members) or args.members < 0:
         raise InputError("give either finished runs or --members K with train options")
     if args.runs and (args.bench or args.dry_run):
         raise InputError("--bench and --dry_run go with --members")
-    if not set(vary) <= set(VARIABLE) or min(args.orders, args.jobs) < 1:
-        raise InputError(f"--vary takes some of {','.join(VARIABLE)}; --orders and --jobs are at least 1")
-    if "RANK" in os.environ:
+    args.vary = args.vary.split(",")
+    if not set(args.vary) <= set(VARIABLE):
+        raise InputError(f"--vary takes some of {','.join(VARIABLE)}")
+    if min(args.orders, args.jobs) < 1:
+        raise InputError("--orders and --jobs are at least 1")
+    if "RANK" in os.environ:  # set by torchrun
         raise InputError("this script runs without torchrun and starts its own processes (--jobs)")
+    return args
 
-    names, device = expand(args.runs, args.out), use_device(args.device, args.threads)
+
+def main():
+    args = read_arguments()
+    device = use_device(args.device, args.threads)
     if args.members:
-        configs = member_configs(config_from(args), args.members, vary)
+        configs = member_configs(config_from(args), args.members, args.vary)
         names = [run_name(config) for config in configs]
+        # the first two only look; nothing is trained or written
         if args.bench:
-            return print(json.dumps(bench_stack(configs, args.bench)))
+            print(json.dumps(bench_stack(configs, args.bench)))
+            return
         if args.dry_run:
-            finished = {name: (Path(args.out) / name / "result.json").exists() for name in names}
-            for name in names:
-                print(f"{name}: {'finished' if finished[name] else 'to be trained'}")
-            return print(json.dumps(finished)) if args.json else None
+            list_members(names, args.out, args.json)
+            return
         train_members(configs, args.jobs, args.stack)
+    else:
+        names = expand(args.runs, args.out)
+
+    # Members are never written to: the ensemble has a folder of its own, beside theirs.
     result = evaluate_ensemble(names, args.out, device, args.orders)
-    digest = hashlib.sha256("\n".join(sorted(result["members"])).encode()).hexdigest()[:6]
-    folder = Path(args.out) / "ensembles" / f"{result['data']}-{result['size'] or 'mixed'}-k{len(names)}-{digest}"
-    result["name"] = folder.name
+    study = args.study or Path(args.out).name
+    result = {"kind": result.pop("kind"), "study": study, "name": ensemble_name(result), **result}
+    folder = Path(args.out) / "ensembles" / result["name"]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", result)
     print(folder)

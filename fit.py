@@ -29,7 +29,7 @@ from scipy.signal import lfilter
 from scipy.stats import qmc, t as student_t
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The laws
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ LAWS["inference"] = replace(LAWS["chinchilla"], source="arXiv 2401.00448 (for --
 LEFT_OUT = "left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, convex bounds"
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The solver
 
 def design(law, shape, c, rows):
@@ -349,7 +349,7 @@ def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, pol
                 "at_bounds": problem.at_bounds(z)}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Uncertainty
 
 def hold(law, name, value):
@@ -450,7 +450,7 @@ def limit_range(left_out):
     return (min(p["E"] for p in left_out), max(p["E"] for p in left_out)) if left_out else None
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The paper's laws
 
 def fit_power(x, loss):
@@ -525,7 +525,7 @@ def optimum_with_inference(params, loss, inference_tokens):
     return math.exp(log_n), data(log_n)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Points of a CSV file
 
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens",), "U": ("tokens",), "K": ("members",),
@@ -731,7 +731,7 @@ def describe(interval, left_out, sigma, unit="point"):
     return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Runs
 
 RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
@@ -955,7 +955,7 @@ def write_atomically(path, content):
             os.unlink(temporary)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What the user sees
 
 def print_table(points, curves, members, laws, ratios):

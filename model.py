@@ -1,11 +1,16 @@
-"""The GPT that every stage shares: Llama's architecture with the paper's initialization (arXiv 2509.14786, section 2).
+"""The GPT that every stage shares: Llama's architecture with the paper's initialization.
 
-RMSNorm before each block, rotary positions, SwiGLU, grouped-query attention, no biases, an untied head. Attention
-stays inside a document by default. Shapes in comments: B sequences, T positions, C width, H heads, D head width,
-V vocabulary.
+RMSNorm before each block, rotary positions, SwiGLU, grouped-query attention, no biases, an untied
+head (arXiv 2509.14786, section 2). Attention stays inside a document by default. The file goes from
+configuration, blocks, masks and loss to the model, then to sampling and to Hugging Face's format.
+
+Shapes in comments: B sequences, T positions, C width, H query heads, KV key and value heads,
+D head width, V vocabulary.
 """
 import json
 import math
+import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,14 +20,12 @@ from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_LOGITS = 2 ** 28  # above 1 GiB of fp32 logits the loss is computed in chunks; below, the plain loss is faster
-
-
-ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
+# --------------------------------------------------------------------------------------------------
+# Configuration
 
 @dataclass
 class GPTConfig:
+    """The shape of a model. Raises ValueError for heads that do not divide."""
     vocab_size: int
     end_of_text: int  # this token starts a document
     context: int
@@ -31,48 +34,70 @@ class GPTConfig:
     heads: int
     kv_heads: int
     doc_mask: bool = True  # attention does not cross documents; False: plain causal
-    # what other models of the Llama family vary
-    inner: int = 0  # width of the MLP; 0: 3.5 x width, as the paper
+
+    # The paper fixes the rest; other models of the Llama family vary it.
+    inner: int = 0  # width of the MLP; 0: 3.5 x width, as in the paper
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
-    rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original context
-    tied: bool = False  # the head is the embedding
+    rope_scaling: dict | None = None  # Llama 3's, with the keys ROPE_SCALING_KEYS
+    tied: bool = False  # True: the head is the embedding
 
     def __post_init__(self):
         self.inner = self.inner or 7 * self.width // 2
         if self.width % self.heads or self.heads % self.kv_heads:
-            raise ValueError(f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} must divide")
+            raise ValueError(f"heads must divide width and kv_heads must divide heads: width is "
+                             f"{self.width}, heads is {self.heads}, kv_heads is {self.kv_heads}")
 
 
-# The ladder: the paper's four sizes, then the same ladder with N and D divided by 10, 100 and 1000. Context and batch
-# size (sequences a step) belong to the scale. Of each size: width, layers, heads, kv_heads.
-LADDER = {1: dict(context=4096, batch_size=64, sizes={"150m": (512, 6, 8, 8), "300m": (768, 12, 12, 12),
-                                                      "600m": (1024, 24, 16, 8), "1.4b": (2048, 16, 16, 8)}),
-          10: dict(context=1024, batch_size=32, sizes={"15m": (384, 4, 6, 6), "30m": (512, 6, 8, 8),
-                                                       "60m": (768, 6, 12, 12), "140m": (1024, 8, 16, 8)}),
-          100: dict(context=512, batch_size=8, sizes={"1.5m": (128, 2, 4, 4), "3m": (192, 3, 6, 6),
-                                                      "6m": (256, 4, 8, 8), "14m": (384, 5, 12, 12)}),
-          1000: dict(context=256, batch_size=4, sizes={"150k": (48, 2, 3, 3), "300k": (64, 3, 4, 4),
-                                                       "600k": (96, 3, 6, 6), "1.4m": (128, 5, 8, 8)})}
+# The ladder: the paper's four sizes, then the same ladder with N and D divided by 10, 100 and 1000,
+# so that a laptop meets the same tokens per parameter as the paper's GPUs. Context and batch size
+# (sequences a step) belong to the scale. Of each size: width, layers, heads, kv_heads.
+LADDER = {
+    1: dict(context=4096, batch_size=64, sizes={
+        "150m": (512, 6, 8, 8), "300m": (768, 12, 12, 12),
+        "600m": (1024, 24, 16, 8), "1.4b": (2048, 16, 16, 8)}),
+    10: dict(context=1024, batch_size=32, sizes={
+        "15m": (384, 4, 6, 6), "30m": (512, 6, 8, 8),
+        "60m": (768, 6, 12, 12), "140m": (1024, 8, 16, 8)}),
+    100: dict(context=512, batch_size=8, sizes={
+        "1.5m": (128, 2, 4, 4), "3m": (192, 3, 6, 6),
+        "6m": (256, 4, 8, 8), "14m": (384, 5, 12, 12)}),
+    1000: dict(context=256, batch_size=4, sizes={
+        "150k": (48, 2, 3, 3), "300k": (64, 3, 4, 4),
+        "600k": (96, 3, 6, 6), "1.4m": (128, 5, 8, 8)}),
+}
+SHAPE = ("width", "layers", "heads", "kv_heads")
 SCALE_OF = {size: scale for scale, rung in LADDER.items() for size in rung["sizes"]}
-SIZES = {size: dict(zip(("width", "layers", "heads", "kv_heads"), shape))
+SIZES = {size: dict(zip(SHAPE, shape))
          for rung in LADDER.values() for size, shape in rung["sizes"].items()}
 
+# Above 1 GiB of fp32 logits the loss is computed in chunks; below, the plain loss is faster.
+CHUNK_LOGITS = 2 ** 28
 
-# --------------------------------------------------------------------------------------------------------------------
+ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor",
+                     "original_max_position_embeddings")
+
+
+# --------------------------------------------------------------------------------------------------
 # Blocks
 
 def rotary_tables(config):
-    """cos and sin of the rotary angles, each (context, head width), for the two-halves layout of Llama."""
+    """cos and sin of the rotary angles, each (context, D), for the two-halves layout of Llama."""
     D = config.width // config.heads
+    # Dimensions i and i + D/2 form a pair that turns by theta^(-2i/D) a position. In fp64, because
+    # angles of late positions are large and would lose their last digits.
     frequencies = config.rope_theta ** -(torch.arange(0, D, 2, dtype=torch.float64) / D)  # (D / 2,)
-    if config.rope_scaling:  # Llama 3: slow frequencies are divided by factor, fast ones kept, those between blended
+
+    if config.rope_scaling:
+        # Llama 3 stretches positions for a longer context: slow frequencies are divided by a
+        # factor, fast ones are kept, and those between are blended.
         factor, low, high, original = (config.rope_scaling[key] for key in ROPE_SCALING_KEYS)
-        turns = original * frequencies / (2 * math.pi)  # over the original context
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        frequencies = frequencies * (kept + (1 - kept) / factor)
+        turns = original * frequencies / (2 * math.pi)  # within the original context
+        share_kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (share_kept + (1 - share_kept) / factor)
+
     angles = torch.arange(config.context, dtype=torch.float64)[:, None] * frequencies  # (T, D / 2)
-    angles = torch.cat([angles, angles], dim=1)
+    angles = torch.cat([angles, angles], dim=1)  # both halves turn alike
     return angles.cos().float(), angles.sin().float()
 
 
@@ -83,34 +108,47 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
+    """Causal self-attention in which H / KV query heads share each key and value head."""
+
     def __init__(self, config):
         super().__init__()
-        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.heads = config.heads
+        self.kv_heads = config.kv_heads
         self.head_width = config.width // config.heads
-        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False)
+        # queries, keys and values of all heads come out of one matrix product
+        rows = (config.heads + 2 * config.kv_heads) * self.head_width
+        self.qkv = nn.Linear(config.width, rows, bias=False)
         self.out = nn.Linear(config.heads * self.head_width, config.width, bias=False)
 
     def forward(self, x, rotary, mask, cache=None):
+        """x: (B, T, C); rotary: (cos, sin); mask: None, a bool tensor or a BlockMask."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_width).transpose(1, 2)  # (B, H + 2 KV, T, D)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q = rotate(q, *rotary)
+        k = rotate(k, *rotary)
         if cache is not None:
+            # sampling feeds one position at a time; the earlier keys and values are remembered
             k, v = cache.append(k, v)
 
-        # one fused kernel per kind of mask: Flash or cuDNN for causal, FlexAttention for blocks, SDPA for a dense mask
+        # One fused kernel for each kind of mask, so that no (T, T) scores are ever stored on a GPU.
         gqa = self.heads != self.kv_heads
         if mask is None:
+            # plain causal: Flash or cuDNN
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         elif isinstance(mask, torch.Tensor):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
-        else:  # contiguous: compiled for a CPU, torch 2.13's FlexAttention misreads the permuted strides of rotate()
+        else:
+            # Contiguous, because FlexAttention of torch 2.13, compiled for a CPU, misreads the
+            # permuted strides that rotate() leaves.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
             y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
 class MLP(nn.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
     def __init__(self, config):
         super().__init__()
         self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
@@ -122,6 +160,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: attention, then the MLP, each added to the stream that it reads normalized."""
+
     def __init__(self, config):
         super().__init__()
         self.norm_attention = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -134,45 +174,59 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Attention masks and loss
 
 def dense_document_mask(tokens, end_of_text):
-    """Who may see whom: bool (B, 1, T, T), True for earlier-or-same positions of the same document."""
-    document = (tokens == end_of_text).cumsum(1)  # (B, T); an end-of-text belongs to the document it starts
+    """Which positions see which: bool (B, 1, T, T), True for earlier ones of the same document."""
+    # Counting end-of-texts numbers the documents: each end-of-text starts one and belongs to it.
+    document = (tokens == end_of_text).cumsum(1)  # (B, T)
     same = document[:, None, :, None] == document[:, None, None, :]
-    return same & torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
+    T = tokens.shape[1]
+    return same & torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril()
 
 
 def block_document_mask(tokens, end_of_text):
-    """The same mask for FlexAttention, which skips the blocks that are empty."""
+    """The same mask for FlexAttention, which skips the blocks of it that are empty."""
     document = (tokens == end_of_text).cumsum(1)
 
     def visible(b, h, q, k):
         return (q >= k) & (document[b, q] == document[b, k])
-    return create_block_mask(visible, len(tokens), None, tokens.shape[1], tokens.shape[1], device=tokens.device)
+
+    B, T = tokens.shape
+    return create_block_mask(visible, B, None, T, T, device=tokens.device)
 
 
 def token_nats(x, head, targets):
-    """Negative log-likelihood of each target in nats, fp32 (B, T), 0 where the target is -1. x: (B, T, C)."""
+    """Negative log-likelihood of each target in nats.
+
+    x: (B, T, C), the input of the Linear `head`; targets: int64 (B, T), -1 where nothing is
+    predicted. Returns fp32 (B, T), 0 where the target is -1.
+    """
     def nats(x, targets):
         logits = head(x).float().flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none").view(targets.shape)
+        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
+        return losses.view(targets.shape)
 
     chunks = math.ceil(targets.numel() * head.out_features / CHUNK_LOGITS)
     if chunks == 1:
         return nats(x, targets)
-    # recompute each chunk's logits in the backward pass: one chunk of logits in memory instead of all
-    parts = zip(x.chunk(chunks, dim=1), targets.chunk(chunks, dim=1))
-    return torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in parts], dim=1)
+    # The logits are the largest tensor by far. So hold one chunk of them at a time, and compute it
+    # once more in the backward pass instead of keeping it. (F.linear_cross_entropy of torch 2.13
+    # does this as well, but not under torch.compile.)
+    parts = []
+    for x_part, targets_part in zip(x.chunk(chunks, dim=1), targets.chunk(chunks, dim=1)):
+        parts.append(checkpoint(nats, x_part, targets_part, use_reentrant=False))
+    return torch.cat(parts, dim=1)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The model
 
 class GPT(nn.Module):
+    """Embedding, blocks, norm, head. `seed` alone decides the weights of a fresh model."""
+
     def __init__(self, config, seed=0):
-        """A freshly initialized model; `seed` alone decides its weights."""
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
@@ -181,6 +235,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
+        # not persistent: the configuration says all about them, so they stay out of saved weights
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -188,234 +243,365 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator):
-        """The paper's code: every Linear, the head included, std 1/sqrt(fan_in), no depth scaling; embedding std
-        1/width; both truncated at 3 sigma; norms 1."""
+        """Initialize as the paper's code does: norms 1, matrices normal, truncated at 3 sigma.
+
+        The std is 1/sqrt(fan_in) for every Linear, the head included, without depth scaling, and
+        1/width for the embedding.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
-            else:  # (fan_out, fan_in) of a Linear, (vocab_size, width) of the embedding
-                std = 1 / parameter.shape[1] if name == "embedding.weight" else parameter.shape[1] ** -0.5
-                nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)
+                continue
+            # (fan_out, fan_in) of a Linear, (vocab_size, width) of the embedding
+            std = parameter.shape[1] ** -0.5
+            if name == "embedding.weight":
+                std = 1 / parameter.shape[1]
+            nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)
 
     def document_mask(self, tokens):
         """The mask that the device's fused kernel takes; None means plain causal."""
         if not self.config.doc_mask:
             return None
-        compiled_on_cuda = tokens.is_cuda and torch.compiler.is_compiling()  # FlexAttention has no CPU backward
-        return (block_document_mask if compiled_on_cuda else dense_document_mask)(tokens, self.config.end_of_text)
+        # FlexAttention pays off where it is compiled for a GPU; it has no backward pass on a CPU.
+        if tokens.is_cuda and torch.compiler.is_compiling():
+            return block_document_mask(tokens, self.config.end_of_text)
+        return dense_document_mask(tokens, self.config.end_of_text)
 
     def forward(self, tokens, targets=None):
-        """Logits (B, T, V) in fp32 or, given targets, the nats of each: fp32 (B, T), 0 where the target is -1.
+        """Logits (B, T, V) in fp32 or, given targets, the nats of each: fp32 (B, T).
 
-        tokens, targets: int64 (B, T), T at most the context.
+        tokens, targets: int64 (B, T), T at most the context. A target of -1 has 0 nats.
         """
         x = self.states(tokens)
-        return self.head(x).float() if targets is None else token_nats(x, self.head, targets)
+        if targets is None:
+            return self.head(x).float()
+        return token_nats(x, self.head, targets)
 
     def states(self, tokens):
-        """What the head reads: (B, T, C)."""
+        """The input of the head: (B, T, C)."""
         T = tokens.shape[1]
-        rotary, mask = (self.cos[:T], self.sin[:T]), self.document_mask(tokens)
+        rotary = self.cos[:T], self.sin[:T]
+        mask = self.document_mask(tokens)
         x = self.embedding(tokens)  # (B, T, C)
         for block in self.blocks:
             x = block(x, rotary, mask)
         return self.norm(x)
 
-    # sizes and costs
+    # Sizes and costs
 
     def parameter_count(self, embeddings=True):
-        """N: all parameters, or without embedding and head."""
-        tables = () if embeddings else {self.embedding.weight, self.head.weight}  # one if tied
-        return sum(parameter.numel() for parameter in self.parameters()) - sum(table.numel() for table in tables)
+        """N as the paper counts it, all parameters, or what is left without embedding and head."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        if not embeddings:
+            tables = {self.embedding.weight, self.head.weight}  # a set, because tied ones are one
+            count -= sum(table.numel() for table in tables)
+        return count
 
     def flops_per_token(self):
-        """Forward and backward: 6 per weight of a Linear, the head included (the embedding is a lookup), plus causal
-        attention's two products, 12 x layers x width x context, halved because half is masked."""
-        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
-        return 6 * weights + 6 * self.config.layers * self.config.width * self.config.context
+        """FLOPs of training on one token, forward and backward."""
+        c = self.config
+        # 6 for each weight of a Linear, the head included: a multiplication and an addition
+        # forward, twice that backward. The embedding is a lookup and costs nothing.
+        linears = (module for module in self.modules() if isinstance(module, nn.Linear))
+        weights = sum(linear.weight.numel() for linear in linears)
+        # Attention's two products are 12 x layers x width x context; causality spares half.
+        return 6 * weights + 6 * c.layers * c.width * c.context
 
     def training_bytes(self, tokens, dtype):
-        """Memory to train with `tokens` tokens a pass: 16 bytes a parameter for weight, gradient and AdamW's moments,
-        the logits at hand in fp32 with their gradient, and what eager blocks keep for the backward pass: 27 fp32
-        numbers per token, layer and unit of width (counted: 26.7 to 27.2), two thirds of that in bf16."""
-        c, kept = self.config, 27 * 4 if dtype == "fp32" else 18 * 4
+        """Estimate of the memory in bytes that training with `tokens` tokens a pass takes."""
+        c = self.config
+        # weight, gradient and AdamW's two moments, each in fp32
+        state = 16 * self.parameter_count()
+        # the logits of a chunk in fp32, with their gradient
         logits = 2 * 4 * min(tokens * c.vocab_size, CHUNK_LOGITS)
-        return 16 * self.parameter_count() + logits + kept * tokens * c.layers * c.width
+        # Eager blocks keep 27 fp32 numbers per token, layer and unit of width for the backward pass
+        # (counted with autograd's hooks: 26.7 to 27.2), in bf16 two thirds of these bytes.
+        kept = 27 * 4 if dtype == "fp32" else 18 * 4
+        return state + logits + kept * tokens * c.layers * c.width
 
-    # weights in and out
+    # Weights in and out
 
     def save(self, file):
-        """Write configuration and weights to a path or binary file; GPT.load reads them with weights_only=True."""
+        """Write configuration and weights to a path or a binary file; GPT.load reads them."""
         torch.save({"config": asdict(self.config), "weights": self.state_dict()}, file)
 
     @classmethod
     def load(cls, path, device="cpu"):
         """The model that save() wrote. Raises ValueError for a truncated or foreign file."""
         try:
+            # weights_only: a file from somebody else must not be able to run code here
             saved = torch.load(path, map_location=device, weights_only=True)
             model = cls(GPTConfig(**saved["config"])).to(device)
             model.load_state_dict(saved["weights"])
         except FileNotFoundError:
             raise
         except Exception as error:  # torch raises a dozen kinds here, from pickle's to zip's
-            raise ValueError(f"{path} is not a whole model file ({type(error).__name__})") from error
+            kind = type(error).__name__
+            raise ValueError(f"{path} is not a whole model file ({kind})") from error
         return model
 
     @classmethod
     def from_pretrained(cls, folder):
-        """The model of a local Hugging Face folder of the Llama family (config.json, *.safetensors), tied or untied,
-        with plain or Llama-3 rotary positions. Raises ValueError for anything else."""
+        """The model of a local Hugging Face folder (config.json, *.safetensors).
+
+        It must be of the Llama family, tied or untied, with plain or Llama-3 rotary positions.
+        Raises ValueError for anything else.
+        """
         try:
             config, weights = read_hugging_face(folder)
             model = cls(config)
             model.load_state_dict(weights)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # fields or shapes of another layout
-            raise ValueError(f"{folder} is not a Llama folder that this GPT can hold ({error})") from error
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            # fields or shapes of some other layout
+            raise ValueError(f"{folder} is not a Llama that this GPT can hold ({error})") from error
         return model
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Hugging Face's layout of a Llama folder: config.json and *.safetensors
-
-def hugging_face_names(config):
-    """Each of our parameters and those that make it up there, joined by rows: {ours: [(theirs, rows)]}."""
-    C, D = config.width, config.width // config.heads
-    names = {"embedding.weight": [("model.embed_tokens.weight", config.vocab_size)],
-             "norm.weight": [("model.norm.weight", C)], "head.weight": [("lm_head.weight", config.vocab_size)]}
-    for i in range(config.layers):
-        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
-        heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
-        parts = {"norm_attention": [("input_layernorm", C)], "norm_mlp": [("post_attention_layernorm", C)],
-                 "attention.qkv": [(f"self_attn.{x}_proj", n * D) for x, n in heads.items()],
-                 "attention.out": [("self_attn.o_proj", C)], "mlp.down": [("mlp.down_proj", C)],
-                 "mlp.gate_up": [("mlp.gate_proj", config.inner), ("mlp.up_proj", config.inner)]}
-        names |= {f"{ours}{part}.weight": [(f"{theirs}{name}.weight", rows) for name, rows in found]
-                  for part, found in parts.items()}
-    if config.tied:
-        del names["head.weight"]
-    return names
-
-
-def export_hugging_face(model, folder):
-    """Write config.json and model.safetensors that transformers' LlamaForCausalLM loads."""
-    from safetensors.torch import save_file  # optional
-    c, weights, state = model.config, {}, model.state_dict()
-    for ours, theirs in hugging_face_names(c).items():
-        pieces = state[ours].split([rows for _, rows in theirs])
-        weights |= {name: piece.contiguous().cpu() for (name, _), piece in zip(theirs, pieces)}
-    rope = {"rope_type": "llama3", **c.rope_scaling} if c.rope_scaling else {"rope_type": "default"}
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-              "vocab_size": c.vocab_size, "hidden_size": c.width, "intermediate_size": c.inner,
-              "num_hidden_layers": c.layers, "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads,
-              "head_dim": c.width // c.heads, "max_position_embeddings": c.context, "rms_norm_eps": c.norm_eps,
-              "rope_theta": c.rope_theta, "rope_parameters": {"rope_theta": c.rope_theta, **rope},
-              "tie_word_embeddings": c.tied, "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32",
-              "bos_token_id": c.end_of_text, "eos_token_id": c.end_of_text}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-
-def read_hugging_face(folder):
-    """(GPTConfig, our weights) of a local Llama folder. Plain causal attention, as such models are trained. Raises
-    ValueError for another architecture or a damaged folder."""
-    try:
-        from safetensors.torch import load_file  # optional
-    except ImportError:
-        raise ValueError("reading *.safetensors needs the package safetensors: pip install safetensors") from None
-    folder, weights = Path(folder), {}
-    try:
-        there = json.loads((folder / "config.json").read_text())
-        for file in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(file)
-    except Exception as error:  # safetensors raises its own kind for a damaged file
-        raise ValueError(f"{folder} has no whole config.json and *.safetensors ({error})") from error
-    rope = there.get("rope_parameters") or {"rope_theta": there.get("rope_theta", 10_000.0),
-                                            **(there.get("rope_scaling") or {})}
-    kind, end = rope.get("rope_type", rope.get("type", "default")), there.get("bos_token_id")
-    absent = [key for key in ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                              "num_attention_heads", "max_position_embeddings") if key not in there]
-    if absent:
-        raise ValueError(f"{folder}/config.json is not a Llama's: it lacks {', '.join(absent)}")
-    unlike = {"model_type": there["model_type"] != "llama", "hidden_act": there.get("hidden_act", "silu") != "silu",
-              "attention_bias": there.get("attention_bias"), "mlp_bias": there.get("mlp_bias"),
-              "rope_type": kind not in ("default", "llama3"),
-              "head_dim": there["hidden_size"] != there["num_attention_heads"] * there.get(
-                  "head_dim", there["hidden_size"] // there["num_attention_heads"])}
-    differing = ", ".join(key for key in unlike if unlike[key])
-    if differing:
-        raise ValueError(f"{folder} is not a Llama that this GPT can hold: {differing}")
-    config = GPTConfig(
-        vocab_size=there["vocab_size"], end_of_text=there["vocab_size"] - 1 if end is None else end,
-        context=there["max_position_embeddings"], width=there["hidden_size"], layers=there["num_hidden_layers"],
-        heads=there["num_attention_heads"], kv_heads=there.get("num_key_value_heads", there["num_attention_heads"]),
-        doc_mask=False, inner=there["intermediate_size"], norm_eps=there.get("rms_norm_eps", 1e-6),
-        rope_theta=rope["rope_theta"], tied=there.get("tie_word_embeddings", False),
-        rope_scaling={key: rope[key] for key in ROPE_SCALING_KEYS} if kind == "llama3" else None)
-    names = hugging_face_names(config)
-    missing = [name for theirs in names.values() for name, _ in theirs if name not in weights]
-    if missing:
-        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights")
-    joined = {ours: torch.cat([weights[name] for name, _ in theirs]) for ours, theirs in names.items()}
-    return config, joined | ({"head.weight": joined["embedding.weight"]} if config.tied else {})
-
-
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sampling
 
 class Cache:
-    """Keys and values of one block for positions 0..T-1 of B sequences, each (B, KV, context, D)."""
+    """Keys and values of one block for the positions so far of B sequences."""
 
     def __init__(self, config, batch, like):
+        """`like`: a tensor of the device and dtype to use."""
         shape = (batch, config.kv_heads, config.context, config.width // config.heads)
-        self.k, self.v, self.length = like.new_empty(shape), like.new_empty(shape), 0
+        self.k = like.new_empty(shape)  # (B, KV, context, D)
+        self.v = like.new_empty(shape)
+        self.length = 0
 
     def append(self, k, v):
-        """Store the next positions; returns all keys and values so far."""
-        end = self.length + k.shape[2]
-        self.k[:, :, self.length:end], self.v[:, :, self.length:end], self.length = k, v, end
+        """Store the next positions, k and v (B, KV, T, D); returns all keys and values so far."""
+        start, end = self.length, self.length + k.shape[2]
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
 class Stepper:
-    """Runs a model one position at a time: step(token) gives the logits of the next one, equal to a full forward."""
+    """Runs a model one position at a time, with the same logits as a forward pass over all."""
 
     def __init__(self, model, batch):
-        self.model, self.t = model, 0
-        self.caches = [Cache(model.config, batch, model.head.weight) for _ in model.blocks]
-        # a key is visible from its own document only: where each sequence's present document starts
-        self.start = torch.zeros(batch, 1, dtype=torch.long, device=model.head.weight.device)
+        self.model = model
+        self.t = 0
+        weight = model.head.weight
+        self.caches = [Cache(model.config, batch, like=weight) for _ in model.blocks]
+        # where the present document of each sequence starts: (B, 1)
+        self.start = torch.zeros(batch, 1, dtype=torch.long, device=weight.device)
 
     @torch.no_grad()
     def step(self, token):
-        """token: int64 (B,), the one at position t. Returns the logits of position t + 1, fp32 (B, V)."""
+        """token: int64 (B,), the one at position t. Returns the logits of t + 1, fp32 (B, V)."""
         model, t = self.model, self.t
         if model.config.doc_mask:
             self.start[token == model.config.end_of_text] = t
-        mask = (torch.arange(t + 1, device=token.device) >= self.start)[:, None, None]  # (B, 1, 1, t + 1)
+        # a key is visible from its own document only
+        positions = torch.arange(t + 1, device=token.device)
+        mask = (positions >= self.start)[:, None, None]  # (B, 1, 1, t + 1)
+        rotary = model.cos[t:t + 1], model.sin[t:t + 1]
         x = model.embedding(token[:, None])  # (B, 1, C)
         for block, cache in zip(model.blocks, self.caches):
-            x = block(x, (model.cos[t:t + 1], model.sin[t:t + 1]), mask, cache)
+            x = block(x, rotary, mask, cache)
         self.t += 1
         return model.head(model.norm(x))[:, 0].float()
 
 
 @torch.no_grad()
 def sample(models, batch, length, generator, temperature=1.0):
-    """Windows of text from one model or from the logit average of several: int64 (batch, length).
+    """Windows of text from one model, or from the logit average of several: int64 (batch, length).
 
-    Each starts with end-of-text; one drawn later starts the next document, as in training. `length` is at most the
-    context; `generator` lives on the models' device.
+    Each starts with end-of-text; one drawn later starts the next document, as in training.
+    `length` is at most the context; `generator` lives on the models' device.
     """
-    token = torch.full((batch,), models[0].config.end_of_text, device=models[0].head.weight.device)
-    steppers, tokens = [Stepper(model, batch) for model in models], [token]
+    device = models[0].head.weight.device
+    steppers = [Stepper(model, batch) for model in models]
+    token = torch.full((batch,), models[0].config.end_of_text, device=device)
+    tokens = [token]
     for _ in range(length - 1):
         logits = torch.stack([stepper.step(token) for stepper in steppers]).mean(0)  # (B, V)
-        # one uniform number a sequence into the cumulative distribution; torch.multinomial would draw V of them
+        # Invert the cumulative distribution at one uniform number a sequence. torch.multinomial
+        # would draw V random numbers, which costs more than the model at our sizes.
         cumulative = (logits / temperature).softmax(-1).cumsum(-1)
-        uniform = torch.rand(batch, 1, generator=generator, device=token.device)
+        uniform = torch.rand(batch, 1, generator=generator, device=device)
         token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-        token = token.clamp(max=logits.shape[1] - 1)  # a product rounded up to the total would fall off the end
+        # a product that is rounded up to the total would fall off the end
+        token = token.clamp(max=logits.shape[1] - 1)
         tokens.append(token)
     return torch.stack(tokens, dim=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Hugging Face's layout of a Llama folder: config.json and *.safetensors
+
+def hugging_face_names(config):
+    """The tensors there that make up each of ours, joined by rows: {ours: [(theirs, rows)]}."""
+    C = config.width
+    q_rows = C
+    kv_rows = C // config.heads * config.kv_heads
+    names = {
+        "embedding.weight": [("model.embed_tokens.weight", config.vocab_size)],
+        "norm.weight": [("model.norm.weight", C)],
+    }
+    if not config.tied:
+        names["head.weight"] = [("lm_head.weight", config.vocab_size)]
+    for i in range(config.layers):
+        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
+        names |= {
+            ours + "norm_attention.weight": [(theirs + "input_layernorm.weight", C)],
+            ours + "attention.qkv.weight": [(theirs + "self_attn.q_proj.weight", q_rows),
+                                            (theirs + "self_attn.k_proj.weight", kv_rows),
+                                            (theirs + "self_attn.v_proj.weight", kv_rows)],
+            ours + "attention.out.weight": [(theirs + "self_attn.o_proj.weight", C)],
+            ours + "norm_mlp.weight": [(theirs + "post_attention_layernorm.weight", C)],
+            ours + "mlp.gate_up.weight": [(theirs + "mlp.gate_proj.weight", config.inner),
+                                          (theirs + "mlp.up_proj.weight", config.inner)],
+            ours + "mlp.down.weight": [(theirs + "mlp.down_proj.weight", C)],
+        }
+    return names
+
+
+def export_hugging_face(model, folder):
+    """Write config.json and model.safetensors, which transformers' LlamaForCausalLM loads.
+
+    The folder gets both files whole or neither. Raises OSError where they cannot be written.
+    """
+    from safetensors import SafetensorError  # optional, so imported where it is used
+    from safetensors.torch import save_file
+
+    state = model.state_dict()
+    weights = {}
+    for ours, theirs in hugging_face_names(model.config).items():
+        pieces = state[ours].split([rows for _, rows in theirs])
+        for (name, _), piece in zip(theirs, pieces):
+            weights[name] = piece.contiguous().cpu()
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        temporary = Path(temporary)
+        try:
+            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for instance
+            raise OSError(f"cannot write {folder} ({error}); free some disk space") from error
+        config = json.dumps(hugging_face_config(model.config), indent=1)
+        (temporary / "config.json").write_text(config + "\n")
+        folder.mkdir(exist_ok=True)
+        # config.json last: without it no reader takes the folder for a model
+        for name in ("model.safetensors", "config.json"):
+            os.replace(temporary / name, folder / name)
+
+
+def hugging_face_config(config):
+    """The content of config.json for a model of ours."""
+    rope = {"rope_type": "default"}
+    if config.rope_scaling:
+        rope = {"rope_type": "llama3", **config.rope_scaling}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.inner,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.width // config.heads,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps,
+        # older versions of transformers read rope_theta, newer ones rope_parameters
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, **rope},
+        "tie_word_embeddings": config.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": "float32",
+        "bos_token_id": config.end_of_text,
+        "eos_token_id": config.end_of_text,
+    }
+
+
+def read_hugging_face(folder):
+    """(GPTConfig, our weights) of a local Llama folder. Such models attend across documents.
+
+    Raises ValueError for another architecture or a damaged folder.
+    """
+    fields, tensors = read_llama_files(Path(folder))
+    config = config_of_llama(fields, folder)
+    names = hugging_face_names(config)
+    missing = [name for parts in names.values() for name, _ in parts if name not in tensors]
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights")
+    weights = {}
+    for ours, parts in names.items():
+        weights[ours] = torch.cat([tensors[name] for name, _ in parts])
+    if config.tied:
+        weights["head.weight"] = weights["embedding.weight"]
+    return config, weights
+
+
+def read_llama_files(folder):
+    """(fields of config.json, tensors by name). Raises ValueError."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("reading *.safetensors needs the package safetensors; install it with "
+                         "pip install safetensors") from None
+    tensors = {}
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors |= load_file(file)
+    except Exception as error:  # safetensors raises its own kind for a damaged file
+        raise ValueError(f"{folder} has no whole config.json and *.safetensors "
+                         f"({error})") from error
+    # null says "the default" there, as an absent field does
+    return {key: value for key, value in fields.items() if value is not None}, tensors
+
+
+def config_of_llama(fields, folder):
+    """The GPTConfig of a Llama's config.json. Raises ValueError for what our GPT cannot hold.
+
+    Where the file names no first token (bos_token_id), end-of-text is taken to be the last token.
+    """
+    needed = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+              "num_attention_heads", "max_position_embeddings")
+    absent = [key for key in needed if key not in fields]
+    if absent:
+        raise ValueError(f"{folder}/config.json is not a Llama's: it lacks {', '.join(absent)}")
+
+    # older versions of transformers keep the rotary parameters in two fields
+    older = {"rope_theta": fields.get("rope_theta", 10_000.0), **fields.get("rope_scaling", {})}
+    rope = fields.get("rope_parameters", older)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    scaling = None
+    if rope_type == "llama3":
+        scaling = {key: rope[key] for key in ROPE_SCALING_KEYS}
+
+    config = GPTConfig(
+        vocab_size=fields["vocab_size"],
+        end_of_text=fields.get("bos_token_id", fields["vocab_size"] - 1),
+        context=fields["max_position_embeddings"],
+        width=fields["hidden_size"],
+        layers=fields["num_hidden_layers"],
+        heads=fields["num_attention_heads"],
+        kv_heads=fields.get("num_key_value_heads", fields["num_attention_heads"]),
+        doc_mask=False,
+        inner=fields["intermediate_size"],
+        norm_eps=fields.get("rms_norm_eps", 1e-6),
+        rope_theta=rope["rope_theta"],
+        rope_scaling=scaling,
+        tied=fields.get("tie_word_embeddings", False),
+    )
+
+    # The weights would load, but compute something else, if one of these were not as we write it.
+    ours = hugging_face_config(config)
+    decisive = ("model_type", "hidden_act", "attention_bias", "mlp_bias", "head_dim")
+    wrong = [f"{key} is {fields[key]}, not {ours[key]}"
+             for key in decisive if fields.get(key, ours[key]) != ours[key]]
+    if rope_type not in ("default", "llama3"):
+        wrong.append(f"rope_type is {rope_type}, not default or llama3")
+    if wrong:
+        raise ValueError(f"{folder} is not a Llama that this GPT can hold: {'; '.join(wrong)}")
+    return config

@@ -70,7 +70,7 @@ BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21  # bytes of text, and of its different w
 WHOLE_CHECK = 2 ** 30  # bytes up to which a file is hashed whole at every start
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Shared by every stage: errors that end in one line, files that appear whole or not at all
 
 class InputError(Exception):
@@ -161,7 +161,7 @@ def sha256_sample(path):
     return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sources: streams of documents
 
 def is_prose(text):
@@ -362,7 +362,7 @@ def cut_passages(text, longest, size=2000):
     return passages + [passage[i:i + longest] for i in range(0, len(passage), longest)]
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Downloads: data/downloads/REPOSITORY/FILE; what lies there is not fetched again
 
 def fetch(url, path, size=None, sha256=None, tries=6):
@@ -457,7 +457,7 @@ def hub_files(repository):
         yield folder / name
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Documents on disk, without duplicates
 
 def progress(done, items):
@@ -583,7 +583,7 @@ def validation_overlap(train, train_tokens, val_grams):
     return {str(budget): round(float((first[inverse] < budget).mean()), 5) for budget in budgets}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tokenizers
 
 def train_bpe(texts, vocab_size):
@@ -676,7 +676,7 @@ def choose_tokenizer(choice, vocab_size, texts):
     return ranks, LLAMA3_PATTERN if llama3 else PATTERN, LLAMA3_VOCAB if llama3 else len(ranks) + 1
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The format: write and read
 
 def token_dtype(vocab_size):
@@ -834,7 +834,7 @@ def cut_windows(tokens, context):
     return tokens[:len(tokens) // context * context].reshape(-1, context)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # From documents, and from shards of tokens
 
 def prepare_documents(folder, name, documents, val_documents, bad, args, origin):
@@ -995,7 +995,7 @@ def pieces(shards, vocab_size):
             yield piece
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 def bench(documents):
     """Rates beside those of what is underneath, each the best of three in turn: encoding and tiktoken alone on the

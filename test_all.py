@@ -36,7 +36,7 @@ HAS_COMPILER = train.use_compile("auto", torch.device("cpu"))
 torch.set_num_threads(1)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A small world: generated text, a data set of it, the scripts called as a user calls them
 
 def make_documents(count, seed=0):
@@ -115,7 +115,7 @@ def random_tokens(batch, length, vocab_size=60, seed=0):
     return tokens
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # prepare.py
 
 def brute_force_bpe(texts, vocab_size):
@@ -755,11 +755,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, error):
     assert json.loads((tmp_path / "file.json").read_text()) == {"old": 1}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # model.py
 
 def reference_logits(model, tokens):
-    """The Llama forward pass of one sequence from its definition: complex rotations, a softmax per head and query."""
+    """The Llama forward pass of one sequence from its definition.
+
+    Rotations are complex numbers, and each head and query has a softmax of its own.
+    """
     w = {name: weight.detach().double() for name, weight in model.state_dict().items()}
     c, T = model.config, len(tokens)
     D = c.width // c.heads
@@ -767,14 +770,19 @@ def reference_logits(model, tokens):
     def norm(x, scale):
         return x / torch.sqrt((x ** 2).mean(-1, keepdim=True) + 1e-5) * scale
 
-    def turn(x):  # (T, D): dimensions i and i + D/2 are one complex number, turned by position x theta^(-2i/D)
+    def turn(x):
+        # x (T, D): dimensions i and i + D/2 are one complex number, which turns by
+        # position x theta^(-2i/D)
         z = torch.complex(x[:, :D // 2], x[:, D // 2:])
-        angle = torch.arange(T).double()[:, None] / 10000 ** (torch.arange(D // 2).double() / (D // 2))
+        periods = 10000 ** (torch.arange(D // 2).double() / (D // 2))
+        angle = torch.arange(T).double()[:, None] / periods
         z = z * torch.polar(torch.ones_like(angle), angle)
         return torch.cat([z.real, z.imag], dim=1)
 
     starts = [t for t in range(T) if t == 0 or c.doc_mask and tokens[t] == c.end_of_text]
-    start = [max(s for s in starts if s <= t) for t in range(T)]  # the first position that t may see
+    start = []  # the first position that each may see
+    for t in range(T):
+        start.append(max(s for s in starts if s <= t))
     x = w["embedding.weight"][tokens]
     for layer in range(c.layers):
         p = f"blocks.{layer}."
@@ -783,11 +791,17 @@ def reference_logits(model, tokens):
         heads = []
         for h in range(c.heads):
             g = h // (c.heads // c.kv_heads)
-            qh, kh, vh = turn(q[:, h * D:(h + 1) * D]), turn(k[:, g * D:(g + 1) * D]), v[:, g * D:(g + 1) * D]
-            rows = [torch.softmax(kh[s:t + 1] @ qh[t] / math.sqrt(D), 0) @ vh[s:t + 1] for t, s in enumerate(start)]
+            qh = turn(q[:, h * D:(h + 1) * D])
+            kh = turn(k[:, g * D:(g + 1) * D])
+            vh = v[:, g * D:(g + 1) * D]
+            rows = []
+            for t, s in enumerate(start):
+                weights = torch.softmax(kh[s:t + 1] @ qh[t] / math.sqrt(D), 0)
+                rows.append(weights @ vh[s:t + 1])
             heads.append(torch.stack(rows))
         x = x + torch.cat(heads, dim=1) @ w[p + "attention.out.weight"].T
-        gate, up = (norm(x, w[p + "norm_mlp.weight"]) @ w[p + "mlp.gate_up.weight"].T).chunk(2, dim=1)
+        both = norm(x, w[p + "norm_mlp.weight"]) @ w[p + "mlp.gate_up.weight"].T
+        gate, up = both.chunk(2, dim=1)
         x = x + (gate / (1 + torch.exp(-gate)) * up) @ w[p + "mlp.down.weight"].T
     return norm(x, w["norm.weight"]) @ w["head.weight"].T
 
@@ -805,9 +819,11 @@ def test_forward_equals_the_definition(doc_mask):
 def test_a_document_does_not_see_its_neighbours():
     model, tokens = tiny_gpt(), random_tokens(1, 24)
     changed = tokens.clone()
-    changed[0, 1:8] = (tokens[0, 1:8] + 7) % 59  # the first document; end-of-text stays at 0, 8 and 12
+    # the first document; end-of-text stays at 0, 8 and 12
+    changed[0, 1:8] = (tokens[0, 1:8] + 7) % 59
     before, after = model(tokens), model(changed)
-    assert torch.equal(before[0, 8:], after[0, 8:]) and not torch.allclose(before[0, 1:8], after[0, 1:8])
+    assert torch.equal(before[0, 8:], after[0, 8:])
+    assert not torch.allclose(before[0, 1:8], after[0, 1:8])
     # and with plain causal attention it does
     model.config.doc_mask = False
     assert not torch.allclose(model(tokens)[0, 8:], model(changed)[0, 8:])
@@ -822,15 +838,18 @@ def test_flex_attention_equals_the_dense_mask(monkeypatch, compiled):
         pytest.skip("no C++ compiler here")
     model, tokens = tiny_gpt(context=256, width=64), random_tokens(2, 256)
     dense = model(tokens)
-    monkeypatch.setattr(model, "document_mask", lambda t: gpt.block_document_mask(t, model.config.end_of_text))
+    end = model.config.end_of_text
+    monkeypatch.setattr(model, "document_mask", lambda t: gpt.block_document_mask(t, end))
     forward = torch.compile(model, dynamic=False) if compiled else model
     assert (forward(tokens) - dense).abs().max() < 1e-5 * dense.abs().max()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_graphs_train_as_the_plain_compiled_model_does(world):
-    losses = [train.train(tiny_config(device="cuda", compile=mode, context=128, out=mode))["val_loss"]
-              for mode in ("1", "graphs")]
+    losses = []
+    for mode in ("1", "graphs"):
+        config = tiny_config(device="cuda", compile=mode, context=128, out=mode)
+        losses.append(train.train(config)["val_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -860,7 +879,11 @@ def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
     tokens, targets = train.inputs_and_targets(random_tokens(3, 24))
     gradients, calls = [], []
     real = gpt.checkpoint
-    monkeypatch.setattr(gpt, "checkpoint", lambda *args, **kw: calls.append(args) or real(*args, **kw))
+
+    def counted(*args, **options):
+        calls.append(args)
+        return real(*args, **options)
+    monkeypatch.setattr(gpt, "checkpoint", counted)
     for logits, chunks in ((72 * 60, 0), (20 * 60, 4)):  # of 72 predictions at a vocabulary of 60
         monkeypatch.setattr(gpt, "CHUNK_LOGITS", logits)
         model = tiny_gpt()
@@ -870,8 +893,10 @@ def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
         assert len(calls) == chunks
         gradients.append([parameter.grad for parameter in model.parameters()])
         logits = model(tokens)
-        expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        assert torch.allclose(nats[:, :-1].flatten(), expected, rtol=1e-6) and (nats[:, -1] == 0).all()
+        flat = logits[:, :-1].flatten(0, 1)
+        expected = F.cross_entropy(flat, tokens[:, 1:].flatten(), reduction="none")
+        assert torch.allclose(nats[:, :-1].flatten(), expected, rtol=1e-6)
+        assert (nats[:, -1] == 0).all()
     reference = torch.autograd.grad(expected.sum(), list(model.parameters()))
     for plain, chunked, right in zip(*gradients, reference):
         assert torch.allclose(plain, right, rtol=1e-4, atol=1e-6)
@@ -879,14 +904,17 @@ def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
 
 
 def test_initialization_and_first_loss():
-    model = gpt.GPT(gpt.GPTConfig(vocab_size=1024, end_of_text=1023, context=256, **gpt.SIZES["1.4m"]), seed=3)
+    shape = gpt.SIZES["1.4m"]
+    config = gpt.GPTConfig(vocab_size=1024, end_of_text=1023, context=256, **shape)
+    model = gpt.GPT(config, seed=3)
     clipped = 0.98658  # standard deviation of a unit normal cut off at 3
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
             assert (weight == 1).all()
             continue
         std = 1 / 128 if name == "embedding.weight" else weight.shape[1] ** -0.5
-        assert abs(weight.std() / (clipped * std) - 1) < 0.02 and weight.abs().max() <= 3 * std, name
+        assert abs(weight.std() / (clipped * std) - 1) < 0.02, name
+        assert weight.abs().max() <= 3 * std, name
     tokens, targets = train.inputs_and_targets(random_tokens(4, 256, 1024))
     loss = model(tokens, targets).sum() / (targets >= 0).sum()
     assert abs(loss - math.log(1024)) < 0.6
@@ -904,7 +932,8 @@ def test_parameter_counts_are_the_papers():
             patch.setattr(gpt.GPT, "initialize", lambda self, generator: None)
             model = gpt.GPT(gpt.GPTConfig(vocab_size=vocab_size, end_of_text=0, context=64, **size))
         if name in counts:
-            assert (model.parameter_count(), model.parameter_count(embeddings=False)) == counts[name]
+            assert model.parameter_count() == counts[name][0]
+            assert model.parameter_count(embeddings=False) == counts[name][1]
         # every size has its own shape's count and is near its name
         C, D = size["width"], size["width"] // size["heads"]
         layer = C * D * (2 * size["heads"] + 2 * size["kv_heads"]) + 3 * C * (7 * C // 2) + 2 * C
@@ -915,7 +944,10 @@ def test_parameter_counts_are_the_papers():
 
 
 def test_flops_per_token_against_torchs_counter(monkeypatch):
-    """torch counts every product of a plain attention, forward and backward; ours halves attention for causality."""
+    """torch counts every product of a plain attention, forward and backward.
+
+    Ours halves attention for causality.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     def plain_attention(q, k, v, is_causal, enable_gqa):
@@ -930,14 +962,17 @@ def test_flops_per_token_against_torchs_counter(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_training_bytes_against_what_autograd_keeps(dtype):
-    """The estimate behind the micro-batch is the count of an eager forward pass, to a few percent."""
-    model, tokens, kept = gpt.GPT(gpt.GPTConfig(1024, 1023, 256, doc_mask=False, **gpt.SIZES["6m"])), 8 * 256, {}
+    """The estimate behind the micro-batch is the count of an eager pass, to a few percent."""
+    model = gpt.GPT(gpt.GPTConfig(1024, 1023, 256, doc_mask=False, **gpt.SIZES["6m"]))
+    tokens = 8 * 256
+    kept = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def note(x):
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), train.autocast(dtype, torch.device("cpu")):
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+    with hooks, train.autocast(dtype, torch.device("cpu")):
         windows = random_tokens(8, 256, 1024)
         model(windows, windows).sum()
     counted = sum(size for pointer, size in kept.items() if pointer not in weights)
@@ -948,8 +983,8 @@ def test_training_bytes_against_what_autograd_keeps(dtype):
 def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
     model = tiny_gpt(seed=5)
     model.save(tmp_path / "model.pt")
-    loaded = gpt.GPT.load(tmp_path / "model.pt")
-    assert loaded.config == model.config and torch.equal(loaded(random_tokens(2, 24)), model(random_tokens(2, 24)))
+    loaded, tokens = gpt.GPT.load(tmp_path / "model.pt"), random_tokens(2, 24)
+    assert loaded.config == model.config and torch.equal(loaded(tokens), model(tokens))
     whole = (tmp_path / "model.pt").read_bytes()
     for damaged in (whole[:len(whole) // 2], b"", b"not a model"):
         (tmp_path / "model.pt").write_bytes(damaged)
@@ -957,9 +992,13 @@ def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
             gpt.GPT.load(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("shape", [dict(), dict(kv_heads=4, tied=True, norm_eps=1e-6, inner=40, rope_theta=5e5),
-                                   dict(rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                                          original_max_position_embeddings=16))])
+LLAMA3_ROPE = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                   original_max_position_embeddings=16)
+
+
+@pytest.mark.parametrize("shape", [
+    dict(), dict(kv_heads=4, tied=True, norm_eps=1e-6, inner=40, rope_theta=5e5),
+    dict(rope_scaling=LLAMA3_ROPE)])
 def test_hugging_face_llama_agrees_in_logits_loss_and_gradients(tmp_path, shape):
     """The same weights in transformers' LlamaForCausalLM, written by us and read back, in fp32."""
     transformers = pytest.importorskip("transformers")
@@ -981,7 +1020,8 @@ def test_hugging_face_llama_agrees_in_logits_loss_and_gradients(tmp_path, shape)
         gradients = dict(theirs.named_parameters())
         for name, parts in gpt.hugging_face_names(model.config).items():
             right = torch.cat([gradients[part].grad for part, _ in parts])
-            assert torch.allclose(dict(mine.named_parameters())[name].grad, right, rtol=1e-3, atol=1e-5), name
+            gradient = mine.get_parameter(name).grad
+            assert torch.allclose(gradient, right, rtol=1e-3, atol=1e-5), name
 
 
 def test_export_command_writes_what_transformers_reads(world, capsys):
@@ -989,21 +1029,68 @@ def test_export_command_writes_what_transformers_reads(world, capsys):
     result = train.train(tiny_config(doc_mask=0))
     assert call(evaluation, result["name"], "--export_hf", "exported") == 0
     theirs = transformers.LlamaForCausalLM.from_pretrained(world / "exported")
-    windows = torch.from_numpy(prepare.cut_windows(prepare.load_data("tiny").val, 32).astype(np.int64))
+    windows = prepare.cut_windows(prepare.load_data("tiny").val, 32)
+    windows = torch.from_numpy(windows.astype(np.int64))
     with torch.no_grad():
-        assert float(theirs(windows, labels=windows).loss) == pytest.approx(result["val_loss"], rel=1e-5)
+        loss = float(theirs(windows, labels=windows).loss)
+    assert loss == pytest.approx(result["val_loss"], rel=1e-5)
+    # one run at a time, refused before anything is evaluated
     other = train.train(tiny_config(doc_mask=0, seed=1))
-    assert "one run" in refused(capsys, evaluation, result["name"], other["name"], "--export_hf", "again")
+    capsys.readouterr()
+    assert call(evaluation, result["name"], other["name"], "--export_hf", "again") == 2
+    printed = capsys.readouterr()
+    assert "one run, not 2" in printed.err and printed.out == ""
+    assert not (world / "again").exists()
+
+
+def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors")
+    files = pytest.importorskip("safetensors.torch")
+    real = files.save_file
+
+    def contents(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    gpt.export_hugging_face(tiny_gpt(seed=1), tmp_path / "old")
+    before = contents(tmp_path / "old")
+    assert set(before) == {"config.json", "model.safetensors"}
+
+    def full_disk(weights, path, metadata):
+        real(weights, path, metadata)
+        path.write_bytes(path.read_bytes()[:1000])
+        raise safetensors.SafetensorError("no space left on device")
+    monkeypatch.setattr(files, "save_file", full_disk)
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match=f"cannot write .*{name}.*no space left"):
+            gpt.export_hugging_face(tiny_gpt(seed=2), tmp_path / name)
+    # no new folder, no leftovers, and the older export as it was
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert contents(tmp_path / "old") == before
+
+
+def test_fields_that_are_null_have_their_defaults(tmp_path):
+    """Newer versions of transformers write null for what an absent field means as well."""
+    pytest.importorskip("safetensors")
+    model = tiny_gpt(kv_heads=4, doc_mask=False)
+    gpt.export_hugging_face(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    nulls = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_scaling", "bos_token_id")
+    (tmp_path / "config.json").write_text(json.dumps({**config, **dict.fromkeys(nulls)}))
+    assert gpt.GPT.from_pretrained(tmp_path).config == model.config
 
 
 def test_other_architectures_are_refused(tmp_path):
     pytest.importorskip("safetensors")
     gpt.export_hugging_face(tiny_gpt(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for change in ({"model_type": "mistral"}, {"attention_bias": True}, {"head_dim": 16}, {"hidden_act": "gelu"},
-                   {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ValueError, match=f"not a Llama.*{list(change)[0].replace('parameters', 'type')}"):
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4}
+    for key, value, message in (("model_type", "mistral", "model_type is mistral, not llama"),
+                                ("attention_bias", True, "attention_bias is True, not False"),
+                                ("head_dim", 16, "head_dim is 16, not 8"),
+                                ("hidden_act", "gelu", "hidden_act is gelu, not silu"),
+                                ("rope_parameters", yarn, "rope_type is yarn, not default")):
+        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(ValueError, match=f"not a Llama that .*: {message}"):
             gpt.GPT.from_pretrained(tmp_path)
     del config["hidden_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -1035,7 +1122,7 @@ def test_samples_follow_the_models_distribution():
         assert ((third - expected) ** 2 / expected).sum() < 59 + 4 * math.sqrt(2 * 59)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # train.py
 
 def test_recipes_hold_the_papers_settings():
@@ -1614,7 +1701,7 @@ def test_dry_run_predicts_and_writes_nothing(world, capsys):
         key: plan[key] for key in ("params", "steps", "flops", "name")}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ensemble.py
 
 def test_copies_of_one_model_are_that_model():
@@ -1628,7 +1715,9 @@ def test_copies_of_one_model_are_that_model():
 
 def test_averages_equal_their_definition():
     # members that differ much, so that the two averages do, one of them in width
-    models, windows = [tiny_gpt(seed=s, width=48 if s == 2 else 32) for s in range(4)], random_tokens(21, 24).int()
+    widths = (32, 32, 48, 32)
+    models = [tiny_gpt(seed=s, width=width) for s, width in enumerate(widths)]
+    windows = random_tokens(21, 24).int()
     for i, model in enumerate(models):
         model.head.weight.data *= 1 + 3 * i
     losses = ensemble.subset_losses(models, windows, ensemble.choose_subsets(4))
@@ -1647,7 +1736,8 @@ def test_averages_equal_their_definition():
              for i, j in itertools.permutations(range(4), 2)]
     assert losses["kl"] == pytest.approx(float(sum(pairs)) / 12, rel=1e-5)
     by_k = ensemble.mean_by_k(losses["logits"])
-    assert len(by_k) == 4 and by_k[1] == pytest.approx(np.mean([losses["logits"][(i,)] for i in range(4)]))
+    alone = [losses["logits"][(i,)] for i in range(4)]
+    assert len(by_k) == 4 and by_k[1] == pytest.approx(np.mean(alone))
     without = ensemble.mean_by_k(losses["logits"], without=2)
     assert list(without) == [1, 2, 3] and without[3] == losses["logits"][(0, 1, 3)]
 
@@ -1662,11 +1752,12 @@ def test_large_ensembles_use_random_orders():
     members = torch.randn(12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sums = list(ensemble.running_sums(members, subsets))
     assert {s for s, _ in sums} == set(subsets)
-    assert all(torch.allclose(total, members[list(s)].sum(0), rtol=0, atol=1e-12) for s, total in sums)
+    for subset, total in sums:
+        assert torch.allclose(total, members[list(subset)].sum(0), rtol=0, atol=1e-12)
 
 
 def test_the_limit_and_its_jackknife():
-    """Losses a + b_i / (number of members) with known member effects: limits and spread from the definition."""
+    """Losses of known member effects and A / K: limit and spread from the definition."""
     effects = np.array([0.1, -0.2, 0.05, 0.3, -0.1])
     losses = {s: 3.0 + effects[list(s)].mean() + 0.4 / len(s) for s in ensemble.choose_subsets(5)}
     law = ensemble.law_of_members(losses, fit.fit_reciprocal, 2)
@@ -1681,7 +1772,8 @@ def test_the_limit_and_its_jackknife():
 
 
 def test_evaluation_that_runs_out_of_memory_goes_on_in_smaller_parts(monkeypatch, capsys):
-    models, windows, real = [tiny_gpt(seed=s) for s in range(2)], random_tokens(5, 24).int(), ensemble.chunk_losses
+    models, windows = [tiny_gpt(seed=s) for s in range(2)], random_tokens(5, 24).int()
+    real = ensemble.chunk_losses
     whole = ensemble.subset_losses(models, windows, [(0, 1)])
 
     def small_device(most):
@@ -1693,17 +1785,19 @@ def test_evaluation_that_runs_out_of_memory_goes_on_in_smaller_parts(monkeypatch
     small_device(30)
     parts = ensemble.subset_losses(models, windows, [(0, 1)])
     assert parts["logits"][0, 1] == pytest.approx(whole["logits"][0, 1], rel=1e-6)
-    assert parts["kl"] == pytest.approx(whole["kl"], rel=1e-5) and "out of memory: going on" in capsys.readouterr().out
+    assert parts["kl"] == pytest.approx(whole["kl"], rel=1e-5)
+    assert "out of memory: going on" in capsys.readouterr().out
     small_device(0)
     with pytest.raises(prepare.InputError, match="do not fit"):
         ensemble.subset_losses(models, windows, [(0, 1)])
 
 
 def test_eight_members_with_a_large_vocabulary_fit_in_bounded_memory(tmp_path):
-    """The peak of a process of its own: 8 members, vocabulary 128,256, all 255 subsets on a few positions."""
+    """The peak of a process of its own: 8 members, vocabulary 128,256, all 255 subsets."""
     code = """
 import resource, torch, ensemble, model
-config = model.GPTConfig(vocab_size=128_256, end_of_text=0, context=9, width=8, layers=1, heads=1, kv_heads=1)
+config = model.GPTConfig(vocab_size=128_256, end_of_text=0, context=9,
+                         width=8, layers=1, heads=1, kv_heads=1)
 models = [model.GPT(config, seed) for seed in range(8)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 windows = torch.randint(128_256, (16, 9), dtype=torch.int32)
@@ -1712,7 +1806,7 @@ assert len(losses["logits"]) == 255
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE)
-    # the logits of all members at all positions of a batch alone are 8 x 64 x 128,256 x 4 bytes, 260 MB
+    # the logits of all members at all positions of a batch are 8 x 64 x 128,256 x 4 bytes, 260 MB
     assert done.returncode == 0 and int(done.stdout) * 1024 < 2e8, done
 
 
@@ -1720,27 +1814,33 @@ def test_ensemble_command_trains_what_is_missing(world, capsys):
     assert call(train, *TINY, "--seed", 1) == 0
     assert call(ensemble, "--members", 3, *TINY, "--dry_run", "--json") == 0
     *plan, states = capsys.readouterr().out.splitlines()
-    assert sum("to be trained" in line for line in plan) == 2 and sum(": finished" in line for line in plan) == 1
+    assert sum("to be trained" in line for line in plan) == 2
+    assert sum(": finished" in line for line in plan) == 1
     assert sorted(json.loads(states).values()) == [False, False, True]
     assert call(ensemble, "--members", 3, *TINY, "--json") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(result["members"]) == 3 and len(result["loss_by_k"]["logits"]) == len(result["loss_by_k"]["probs"]) == 3
+    assert len(result["members"]) == 3
+    assert [len(losses) for losses in result["loss_by_k"].values()] == [3, 3]
     files = [world / "runs" / name / "result.json" for name in result["members"]]
     singles = [json.loads(file.read_text())["val_loss"] for file in files]
     assert result["member_losses"] == pytest.approx(singles, rel=1e-6)
     assert result["loss_by_k"]["logits"][0] == pytest.approx(np.mean(singles), rel=1e-6)
-    law = np.linalg.lstsq(np.stack([1 / np.arange(1, 4), np.ones(3)], 1), result["loss_by_k"]["logits"], rcond=None)[0]
+    columns = np.stack([1 / np.arange(1, 4), np.ones(3)], 1)
+    law = np.linalg.lstsq(columns, result["loss_by_k"]["logits"], rcond=None)[0]
     assert result["limit"] == pytest.approx(law[1]) and result["limit_interval"][0] < law[1]
-    assert result["kl"] > 0 and {"A", "b", "E"} <= set(result["free_law"]) and result["probs_law"]["E"] > 0
+    assert result["kl"] > 0 and result["probs_law"]["E"] > 0
+    assert {"A", "b", "E"} <= set(result["free_law"])
     # one member has no law; seeds, or the subset with them, are what members differ in
     assert call(ensemble, result["members"][0], "--json") == 0
     alone = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert alone["limit"] is alone["law"] is None and alone["loss_by_k"]["logits"] == pytest.approx(singles[:1])
+    assert alone["limit"] is alone["law"] is None
+    assert alone["loss_by_k"]["logits"] == pytest.approx(singles[:1])
     first = tiny_config(seed=3)
     assert [c.seed for c in ensemble.member_configs(first, 3, ["seed"])] == [3, 4, 5]
-    for vary in ("init_seed", "data_seed", "subset_seed"):
+    for vary, seeds in (("init_seed", [3, 4, 5]), ("data_seed", [3, 4, 5]),
+                        ("subset_seed", [0, 1, 2])):
         members = ensemble.member_configs(first, 3, [vary])
-        assert [getattr(c, vary) for c in members] == ([0, 1, 2] if vary == "subset_seed" else [3, 4, 5])
+        assert [getattr(c, vary) for c in members] == seeds
         assert {c.seed for c in members} == {3} and len({train.run_name(c) for c in members}) == 3
     # members with other subsets of the pool share no D
     assert call(ensemble, *TINY, "--members", 2, "--vary", "subset_seed", "--json") == 0
@@ -1763,35 +1863,111 @@ def test_more_members_than_all_subsets_and_members_of_two_kinds(world, capsys):
     assert call(ensemble, *TINY, "--members", 9, "--epochs", 1, "--stack", 1, "--json") == 0
     out = capsys.readouterr().out
     result = json.loads(out.splitlines()[-1])
-    assert [len(losses) for losses in result["loss_by_k"].values()] == [9, 9] and "9 members train as one" in out
+    assert [len(losses) for losses in result["loss_by_k"].values()] == [9, 9]
+    assert "9 members train as one" in out
     assert len(result["member_losses"]) == 9 and result["law"]["interval"][0] < result["limit"]
     assert call(ensemble, *result["members"], "--orders", 2, "--json") == 0
     few = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert few["member_losses"] == result["member_losses"] and few["law"]["interval"] is None
-    # of another shape and in another folder: an average without a limit's interval, and it can be opened again
+    # of another shape and in another folder: an average without an interval, which opens again
     other = train.train(tiny_config(size="300k", epochs=1, out="elsewhere"))["name"]
     assert call(ensemble, result["members"][0], f"elsewhere/{other}", "--json") == 0
     mixed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert mixed["size"] is mixed["params"] is mixed["law"]["interval"] is None and mixed["vary"] == "size"
+    assert mixed["size"] is mixed["params"] is mixed["law"]["interval"] is None
+    assert mixed["setting"] is None and mixed["vary"] == "size"
     assert mixed["members"] == [result["members"][0], f"../elsewhere/{other}"]
     assert call(evaluation, mixed["name"], "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["val_loss"] == pytest.approx(
         mixed["loss_by_k"]["logits"][1], rel=1e-6)
 
 
+def test_kind_study_and_setting_of_an_ensemble(world, capsys):
+    """A setting that members share is the ensemble's; other subsets make other settings."""
+    def result_of(*arguments):
+        assert call(ensemble, *arguments, "--json") == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        written = world / "runs/small/ensembles" / result["name"] / "result.json"
+        assert json.loads(written.read_text()) == result and result["kind"] == "ensemble"
+        return result
+
+    pair = (*TINY, "--epochs", 1, "--members", 2, "--out", "runs/small")
+    result = result_of(*pair)
+    config = tiny_config(epochs=1)
+    assert (result["study"], result["setting"]) == ("small", train.setting_of(config))
+    labelled = result_of(*pair, "--study", "noise")
+    assert labelled == {**result, "study": "noise"}
+    # the option of the ensemble's own command, not that of the runs
+    assert result_of(*result["members"], "--out", "runs/small")["study"] == "small"
+    subsets = result_of(*pair, "--vary", "subset_seed")
+    assert subsets["setting"] is None and subsets["vary"] == "subset_seed"
+    # a run of an older version has no setting, so its ensembles have none
+    first = world / "runs/small" / result["members"][0] / "result.json"
+    older = json.loads(first.read_text())
+    del older["setting"]
+    first.write_text(json.dumps(older))
+    assert result_of(*result["members"], "--out", "runs/small")["setting"] is None
+    assert result_of(result["members"][0], "--out", "runs/small")["setting"] is None
+
+
+def test_members_share_what_the_configuration_decides(world, monkeypatch):
+    """Facts of an ensemble follow from options, also from one that is new; measurements do not."""
+    result = train.train(tiny_config(epochs=1))
+    measured = {"name", "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",
+                "device", "threads", "compile", "log_every", "out", "study", "kind", "seed",
+                "init_seed", "data_seed"}
+    assert measured <= set(result)
+    facts = ensemble.shared_facts([ensemble.fill_defaults(result)])
+    # even of a single run, with which everything agrees
+    assert not measured & set(facts)
+    for key in ("data", "data_hash", "size", "params", "params_nonembedding", "tokens", "recipe",
+                "epochs", "lr", "weight_decay", "subset_seed", "context", "batch_size", "doc_mask",
+                "shuffle", "dtype", "synthetic", "synthetic_hash", "synthetic_weight", "setting",
+                "tau_epochs"):
+        assert facts[key] == result[key], key
+
+    # an option that nobody has told ensemble.py about
+    @dataclasses.dataclass
+    class Newer(train.TrainConfig):
+        dropout: float = 0.0
+        speed: int = dataclasses.field(default=0, metadata={"identity": False})
+    monkeypatch.setattr(ensemble, "TrainConfig", Newer)
+
+    def compare(*changes):
+        results = [ensemble.fill_defaults({**result, **change}) for change in changes]
+        return ensemble.differing_fields(results), ensemble.shared_facts(results)
+
+    vary, facts = compare({"seed": 1}, {"seed": 2, "dropout": 0.1, "speed": 3})
+    assert vary == ["seed", "dropout"] and facts["dropout"] is None and "speed" not in facts
+    # an older run was made as the defaults of newer options say
+    vary, facts = compare({"seed": 1}, {"seed": 2, "dropout": 0.0})
+    assert vary == ["seed"] and facts["dropout"] == 0.0 and facts["tokens"] == 4096
+    # seeds by what they decide: --seed counts where neither of the two is given
+    assert compare({"seed": 1, "init_seed": 7}, {"seed": 2, "init_seed": 7})[0] == ["data_seed"]
+    assert compare({"seed": 1}, {"seed": 0, "data_seed": 1})[0] == ["init_seed"]
+    assert compare({"seed": 1}, {"seed": 0, "init_seed": 1, "data_seed": 1})[0] == []
+    vary, facts = compare({"subset_seed": 1}, {"subset_seed": 2})
+    assert vary == ["subset_seed"] and facts["tokens"] is facts["subset_seed"] is None
+    assert facts["epochs"] == 1
+
+
 def test_members_that_do_not_fit_are_refused(world, capsys):
-    one, two = (train.train(config)["name"] for config in (tiny_config(epochs=1), tiny_config(epochs=1, context=16)))
+    one = train.train(tiny_config(epochs=1))["name"]
+    two = train.train(tiny_config(epochs=1, context=16))["name"]
     for key, value in (("data", "x"), ("data_hash", "abc"), ("doc_mask", 0), ("dtype", "bf16")):
         path = world / "runs" / f"other-{key}"
         subprocess.run(["cp", "-r", world / "runs" / one, path], check=True)
         result = json.loads((path / "result.json").read_text())
         (path / "result.json").write_text(json.dumps({**result, "name": path.name, key: value}))
-        assert f"has {key} {value}, {one} has {result[key]}" in refused(capsys, ensemble, one, path.name)
+        message = refused(capsys, ensemble, one, path.name)
+        assert f"has {key} {value}, {one} has {result[key]}" in message
     assert "has context 16" in refused(capsys, ensemble, one, two)
     assert "is given twice" in refused(capsys, ensemble, one, one)
     assert "go with --members" in refused(capsys, ensemble, one, "--dry_run")
-    assert "are copies here" in refused(capsys, ensemble, *TINY, "--members", 2, "--init_seed", 1, "--data_seed", 1)
-    assert "--vary takes some of seed" in refused(capsys, ensemble, "--members", 2, "--vary", "lr", *TINY)
+    two_members = (*TINY, "--members", 2)
+    fixed = ("--init_seed", 1, "--data_seed", 1)
+    assert "are copies here" in refused(capsys, ensemble, *two_members, *fixed)
+    assert "--vary takes some of seed" in refused(capsys, ensemble, *two_members, "--vary", "lr")
+    assert "--jobs are at least 1" in refused(capsys, ensemble, *two_members, "--jobs", 0)
     assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
     assert "--threads 0 is out of range" in refused(capsys, ensemble, one, "--threads", 0)
     for arguments in ((), (one, "--members", 2), ("--members", -1)):
@@ -1804,6 +1980,8 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     (world / "data/tiny").rename(world / "data/old")
     prepare.write_data("tiny", parts, data.ranks(), data.meta)
     assert "not the data" in refused(capsys, evaluation, one)
+    (world / "data/tiny").rename(world / "data/anew")
+    (world / "data/old").rename(world / "data/tiny")
     (world / "runs" / one / "model.pt").write_bytes(b"damaged")
     assert "not a whole model file" in refused(capsys, ensemble, one)
     (world / "runs" / one / "result.json").write_text("{")
@@ -1899,7 +2077,7 @@ def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
     assert "starts its own processes" in refused(capsys, ensemble, *TINY, "--members", 2)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # distill.py
 
 def test_distillation_from_teachers_to_student(world, capsys):
@@ -1909,22 +2087,32 @@ def test_distillation_from_teachers_to_student(world, capsys):
     student = json.loads(capsys.readouterr().out.splitlines()[-1])
     sampled = prepare.load_data(student["synthetic"])
     windows = prepare.cut_windows(sampled.train, 32)
-    assert len(sampled.train) == 6016 and (windows[:, 0] == 319).all() and sampled.train.max() <= 319
+    assert len(sampled.train) == 6016 and sampled.train.max() <= 319
+    assert (windows[:, 0] == 319).all()
     assert np.array_equal(sampled.val, prepare.load_data("tiny").val)
     assert student["steps"] == 2 * round(128 / 0.4) // 4 and student["recipe"] == "student"
     assert student["val_loss"] < math.log(320) - 0.5
     # sampled text is likelier under its teachers than the text of untrained ones
     _, models, _ = ensemble.load_members(teachers, "runs")
-    loss = ensemble.subset_losses(models, torch.from_numpy(windows.astype(np.int32)), [(0, 1)])["logits"][(0, 1)]
-    assert loss < math.log(320) - 0.5
-    # again: nothing to do
+    text = torch.from_numpy(windows.astype(np.int32))
+    losses = ensemble.subset_losses(models, text, [(0, 1)])
+    assert losses["logits"][(0, 1)] < math.log(320) - 0.5
+    # again: nothing to do, and no weights of a teacher are needed
+    (world / "runs" / teachers[0] / "model.pt").unlink()
     assert call(distill, *options) == 0
     printed = capsys.readouterr().out
     assert "sampled already" in printed and "is finished" in printed
     assert "between 0 and 1" in refused(capsys, distill, *options, "--synthetic_weight", 1.0)
     assert "no whole window" in refused(capsys, distill, *options, "--synthetic_weight", 0.001)
-    assert "the teachers have context 32, the student 16" in refused(capsys, distill, *options, "--context", 16)
+    assert "--sample_seed must be at least 0" in refused(capsys, distill, *options,
+                                                         "--sample_seed", -1)
+    mixed = (*options, "--synthetic", sampled.folder.name)
+    assert "samples its own" in refused(capsys, distill, *mixed)
+    assert "the teachers have context 32, the student 16; give --context 32" in refused(
+        capsys, distill, *options, "--context", 16)
     assert "not a finished run" in refused(capsys, distill, *options, "--teacher", "nobody")
+    # other samples do need them
+    assert "model.pt" in refused(capsys, distill, *options, "--sample_seed", 1)
 
 
 def test_every_teacher_has_a_turn(world, monkeypatch):
@@ -1938,7 +2126,7 @@ def test_every_teacher_has_a_turn(world, monkeypatch):
     assert [turns[model] for model in models] == [3, 2, 2, 2, 2]
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # fit.py
 
 FITS = int(os.environ.get("FITS", 1))  # problems for each law; FITS=5 pytest -k every_law: all methods, 100 starts
@@ -2330,23 +2518,29 @@ def test_fit_command_over_runs(world, capsys):
         assert done.stderr.count("\n") == 1
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # eval.py
 
 def test_bits_per_byte_and_samples(world, capsys):
     result = train.train(tiny_config())
     assert call(evaluation, result["name"], "--sample", 2, "--json") == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["kind"] == "eval" and report["runs"] == [result["name"]]
     assert report["val_loss"] == pytest.approx(result["val_loss"], rel=1e-6)
     # bytes of what is predicted: each window without its first token, decoded by tiktoken
     data = prepare.load_data("tiny")
     encoding, windows = data.tokenizer(), prepare.cut_windows(data.val, 32)[:, 1:]
-    size = sum(len(encoding.decode_bytes([t for t in window if t != 319])) for window in windows.tolist())
-    assert report["bits_per_byte"] == pytest.approx(report["val_loss"] * windows.size / math.log(2) / size)
-    assert len(report["samples"]) == 2 and all(text.startswith(prepare.END_OF_TEXT) for text in report["samples"])
+    size = 0
+    for window in windows.tolist():
+        size += len(encoding.decode_bytes([t for t in window if t != 319]))
+    bits = report["val_loss"] * windows.size / math.log(2)
+    assert report["bits_per_byte"] == pytest.approx(bits / size)
+    assert len(report["samples"]) == 2
+    for text in report["samples"]:
+        assert text.startswith(prepare.END_OF_TEXT)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # All scripts
 
 def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys):
