@@ -436,7 +436,7 @@ def on_device(model, device):
 # kernels K times as long. Not measured on a GPU yet; on a CPU it does not pay.
 
 class StackedLinear(torch.nn.Linear):
-    """K Linears: weight (K, out, in); the rows of x (K B, T, in) are those of the members in turn."""
+    """K Linears: weight (K, out, in); the rows of x (K B, T, in) belong to the members in turn."""
 
     def forward(self, x):
         y = torch.bmm(x.reshape(len(self.weight), -1, x.shape[-1]), self.weight.mT)

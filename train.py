@@ -207,6 +207,10 @@ def run_name(config):
 
 # --------------------------------------------------------------------------------------------------
 # Data: windows on the device, and the order in which an epoch visits them
+#
+# Data are fixed and scarce, which makes this part simple: D tokens are cut once into consecutive
+# windows of T, all of them lie on the device, and an epoch is a permutation of their indices. There
+# is no loader, and nothing random but what follows from a seed and the number of the epoch.
 
 def device_windows(tokens, context, device):
     """All windows of `tokens` as one int32 tensor on the device: (windows, context)."""
@@ -272,6 +276,8 @@ def budget_tokens(config, data):
 
 # --------------------------------------------------------------------------------------------------
 # Schedule, optimizer, evaluation
+#
+# The paper's, at every size. What its recipes differ in are three numbers: epochs, lr, weight decay.
 
 def lr_at(step, steps, peak):
     """Learning rate of 0-based `step`: linear from 0 over the first 1% of steps, then a cosine that
@@ -320,6 +326,8 @@ def evaluate(model, windows, batch_size, rank=0, world=1):
 
 # --------------------------------------------------------------------------------------------------
 # The run: a step, the loop, the result
+#
+# Read train_step() and run_steps() first; the rest of the file serves them.
 
 class Diverged(InputError):
     """A loss or gradient stopped being finite."""
@@ -579,6 +587,8 @@ def finish(run):
 
 # --------------------------------------------------------------------------------------------------
 # Filling a configuration, and refusing what cannot run
+#
+# All that can be wrong is found here, before the first step, and ends in one line.
 
 def resolve(config):
     """A copy with all filled in that depends on size, recipe, data and device. Raises InputError
@@ -644,6 +654,7 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
 
     # the rung first (tokens per parameter are alike on a rung), then the scale, then the budget
     multiples = list(BUDGETS.values())
+    # every size and budget for which the recipe has settings
     places = [(other, multiple) for other in SIZES for i, multiple in enumerate(multiples)
               if recipe_settings(recipe, other, i)]
     other, multiple = min(places, key=distance)
@@ -680,6 +691,7 @@ def fill_settings(config, data):
         assumed.append(f"the budget is all {config.tokens:,} train tokens of {config.data}")
     config.tokens = budget_of("200m" if config.tokens is None else config.tokens, scale)
 
+    # what is given stays, what is missing comes from the table of tuned settings, or near it
     names = ("epochs", "lr", "weight_decay")
     missing = [name for name in names if getattr(config, name) is None]
     if missing:
@@ -745,6 +757,9 @@ def check_synthetic(config, data, sampled):
 
 # --------------------------------------------------------------------------------------------------
 # Log and checkpoints
+#
+# A checkpoint is taken at a log line and holds the length of the log. So a killed run goes on with
+# the same numbers, and its log is that of a run which nobody killed.
 
 def say(text):
     """Print a line, in the first process alone."""
@@ -828,6 +843,8 @@ def git_state():
 
 # --------------------------------------------------------------------------------------------------
 # One process at a time in a folder
+#
+# Several searches, on one machine or on a shared disk, may ask for the same run at the same time.
 
 class InUse(InputError):
     """Another process works in the run folder."""
@@ -881,6 +898,8 @@ def claim(folder):
 
 # --------------------------------------------------------------------------------------------------
 # The machine
+#
+# What depends on where the run happens: processes, devices, compilers, memory, speed.
 
 def join_processes():
     """(rank, world): this process among those that torchrun started, joined by gloo and NCCL."""
@@ -1078,6 +1097,9 @@ def plan(run):
 
 # --------------------------------------------------------------------------------------------------
 # Several runs at once
+#
+# A search, a ladder and an ensemble are lists of runs to ask for. Small models cannot fill a machine
+# one by one, so several train side by side.
 
 def run_all(configs, jobs, memo=None):
     """Validation loss of each resolved config; infinite for a run that diverged.
@@ -1119,6 +1141,7 @@ def run_all(configs, jobs, memo=None):
 def train_apart(config, job):
     """Train in a process of its own: its loss, infinite if it diverged, None while another process
     is at it. Several CUDA devices take the jobs in turn."""
+    # several jobs may share a device
     name = run_name(config)
     devices = torch.cuda.device_count()
     if devices > 1 and config.device in ("auto", "cuda"):
@@ -1146,7 +1169,7 @@ def train_quietly(config):
     """The validation loss of train(), infinite if it diverged."""
     try:
         result = train(config)
-    except Diverged as error:
+    except Diverged as error:  # a fact about the setting, not a failure of the search
         say(f"{run_name(config)}: {error}")
         return math.inf
     say(f"{result['name']}: val_loss {result['val_loss']:.4f}")
@@ -1155,6 +1178,9 @@ def train_quietly(config):
 
 # --------------------------------------------------------------------------------------------------
 # The search for locally optimal hyperparameters (paper, section on the regularized recipe)
+#
+# Its result is a claim about the table of runs, that no step of the grid leads down. fit.py checks
+# it there: the certificate.
 
 # the paper's grid and a little beyond
 GRID = {"epochs": (1, 2, 4, 8, 16, 32, 64, 128, 256),
@@ -1242,6 +1268,7 @@ def read_memo(path):
     """{run name: validation loss} of committed results, which a search need not train again."""
     if not path.exists():
         return {}
+    # the loss is enough for a search; an ensemble needs weights, so it asks for the run itself
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return {row["name"]: row["val_loss"] for row in rows if row["kind"] == "run"}
 
@@ -1251,7 +1278,7 @@ def read_memo(path):
 
 def search(config, args):
     """--tune: print the optimum that was found and return it."""
-    axes = ["epochs", "lr"]
+    axes = ["epochs", "lr"]  # the standard recipe fixes its weight decay
     if config.recipe != "standard":
         axes.append("weight_decay")
     if args.over:
