@@ -277,7 +277,7 @@ def budget_tokens(config, data):
 # --------------------------------------------------------------------------------------------------
 # Schedule, optimizer, evaluation
 #
-# The paper's, at every size. What its recipes differ in are three numbers: epochs, lr, weight decay.
+# The same at every size and in every recipe; recipes differ in epochs, lr and weight decay alone.
 
 def lr_at(step, steps, peak):
     """Learning rate of 0-based `step`: linear from 0 over the first 1% of steps, then a cosine that
@@ -1098,8 +1098,8 @@ def plan(run):
 # --------------------------------------------------------------------------------------------------
 # Several runs at once
 #
-# A search, a ladder and an ensemble are lists of runs to ask for. Small models cannot fill a machine
-# one by one, so several train side by side.
+# A search, a ladder, an ensemble: each is a list of runs to ask for. Small models cannot fill a
+# machine one by one, so several train side by side.
 
 def run_all(configs, jobs, memo=None):
     """Validation loss of each resolved config; infinite for a run that diverged.
