@@ -1,12 +1,15 @@
-"""Teacher(s) -> synthetic tokens -> one student (paper, section on distillation).
+"""Teacher(s) -> one student (paper, section on distillation).
 
     python distill.py --teacher RUN RUN RUN --sample_tokens 1048576 --synthetic_weight 0.5
+    python distill.py --teacher RUN RUN RUN --mode kl
 
-Sample text from the teachers without a prompt at temperature 1, mix it with the real tokens, train
-a student on the mixture with train.py's own loop. One teacher of the student's own size is
-self-distillation. The samples are a data set of their own, data/sampled-..., kept for the next
-student.
+By text, as in the paper: sample from the teachers without a prompt at temperature 1, mix that with
+the real tokens, train a student on the mixture with train.py's own loop. The samples are a data set
+of their own, data/sampled-..., kept for the next student. By probabilities (--mode kl): the loss on
+the real text is mixed with the divergence from the teachers' averaged prediction. One teacher of
+the student's own size is self-distillation.
 """
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -17,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ensemble import expand, load_models, on_device, read_members
+from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_data
-from train import TrainConfig, add_options, config_from, resolve, train, use_device
+from train import (TrainConfig, add_options, config_from, expand, load_models, on_device, resolve,
+                   train, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -108,35 +112,45 @@ def sample_data(name, request, models, data, device):
 
 def read_arguments():
     """The parsed command line. Raises InputError for values that cannot work."""
-    parser = Parser("Sample from teachers, mix with the real tokens, train the student.")
-    parser.add_argument("--teacher", nargs="+", required=True, metavar="RUN",
-                        help="finished runs or ensembles")
+    parser = Parser("Train a student of one teacher or several: on text that they write, or on "
+                    "their prediction of the text that there is.")
+    parser.add_argument("--mode", choices=("sample", "kl"), default="sample",
+                        help="sample: on text of the teachers; kl: on their prediction")
     parser.add_argument("--sample_tokens", type=int, default=0,
                         help="synthetic tokens to sample; 0: five times the real ones")
     parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true",
                         help="print the student's result as the last line")
-    add_options(parser, TrainConfig(recipe="student", synthetic_weight=0.5))
+    add_options(parser, TrainConfig(recipe=None))
     args = parser.parse_args()
+    if not args.teacher:
+        raise InputError("--teacher is missing; give finished runs or ensembles")
+    if min(args.sample_tokens, args.sample_seed) < 0:
+        raise InputError("--sample_tokens and --sample_seed must be at least 0")
+
+    if args.mode == "kl":
+        args.recipe = args.recipe or "kl_student"
+        args.kl_weight = args.kl_weight or 0.5
+        return args
+    args.recipe = args.recipe or "student"
+    args.synthetic_weight = args.synthetic_weight or 0.5
     if not 0 < args.synthetic_weight < 1:
         raise InputError(f"--synthetic_weight {args.synthetic_weight:g} is out of range; "
                          f"it must be between 0 and 1")
-    if min(args.sample_tokens, args.sample_seed) < 0:
-        raise InputError("--sample_tokens and --sample_seed must be at least 0")
     if args.synthetic:
         raise InputError("--synthetic names a sampled set, and this script samples its own; "
-                         "to train on a sampled set again use train.py")
+                         "to train on a sampled set again use train.py, or --mode kl")
+    if args.kl_weight:
+        raise InputError("--kl_weight goes with --mode kl")
     return args
 
 
-def main():
-    args = read_arguments()
-
+def find_or_sample(args):
+    """The student's config with the data set that is sampled for it, unless it is there already."""
     # Refuse what cannot work before the long sampling: the student's own options first, still
-    # without the mixture, because its data set has no name yet.
-    weight = args.synthetic_weight
-    args.synthetic_weight = 0.0
-    student = config_from(args)
+    # without teachers and mixture, because its data set has no name yet.
+    plain = argparse.Namespace(**{**vars(args), "teacher": (), "synthetic_weight": 0.0})
+    student = config_from(plain)
     device = use_device(args.device, args.threads)
     runs = expand(args.teacher, args.out)
     teachers, data = read_members(runs, args.out)
@@ -156,10 +170,16 @@ def main():
         # only here, because a repeated command needs no weights of teachers
         models = load_models(runs, args.out, device)
         sample_data(name, request, models, data, device)
-        del models  # the student needs their memory
+    return dataclasses.replace(student, synthetic=name, synthetic_weight=args.synthetic_weight)
 
-    student = dataclasses.replace(student, synthetic=name, synthetic_weight=weight)
-    result = train(resolve(student))
+
+def main():
+    args = read_arguments()
+    if args.mode == "kl":
+        student = config_from(args)
+    else:
+        student = resolve(find_or_sample(args))
+    result = train(student)
     print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
     if args.json:
         print(json.dumps(result))

@@ -24,8 +24,8 @@ from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
 from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench, claim,
-                   config_from, device_windows, finish, inputs_and_targets, make_optimizer,
-                   run_all, run_name, run_steps, use_device)
+                   config_from, device_windows, expand, finish, inputs_and_targets, load_models,
+                   make_optimizer, on_device, run_all, run_folder, run_name, run_steps, use_device)
 
 # Up to so many members the loss at K is the mean over every subset of K; above, there are too many
 # subsets, and it is the mean over random orders.
@@ -336,34 +336,7 @@ def ensemble_name(result):
 
 
 # --------------------------------------------------------------------------------------------------
-# Members on disk and on the device
-
-def expand(names, out):
-    """A list of runs from names of runs and ensembles: an ensemble stands for its members."""
-    runs = []
-    for name in names:
-        members = None
-        # by folder first, then by name
-        for folder in (Path(name), Path(out) / "ensembles" / name):
-            if (folder / "result.json").exists():
-                members = read_json(folder / "result.json").get("members")
-                break
-        if members:
-            # their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME
-            runs += [str(folder.parent.parent / member) for member in members]
-        else:
-            runs.append(name)
-    return runs
-
-
-def run_folder(run, out):
-    """The folder of a finished run, given by folder or by name under `out`. Raises InputError."""
-    for folder in (Path(run), Path(out) / run):
-        if (folder / "result.json").exists():
-            return folder
-    raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); "
-                     f"train it first")
-
+# Members on disk
 
 def read_members(names, out):
     """(results, data) of runs that can be averaged.
@@ -391,42 +364,10 @@ def read_members(names, out):
     return results, data
 
 
-def load_models(names, out, device="cpu"):
-    """The models of finished runs, ready to evaluate. Raises InputError for a damaged file.
-
-    Models that fill more than half of a GPU together stay on the CPU; on_device() then takes one at
-    a time to the GPU.
-    """
-    models = []
-    for name in names:
-        folder = run_folder(name, out)
-        try:
-            models.append(GPT.load(folder / "model.pt").eval())
-        except (ValueError, OSError) as error:
-            # a finished run is never trained again, so the folder has to go first
-            raise InputError(f"{error}; delete {folder} and train it again") from error
-
-    device = torch.device(device)
-    weights = 4 * sum(model.parameter_count() for model in models)  # bytes
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        if weights >= memory / 2:
-            return models
-    return [model.to(device) for model in models]
-
-
 def load_members(names, out, device="cpu"):
     """(results, models, data) of runs that can be averaged. Raises InputError."""
     results, data = read_members(names, out)
     return results, load_models(names, out, device), data
-
-
-def on_device(model, device):
-    """The model itself if it lives on this kind of device, else a copy that does."""
-    if model.embedding.weight.device.type == torch.device(device).type:
-        return model
-    # a copy, because .to() would move the model itself and it would stay there
-    return copy.deepcopy(model).to(device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -589,6 +530,8 @@ def train_members(configs, jobs, stack):
     for config in configs:
         if not (Path(config.out) / run_name(config) / "result.json").exists():
             missing.append(config)
+    if configs[0].teacher:  # the stacked step knows no teachers
+        stack = "0"
     if len(missing) > 1 and stack == "auto":
         device = use_device(configs[0].device, configs[0].threads)
         if device.type == "cuda":

@@ -10,10 +10,10 @@ import math
 
 import torch
 
-from ensemble import expand, load_members, subset_losses
+from ensemble import load_members, subset_losses
 from model import export_hugging_face, sample
 from prepare import InputError, Parser, cut_windows, run_main
-from train import device_windows, use_device
+from train import device_windows, expand, use_device
 
 
 def bits_per_byte(loss, data, context):

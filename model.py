@@ -13,6 +13,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -197,6 +198,14 @@ def block_document_mask(tokens, end_of_text):
     return create_block_mask(visible, B, None, T, T, device=tokens.device)
 
 
+class Guide(NamedTuple):
+    """What teachers say of a batch, for a student whose loss follows them (see guided_nats)."""
+    states: list  # of each teacher the input of its head, (B, T, C)
+    heads: list  # of each teacher the weight of its head, (V, C)
+    weight: torch.Tensor  # (B, 1): the share of the divergence in the loss of each window
+    temperature: float
+
+
 def token_nats(x, head, targets):
     """Negative log-likelihood of each target in nats.
 
@@ -204,20 +213,54 @@ def token_nats(x, head, targets):
     predicted. Returns fp32 (B, T), 0 where the target is -1.
     """
     def nats(x, targets):
-        logits = head(x).float().flatten(0, 1)
-        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
-        return losses.view(targets.shape)
+        return target_nats(head(x).float(), targets)
 
-    chunks = math.ceil(targets.numel() * head.out_features / CHUNK_LOGITS)
+    return by_chunks(nats, head.out_features, x, targets)
+
+
+def guided_nats(x, head, targets, guide):
+    """The loss of a student at each position: nats of the target mixed with a divergence.
+
+    (1 - w) x nats + w x t^2 x KL(teachers || student), where w is guide.weight and both predictions
+    have temperature t: logits are divided by it. The teachers' prediction is that of their mean
+    logits, as in an ensemble. t^2 keeps the size of the gradient (arXiv 1503.02531). Shapes as in
+    token_nats.
+    """
+    t = guide.temperature
+
+    def nats(x, targets, *states):
+        logits = head(x).float()
+        with torch.no_grad():
+            theirs = [F.linear(s, w).float() for s, w in zip(states, guide.heads)]
+            mean = sum(theirs) / len(theirs)  # (B, T, V)
+            teacher = (mean / t).log_softmax(-1)
+        student = (logits / t).log_softmax(-1)
+        divergence = (teacher.exp() * (teacher - student)).sum(-1)
+        divergence = torch.where(targets >= 0, t ** 2 * divergence, 0.0)
+        return torch.lerp(target_nats(logits, targets), divergence, guide.weight)
+
+    return by_chunks(nats, head.out_features, x, targets, *guide.states)
+
+
+def target_nats(logits, targets):
+    """Cross-entropy at each position, (B, T); logits: fp32 (B, T, V)."""
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
+                             reduction="none")
+    return losses.view(targets.shape)
+
+
+def by_chunks(nats, vocab_size, x, targets, *others):
+    """nats(x, targets, *others), all (B, T, ...), in parts along T where the logits are many.
+
+    The logits are the largest tensor by far. So hold one chunk of them at a time, and compute it
+    once more in the backward pass instead of keeping it. (F.linear_cross_entropy of torch 2.13 does
+    this as well, but not under torch.compile.)
+    """
+    chunks = math.ceil(targets.numel() * vocab_size / CHUNK_LOGITS)
     if chunks == 1:
-        return nats(x, targets)
-    # The logits are the largest tensor by far. So hold one chunk of them at a time, and compute it
-    # once more in the backward pass instead of keeping it. (F.linear_cross_entropy of torch 2.13
-    # does this as well, but not under torch.compile.)
-    parts = []
-    for x_part, targets_part in zip(x.chunk(chunks, dim=1), targets.chunk(chunks, dim=1)):
-        parts.append(checkpoint(nats, x_part, targets_part, use_reentrant=False))
-    return torch.cat(parts, dim=1)
+        return nats(x, targets, *others)
+    parts = zip(*(whole.chunk(chunks, dim=1) for whole in (x, targets, *others)))
+    return torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in parts], dim=1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -267,15 +310,18 @@ class GPT(nn.Module):
             return block_document_mask(tokens, self.config.end_of_text)
         return dense_document_mask(tokens, self.config.end_of_text)
 
-    def forward(self, tokens, targets=None):
+    def forward(self, tokens, targets=None, guide=None):
         """Logits (B, T, V) in fp32 or, given targets, the nats of each: fp32 (B, T).
 
-        tokens, targets: int64 (B, T), T at most the context. A target of -1 has 0 nats.
+        tokens, targets: int64 (B, T), T at most the context. A target of -1 has 0 nats. Given a
+        Guide, the loss of a student instead.
         """
         x = self.states(tokens)
         if targets is None:
             return self.head(x).float()
-        return token_nats(x, self.head, targets)
+        if guide is None:
+            return token_nats(x, self.head, targets)
+        return guided_nats(x, self.head, targets, guide)
 
     def states(self, tokens):
         """The input of the head: (B, T, C)."""

@@ -1554,7 +1554,8 @@ def test_every_option_that_changes_what_is_computed_makes_another_setting():
     assert len({train.run_name(config) for config in [base, *seeds]}) == 4
     changed = {"data": "mine", "size": "600k", "tokens": 8192, "subset_seed": 0, "epochs": 4, "lr": 1e-2,
                "weight_decay": 0.2, "context": 64, "batch_size": 8, "shuffle": "once", "doc_mask": 0,
-               "synthetic": "sampled", "synthetic_weight": 0.5, "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b"}
+               "synthetic": "sampled", "synthetic_weight": 0.5, "kl_weight": 0.5, "kl_temperature": 2.0, "kl_on": "real",
+               "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b", "teachers": ("a",)}
     fields = {f.name for f in dataclasses.fields(base) if f.metadata.get("identity", True)}
     assert fields == {*changed, *train.SEEDS}
     settings = {train.setting_of(dataclasses.replace(base, **{name: value})) for name, value in changed.items()}
@@ -2113,6 +2114,88 @@ def test_distillation_from_teachers_to_student(world, capsys):
     assert "not a finished run" in refused(capsys, distill, *options, "--teacher", "nobody")
     # other samples do need them
     assert "model.pt" in refused(capsys, distill, *options, "--sample_seed", 1)
+
+
+@pytest.mark.parametrize("chunk", [2 ** 28, 500])
+def test_the_loss_of_a_guided_student_equals_its_definition(monkeypatch, chunk):
+    """Two teachers, temperature 2, a weight of its own for each window; values and gradients, also
+    where the logits come in chunks, against autograd of the formula."""
+    monkeypatch.setattr(gpt, "CHUNK_LOGITS", chunk)
+    student, *teachers = (tiny_gpt(seed).double() for seed in range(3))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    tokens = random_tokens(3, 24)
+    _, targets = train.inputs_and_targets(tokens)
+    weight = torch.tensor([[0.3], [0.0], [1.0]], dtype=torch.float64)
+    with torch.no_grad():
+        states = [teacher.states(tokens) for teacher in teachers]
+        mean = (teachers[0](tokens) + teachers[1](tokens)) / 2
+    guide = gpt.Guide(states, [teacher.head.weight.detach() for teacher in teachers], weight, 2.0)
+
+    def gradients(loss):
+        student.zero_grad()
+        loss.sum().backward()
+        return torch.cat([p.grad.flatten() for p in student.parameters()])
+
+    found = student(tokens, targets, guide)
+    q = F.softmax(mean / 2, -1)
+    divergence = F.kl_div(F.log_softmax(student(tokens) / 2, -1), q, reduction="none").sum(-1)
+    nats = F.cross_entropy(student(tokens).flatten(0, 1), targets.flatten(), ignore_index=-1,
+                           reduction="none").view(3, 24)
+    right = (1 - weight) * nats + weight * 4 * divergence * (targets >= 0)
+    assert torch.allclose(found, right, rtol=0, atol=1e-9) and (found[:, -1] == 0).all()
+    assert torch.allclose(gradients(found), gradients(right), rtol=0, atol=1e-9)
+    # who is the teacher's equal has nothing to learn from it
+    own = gpt.Guide([student.states(tokens).detach()], [student.head.weight.detach()],
+                    torch.ones(3, 1, dtype=torch.float64), 1.0)
+    loss = student(tokens, targets, own)
+    assert loss.abs().max() < 1e-9 and gradients(loss).abs().max() < 1e-9
+
+
+def test_students_by_probabilities(world, capsys):
+    teachers = [train.train(tiny_config(seed=seed, out="teachers"))["name"] for seed in (1, 2)]
+    paths = [f"teachers/{name}" for name in teachers]
+    assert call(distill, *TINY, "--teacher", *paths, "--mode", "kl", "--json") == 0
+    student = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert student["kl_weight"] == 0.5 and student["recipe"] == "kl_student" and "-kl0.5-" in student["name"]
+    assert student["teachers"] == sorted(teachers) and student["synthetic"] == ""
+    alone = train.train(tiny_config())
+    assert student["val_loss"] != alone["val_loss"] and student["steps"] == alone["steps"]
+    assert student["flops"] == pytest.approx(5 / 3 * alone["flops"])
+    # which teachers, not where they lie or in which order, is what the run is
+    def name(**changes):
+        return train.run_name(tiny_config(kl_weight=0.5, **changes))
+    assert name(teacher=tuple(paths[::-1])) == name(teacher=tuple(teachers), out="teachers") == student["name"]
+    assert len({name(teacher=(paths[0],)), name(teacher=tuple(paths), kl_temperature=2.0), student["name"]}) == 3
+    # one command stands for an ensemble of them, and the student's loss is that of its weights
+    assert call(ensemble, *paths, "--out", "teachers") == 0
+    both, = (world / "teachers/ensembles").iterdir()
+    assert call(distill, *TINY, "--teacher", both, "--mode", "kl", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == student["name"]
+
+    # sampled windows can be all that the teachers speak of: then the loss on real ones is plain
+    assert call(distill, *TINY, "--teacher", *paths, "--sample_tokens", 2048) == 0
+    sampled, = (path.name for path in (world / "data").glob("sampled-*"))
+    config = tiny_config(teacher=tuple(paths), kl_weight=0.25, kl_on="sampled", synthetic=sampled,
+                         synthetic_weight=0.5)
+    run = train.Run(config, None)
+    guide = run.guide(run.train[:2].long(), torch.tensor([run.real - 1, run.real]))
+    assert guide.weight.tolist() == [[0.0], [0.25]]
+
+    for options, message in ((("--kl_weight", 1.5), "the weight is at most 1"),
+                             (("--kl_temperature", 0), "must be above 0"),
+                             (("--kl_on", "sampled"), "goes with --teacher and --synthetic"),
+                             (("--context", 64, "--out", "other"), "give --context 32"),
+                             (("--teacher", paths[0], paths[0]), "given twice"),
+                             (("--teacher", "nothing"), "not a finished run")):
+        assert message in refused(capsys, distill, *TINY, "--teacher", *paths, "--mode", "kl", *options)
+    assert "goes with --mode kl" in refused(capsys, distill, *TINY, "--teacher", *paths, "--kl_weight", 0.5)
+    assert "--teacher is missing" in refused(capsys, distill, *TINY)
+    lines = [json.dumps({"text": text}) for text in make_documents(600, seed=1)]
+    Path("other.jsonl").write_text("\n".join(lines))
+    assert call(prepare, "--source", "other.jsonl", "--vocab_size", 320, "--val_tokens", 1000,
+                "--name", "other") == 0
+    message = refused(capsys, distill, *TINY, "--data", "other", "--teacher", *paths, "--mode", "kl")
+    assert "was trained on other data than other" in message
 
 
 def test_every_teacher_has_a_turn(world, monkeypatch):

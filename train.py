@@ -35,7 +35,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from model import GPT, GPTConfig, LADDER, SCALE_OF, SIZES
+from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
 from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, read_json, run_main,
                      write_atomically, write_json)
 
@@ -72,18 +72,23 @@ TUNED = {
         "300m": [(16, 3e-3, 0.1)],
         "300k": [(12, 1e-2, 0.2)],
     },
+    # students whose loss follows their teachers' prediction of the real text
+    "kl_student": {
+        "300k": [(32, 1e-2, 0.2)],
+    },
 }
 
 
 # --------------------------------------------------------------------------------------------------
 # Configuration
 
-def option(default, help, group, identity=True, choices=None, least=0):
+def option(default, help, group, identity=True, choices=None, least=0, nargs=None):
     """A field of TrainConfig that is a command-line option, too.
 
     identity=False: the option says how or where to run and does not change what is computed.
     """
-    metadata = dict(help=help, group=group, identity=identity, choices=choices, least=least)
+    metadata = dict(help=help, group=group, identity=identity, choices=choices, least=least,
+                    nargs=nargs)
     return field(default=default, metadata=metadata)
 
 
@@ -105,7 +110,7 @@ class TrainConfig:
 
     # How it is learned: what the paper's recipes differ in, then what they share.
     recipe: str = option("regularized", "a label that fills the next three", "recipe",
-                         identity=False, choices=("standard", "regularized", "member", "student"))
+                         identity=False, choices=(*TUNED, "member"))
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe", least=1)
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
     weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)",
@@ -118,11 +123,18 @@ class TrainConfig:
     doc_mask: int = option(1, "1: attention stays inside a document; 0: plain causal", "recipe",
                            choices=(0, 1))
 
-    # Distillation: sampled text beside the real one.
+    # Distillation: sampled text beside the real one, or teachers whose prediction the loss follows.
     synthetic: str = option("", "data set of sampled tokens to mix in (distill.py makes it)",
                             "distillation")
     synthetic_weight: float = option(0.0, "share of synthetic windows in each epoch, below 1",
                                      "distillation")
+    teacher: tuple = option((), "finished runs or ensembles; the loss follows their mean logits",
+                            "distillation", identity=False, nargs="+")
+    kl_weight: float = option(0.0, "share of the divergence from the teachers in the loss, up to 1",
+                              "distillation")
+    kl_temperature: float = option(1.0, "of both predictions in the divergence", "distillation")
+    kl_on: str = option("all", "windows whose loss has the divergence", "distillation",
+                        choices=("all", "real", "sampled"))
 
     # How it is carried out. Only the precision changes what comes out, so only it is identity.
     dtype: str = option("auto", "auto: bf16 on cuda, else fp32", "how",
@@ -145,10 +157,11 @@ class TrainConfig:
     study: str = option(None, "what the run is made for, a label (default: the last part of --out)",
                         "how", identity=False)
 
-    # Not options: SHA-256 of train.bin, and of the synthetic one. The same name with other text
-    # is another run.
+    # Not options: SHA-256 of train.bin, and of the synthetic one, because the same name with other
+    # text is another run; and the teachers' names, because they may lie in any folder.
     data_hash: str = ""
     synthetic_hash: str = ""
+    teachers: tuple = ()
 
 
 def add_options(parser, defaults=TrainConfig()):
@@ -160,8 +173,12 @@ def add_options(parser, defaults=TrainConfig()):
         name = f.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        groups[name].add_argument(f"--{f.name}", type=f.type, default=getattr(defaults, f.name),
-                                  choices=f.metadata["choices"], help=f.metadata["help"])
+        kind, nargs = f.type, f.metadata["nargs"]
+        if nargs:  # several texts
+            kind = str
+        groups[name].add_argument(f"--{f.name}", type=kind, default=getattr(defaults, f.name),
+                                  choices=f.metadata["choices"], nargs=nargs,
+                                  help=f.metadata["help"])
 
 
 def config_from(args):
@@ -200,6 +217,8 @@ def setting_of(config):
 def run_name(config):
     """Readable and unique: key fields, then a hash of all that identifies the run."""
     mixed = f"-mix{config.synthetic_weight:g}" if config.synthetic else ""
+    if config.teachers:
+        mixed += f"-kl{config.kl_weight:g}"
     return (f"{config.data}-{config.size}-{config.tokens // 1000}k{mixed}-e{config.epochs}"
             f"-lr{config.lr:g}-wd{config.weight_decay:g}-s{config.seed}"
             f"-{short_hash(identity(config))}")
@@ -373,6 +392,11 @@ class Run:
         self.steps = config.epochs * self.steps_per_epoch
         self.tokens_seen = self.steps * config.batch_size * config.context
 
+        # what a student follows: its teachers, which learn no more
+        self.teachers = load_models(config.teacher, config.out, self.device)
+        share = {"all": (1, 1), "real": (1, 0), "sampled": (0, 1)}[config.kl_on]
+        self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
+
         # how and where it runs
         self.machine = describe_machine(config, self.model, self.device, self.world)
         self.parallel = self.model  # the model that trains: over processes it averages gradients
@@ -414,7 +438,8 @@ class Run:
                 exchange = self.parallel.no_sync()
             with exchange:
                 with autocast(config.dtype, self.device):
-                    part_loss = forward(tokens, targets).sum() / predictions
+                    guide = self.guide(tokens, part)
+                    part_loss = forward(tokens, targets, guide).sum() / predictions
                 # processes average their gradients; the parts of the loss are to be summed
                 (part_loss * self.world).backward()
             loss += part_loss.detach()
@@ -422,6 +447,16 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.apply_gradients()
         return loss, norm
+
+    @torch.no_grad()
+    def guide(self, tokens, windows):
+        """What the teachers say of some windows, a Guide; None without teachers."""
+        if not self.teachers:
+            return None
+        states = [on_device(teacher, self.device).states(tokens) for teacher in self.teachers]
+        heads = [teacher.head.weight.to(self.device) for teacher in self.teachers]
+        sampled = (windows >= self.real).long()
+        return Guide(states, heads, self.kl_share[sampled][:, None], self.config.kl_temperature)
 
     def apply_gradients(self):
         """AdamW's step at the schedule's learning rate."""
@@ -445,10 +480,13 @@ class Run:
 
     def cost(self):
         """What the run takes, known before it starts."""
+        # of training, a third is the forward pass, which is all that a teacher does
+        flops = self.model.flops_per_token()
+        flops += sum(teacher.flops_per_token() / 3 for teacher in self.teachers)
         return {"name": run_name(self.config), "params": self.model.parameter_count(),
                 "params_nonembedding": self.model.parameter_count(embeddings=False),
                 "steps": self.steps, "tokens_seen": self.tokens_seen,
-                "flops": self.model.flops_per_token() * self.tokens_seen}
+                "flops": flops * self.tokens_seen}
 
     def save(self):
         """Checkpoint everything that the rest of the run depends on."""
@@ -610,6 +648,8 @@ def resolve(config):
         sampled = load_data(config.synthetic)
         config.synthetic, config.synthetic_hash = sampled.folder.name, sampled.fingerprint()
         check_synthetic(config, data, sampled)
+    if config.teacher:
+        check_teachers(config, data)
 
     device = use_device(config.device, config.threads)
     if config.compile == "graphs" and device.type != "cuda":
@@ -726,6 +766,12 @@ def check_ranges(config):
                 raise InputError(f"--{f.name} {value} is out of range; it must be at least {least}")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together; the weight is below 1")
+    if config.kl_weight > 1 or bool(config.teacher) != (config.kl_weight > 0):
+        raise InputError("--teacher and --kl_weight go together; the weight is at most 1")
+    if not config.kl_temperature:
+        raise InputError("--kl_temperature 0 is out of range; it must be above 0")
+    if config.kl_on != "all" and not (config.teacher and config.synthetic):
+        raise InputError(f"--kl_on {config.kl_on} goes with --teacher and --synthetic")
 
 
 def check_data(config, data):
@@ -753,6 +799,23 @@ def check_synthetic(config, data, sampled):
     if not synthetic_per_epoch(config, config.tokens // config.context):
         raise InputError(f"--synthetic_weight {config.synthetic_weight:g} is no whole window an "
                          f"epoch; raise it")
+
+
+def check_teachers(config, data):
+    """Fill in the teachers' names. Raises InputError where they do not go with the student."""
+    runs = expand(config.teacher, config.out)
+    results = [read_json(run_folder(run, config.out) / "result.json") for run in runs]
+    for result in results:
+        if result["data_hash"] != config.data_hash:
+            raise InputError(f"{result['name']} was trained on other data than {config.data}; its "
+                             f"prediction is of other tokens")
+        if result["context"] < config.context:
+            raise InputError(f"{result['name']} has context {result['context']}; give --context "
+                             f"{result['context']}, or less")
+    config.teacher = tuple(runs)
+    config.teachers = tuple(sorted(result["name"] for result in results))
+    if len(set(config.teachers)) < len(runs):
+        raise InputError("a teacher is given twice; it counts once")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -839,6 +902,68 @@ def git_state():
     except OSError:  # no git here
         return None
     return done.stdout.strip() or None
+
+
+# --------------------------------------------------------------------------------------------------
+# Finished runs, as members of an ensemble or as teachers
+
+def expand(names, out):
+    """A list of runs from names of runs and ensembles: an ensemble stands for its members."""
+    runs = []
+    for name in names:
+        members = None
+        # by folder first, then by name
+        for folder in (Path(name), Path(out) / "ensembles" / name):
+            if (folder / "result.json").exists():
+                members = read_json(folder / "result.json").get("members")
+                break
+        if members:
+            # their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME
+            runs += [str(folder.parent.parent / member) for member in members]
+        else:
+            runs.append(name)
+    return runs
+
+
+def run_folder(run, out):
+    """The folder of a finished run, given by folder or by name under `out`. Raises InputError."""
+    for folder in (Path(run), Path(out) / run):
+        if (folder / "result.json").exists():
+            return folder
+    raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); "
+                     f"train it first")
+
+
+def load_models(names, out, device="cpu"):
+    """The models of finished runs, ready to evaluate. Raises InputError for a damaged file.
+
+    Models that fill more than half of a GPU together stay on the CPU; on_device() then takes one at
+    a time to the GPU.
+    """
+    models = []
+    for name in names:
+        folder = run_folder(name, out)
+        try:
+            models.append(GPT.load(folder / "model.pt").eval())
+        except (ValueError, OSError) as error:
+            # a finished run is never trained again, so the folder has to go first
+            raise InputError(f"{error}; delete {folder} and train it again") from error
+
+    device = torch.device(device)
+    weights = 4 * sum(model.parameter_count() for model in models)  # bytes
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        if weights >= memory / 2:
+            return models
+    return [model.to(device) for model in models]
+
+
+def on_device(model, device):
+    """The model itself if it lives on this kind of device, else a copy that does."""
+    if model.embedding.weight.device.type == torch.device(device).type:
+        return model
+    # a copy, because .to() would move the model itself and it would stay there
+    return copy.deepcopy(model).to(device)
 
 
 # --------------------------------------------------------------------------------------------------
