@@ -731,69 +731,157 @@ def describe(interval, left_out, sigma, unit="point"):
     return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
 
 
+def add_law_options(parser):
+    """Options of `fit.py LAW POINTS`."""
+    laws = parser.add_argument_group("of a law")
+    laws.add_argument("--x", help="the column that is x in power and reciprocal")
+    laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
+                      help="least squares on the target, or Huber or absolute deviations of its log")
+    laws.add_argument("--delta", type=float, default=1e-3, help="width of huber")
+    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
+    laws.add_argument("--sigma", type=float, help="noise of a point, from seeds, for the limit's interval")
+    laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
+    laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
+    laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
+    laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
+    laws.add_argument("--inference", type=float, metavar="TOKENS",
+                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
+    laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
+
+
+def list_laws():
+    """Print every law: formula, columns, source."""
+    for name, law in LAWS.items():
+        print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
+    print(LEFT_OUT)
+
+
+def law_command(args):
+    """`fit.py LAW POINTS`: check the options, then law_report()."""
+    for name in ("delta", "sigma", "loss", "inference"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} {value} is out of range; it must be above 0")
+    if min(args.bootstrap, args.seed) < 0:
+        raise ValueError("--bootstrap and --seed must be at least 0")
+    if len(args.what) != 2:
+        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
+    if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
+        raise ValueError("--inference goes with chinchilla and --loss")
+    return law_report(*args.what, args)
+
+
 # --------------------------------------------------------------------------------------------------------------------
-# Runs
+# Results: folders of finished runs, and files of results as JSON lines
 
-RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
-               "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se",
-               "probs_limit_se", "kl", "vary", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops",
-               "data", "data_hash", "name")
-TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "vary", "data",
-                "data_hash", "name")
-# runs that agree in all of these are one experiment and differ in seed alone
-SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
-                "batch_size", "doc_mask", "dtype", "shuffle", "subset_seed", "synthetic_hash", "synthetic_weight")
-
-
-def read_folder(folder):
-    """(path, result) of every result.json under a folder, sorted by path."""
-    for path in sorted(Path(folder).rglob("result.json")):
-        try:
-            # older runs lack the first two
-            yield path, {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
-
-
-def read_table(path):
-    """What read_folder gives, from a table that write_csv wrote; an ensemble is a row for each K there."""
-    try:
-        with open(path, newline="") as file:
-            rows = [{name: text if name in TEXT_COLUMNS else json.loads(text or "null") for name, text in row.items()}
-                    for row in csv.DictReader(file)]
-        yield from ((path, row) for row in rows if row["kind"] == "run")
-        averages = sorted((row for row in rows if row["kind"] == "ensemble"), key=lambda row: row["members"])
-        for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
-            by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
-            laws = {name: {**fit_reciprocal([row["members"] for row in group], by_k[kind]), "se": group[0].get(se)}
-                    if len(group) > 1 else None
-                    for name, kind, se in (("law", "logits", "limit_se"), ("probs_law", "probs", "probs_limit_se"))}
-            yield path, {**group[0], "loss_by_k": by_k, **laws}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
+NEEDED = {"run": ("recipe", "setting", "data_hash", "size", "params", "tokens", "epochs", "lr", "weight_decay",
+                  "val_loss"),
+          "ensemble": ("recipe", "setting", "size", "params", "tokens", "vary", "loss_by_k", "law", "probs_law")}
 
 
 def read_results(sources, where=()):
-    """(runs, ensembles) of folders and of tables (.csv), what agrees with every "column=value" of where. The same run
-    from two places counts once. Raises ValueError."""
-    runs, ensembles = {}, {}
-    for source in sources:
-        for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
-            several = "loss_by_k" in result
-            result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
-            result["kind"] = "ensemble" if several else "run"
-            if any(str(result.get(column)) != value for column, value in split_pairs(where)):
-                continue
-            kind, needed = (ensembles, ("probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
-            missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
-            if missing:
-                raise ValueError(f"{path} has no {missing[0]}; remove it and ask for it again")
-            kind[result["name"], result["recipe"]] = result
-    if not runs and not ensembles:
-        raise ValueError(f"no finished run under {', '.join(map(str, sources))}"
-                         + (f" with {' and '.join(where)}" if where else " (no result.json); train one first"))
-    return list(runs.values()), list(ensembles.values())
+    """The results that folders and .jsonl files hold, verbatim: [dict], those that meet every condition of keep_rows().
+    A result is one JSON object: of a run, an ensemble or an evaluation (its `kind`). Raises ValueError."""
+    rows = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise ValueError(f"there is no {source}: train a run first, or name a law: {', '.join(LAWS)}")
+        if not source.is_dir() and source.suffix != ".jsonl":
+            raise ValueError(f"{source} is neither a folder of runs nor a .jsonl file of results; "
+                             f"for a law of its points name the law first")
+        rows += read_rows(source)
+    if not rows:
+        raise ValueError(f"no result in {', '.join(map(str, sources))}; train a run first")
+    kept = keep_rows(rows, where)
+    if not kept:
+        raise ValueError(f"no result in {', '.join(map(str, sources))} meets {' and '.join(where)}")
+    for row, place in kept:
+        for key in ("kind", "name", *NEEDED.get(row.get("kind"), ())):
+            if key not in row:
+                raise ValueError(f"{place} has no {key}: no result of this kit, or of an older version; "
+                                 f"leave it out or make it again")
+    return [row for row, _ in kept]
+
+
+def count_once(results):
+    """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder besides. Prints what
+    is not counted, where that is more than a copy."""
+    found = {}
+    changed, others = set(), 0
+    for result in results:
+        if result["kind"] not in NEEDED:
+            others += 1
+            continue
+        key = result["kind"], result["name"], result["recipe"]
+        if key in found and found[key].get("val_loss") != result.get("val_loss"):
+            changed.add(key)
+        found[key] = result
+    if changed:
+        print(f"{len(changed)} runs are there with two losses (two machines, or compiled and not); the last counts\n")
+    if others:
+        print(f"{others} results of other kinds have no table here\n")
+    runs = [result for result in found.values() if result["kind"] == "run"]
+    ensembles = [result for result in found.values() if result["kind"] == "ensemble"]
+    return runs, ensembles
+
+
+def save_results(path, results):
+    """Merge results into a .jsonl file: one line for each (study, kind, name, recipe), sorted by that, written whole or
+    not at all. What the file holds already stays, unless the same comes anew."""
+    merged = {}
+    before = []
+    if Path(path).exists():
+        before = read_results([path])
+    for result in before + results:
+        key = [str(result.get(name)) for name in ("study", "kind", "name", "recipe")]
+        merged[tuple(key)] = json.dumps(result, separators=(",", ":"), allow_nan=False)
+    lines = [merged[key] + "\n" for key in sorted(merged)]
+    write_atomically(path, "".join(lines).encode())
+
+
+def write_csv(path, results):
+    """The scalars of each result as a line of a CSV file, for other programs; written whole or not at all."""
+    rows = []
+    for result in results:
+        rows.append({key: value for key, value in result.items() if not isinstance(value, (dict, list))})
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_atomically(path, content):
+    """Write bytes to a temporary file, then rename it: `path` is never half-written."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings: means over seeds, the best, and whether it is certified
+
+SEEDS = ("seed", "init_seed", "data_seed")
+AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
+OF_SIZE = ("size", "params", "params_nonembedding")
+BEST_OF = ("data_hash", "recipe", "size", "tokens")
+STEP = 3.4  # neighbours on an axis are at most this factor apart: the grids double, or go 1, 3, 10
+ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
+# what a result says beside what was computed. An option that nobody thought of is not in here, so it tells settings
+# apart; a measurement that nobody thought of does so as well, and a certificate says "not run" instead of guessing
+BESIDE = {"kind", "study", "setting", "name", *SEEDS, *AXES, "tau_epochs", "steps", "tokens_seen", "flops",
+          "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",
+          "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every", "checkpoint_seconds",
+          "force_resume", "out",
+          "members", "vary", "member_losses", "loss_by_k", "law", "free_law", "probs_law", "free_probs_law", "kl",
+          "limit", "limit_interval"}
 
 
 def grouped(items, key):
@@ -801,49 +889,182 @@ def grouped(items, key):
     return [(value, list(group)) for value, group in groupby(sorted(items, key=key), key=key)]
 
 
-BEST_OF = ("data_hash", "recipe", "size", "tokens")
+def values_of(item, keys):
+    """A tuple of texts to group by; None is one, and what an older result lacks counts as None."""
+    return tuple(str(item.get(key)) for key in keys)
 
 
-def best_of_recipes(runs, by=BEST_OF):
-    """(points, noise). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
-    settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. noise: of
-    each recipe the standard deviation of one run, pooled over its settings with several seeds if there are any, and
-    its degrees of freedom."""
-    best, variances = {}, {}  # variances: of each recipe (sum of squares, degrees of freedom)
-    for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
+def rest_of(result, but=()):
+    """All that a result computes but seeds, axes and the keys `but`. An older result lacks newer options: what is
+    absent there is None, empty or 0 elsewhere; only a subset of seed 0 is another one than none."""
+    rest = {"subset_seed": None}
+    for key, value in result.items():
+        if key not in BESIDE and key not in but and (value or key == "subset_seed"):
+            rest[key] = value
+    return json.dumps(rest, sort_keys=True)
+
+
+def mean_settings(runs):
+    """The settings of runs: each a dict with the keys of its first run, `loss` (mean over seeds), `sd` (None for one)
+    and `seeds`, and `runs`, {seeds: loss}. Runs are seeds of one setting if recipe and `setting` agree: train.py hashes
+    all that it computes but the seeds, so that no option can be forgotten here."""
+    settings = []
+    for _, group in grouped(runs, lambda run: values_of(run, ("recipe", "setting"))):
         losses = np.array([run["val_loss"] for run in group])
+        sd = None
         if len(losses) > 1:
-            squares, freedom = variances.get(group[0]["recipe"], (0.0, 0))
-            squares += ((losses - losses.mean()) ** 2).sum()
-            variances[group[0]["recipe"]] = squares, freedom + len(losses) - 1
-        mean = {**group[0], "loss": float(losses.mean()), "seeds": len(losses),
-                "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
-        key = tuple(mean[name] for name in by)
-        best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
-    noise = {recipe: (math.sqrt(squares / freedom), freedom) for recipe, (squares, freedom) in variances.items()}
-    return sorted(best.values(), key=lambda m: -m["loss"]), noise
+            sd = float(losses.std(ddof=1))
+        by_seed = {}
+        for run in group:
+            # --seed sets the other two unless they are given
+            first = run.get("seed")
+            given = [run.get(name) for name in SEEDS]
+            by_seed[tuple(first if seed is None else seed for seed in given)] = run["val_loss"]
+        settings.append({**group[0], "loss": float(losses.mean()), "sd": sd, "seeds": len(losses), "runs": by_seed,
+                         "rest": rest_of(group[0]), "rest_but_size": rest_of(group[0], OF_SIZE)})
+    return settings
 
 
-def epoch_curves(runs):
+def pooled_noise(settings):
+    """{recipe: (standard deviation of one run, degrees of freedom)}, pooled over the settings with several seeds."""
+    noise = {}
+    for recipe, group in grouped(settings, lambda s: s["recipe"]):
+        several = [s for s in group if s["seeds"] > 1]
+        freedom = sum(s["seeds"] - 1 for s in several)
+        squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
+        if freedom:
+            noise[recipe] = math.sqrt(squares / freedom), freedom
+    return noise
+
+
+def best_of(settings, by=BEST_OF):
+    """The setting of least loss of each (recipe, size, tokens), or whatever `by` names, with `tried`, their number;
+    the worst of them first."""
+    best = []
+    for _, group in grouped(settings, lambda s: values_of(s, by)):
+        best.append({**min(group, key=lambda s: s["loss"]), "tried": len(group)})
+    return sorted(best, key=lambda s: -s["loss"])
+
+
+def certificate(center, settings, noise):
+    """Whether a setting is locally optimal: {..., "neighbours": [...], "certified": bool}.
+
+    Its neighbours are the nearest settings tried below and above on each axis that the search moved along, all else
+    equal. A margin is the mean difference of losses over common seeds, a tie is within two standard errors of that.
+    Certified: the setting has several seeds, both sides of each axis were tried, a step of the grid away, and nothing
+    is better.
+    """
+    alike = [s for s in settings if s["recipe"] == center["recipe"] and s["rest"] == center["rest"]]
+    found = []
+    for axis in AXES:
+        line = [s for s in alike if all(s[other] == center[other] for other in AXES if other != axis)]
+        below = [s for s in line if s[axis] < center[axis]]
+        above = [s for s in line if s[axis] > center[axis]]
+        if len({s[axis] for s in alike}) > 1:
+            found.append(compare(center, max(below, key=lambda s: s[axis], default=None), axis, "down", noise))
+            found.append(compare(center, min(above, key=lambda s: s[axis], default=None), axis, "up", noise))
+    verdicts = {neighbour["verdict"] for neighbour in found}
+    near = all(neighbour["near"] for neighbour in found)
+    certified = bool(found) and near and verdicts <= {"tie", "worse", "end"} and center["seeds"] > 1
+    return {**center, "neighbours": found, "certified": certified}
+
+
+def compare(center, other, axis, side, noise):
+    """A neighbour's value, margin and verdict: tie, worse, better, "not run" (a run that diverges leaves no result) or
+    "end" (of the axis)."""
+    found = {"axis": axis, "side": side, "value": None, "setting": None, "margin": None, "near": False,
+             "verdict": "not run"}
+    if other is None:
+        if side == "down" and center[axis] <= ENDS[axis]:
+            found |= {"verdict": "end", "near": True}
+        return found
+    low, high = sorted([center[axis], other[axis]])
+    found |= {"value": other[axis], "setting": other["setting"], "near": low <= ENDS[axis] or high / low <= STEP}
+    common = center["runs"].keys() & other["runs"].keys()
+    if common:
+        margin = float(np.mean([other["runs"][seed] - center["runs"][seed] for seed in common]))
+        sd, _ = noise.get(center["recipe"], (0.0, 0))
+        tie = 2 * sd * math.sqrt(2 / len(common))
+        verdict = "tie"
+        if abs(margin) > tie:
+            verdict = "worse" if margin > 0 else "better"
+        found |= {"margin": margin, "seeds": len(common), "verdict": verdict}
+    return found
+
+
+def certificates(settings, noise):
+    """The certificate of each best setting and, beyond it, those of other local optima: certified, and no tie with a
+    better one that is certified as well."""
+    found = []
+    for _, group in grouped(settings, lambda s: (s["data_hash"], s["recipe"], s["tokens"], s["params"])):
+        optima = []
+        for center in sorted(group, key=lambda s: s["loss"]):
+            one = certificate(center, group, noise)
+            tied = [n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"]
+            known = any(better["certified"] and better["setting"] in tied for better in optima)
+            if one["neighbours"] and (not optima or one["certified"] and not known):
+                optima.append(one)
+        found += optima
+    return found
+
+
+def epoch_curves(settings):
     """[points] of the standard recipe at each size and tokens with three epoch counts or more, by epochs: the best
     setting of each count (paper, section on the standard recipe)."""
-    points, _ = best_of_recipes([run for run in runs if run["recipe"] == "standard"], (*BEST_OF, "epochs"))
+    standard = [s for s in settings if s["recipe"] == "standard"]
+    points = best_of(standard, (*BEST_OF, "epochs"))
     curves = grouped(points, lambda p: (p["data_hash"], p["tokens"], p["params"]))
     return [sorted(curve, key=lambda p: p["epochs"]) for _, curve in curves if len(curve) > 2]
 
+
+def one_setting(points, settings):
+    """The smallest model's best setting at every size, beside each size's own, for each (recipe, tokens) where that
+    was run: rows."""
+    rows = []
+    for _, group in grouped(points, lambda p: values_of(p, ("data_hash", "recipe", "tokens"))):
+        first, *larger = sorted(group, key=lambda p: p["params"])
+        same = [s for s in settings if values_of(s, ("rest_but_size", *AXES))
+                == values_of(first, ("rest_but_size", *AXES))]
+        for own in larger:
+            rows += [{**s, "of": first["size"], "own": own["loss"]} for s in same if s["size"] == own["size"]]
+    return rows
+
+
+def size_trends(points):
+    """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error, for each (recipe,
+    tokens) with three sizes or more."""
+    trends = []
+    for _, group in grouped(points, lambda p: values_of(p, ("data_hash", "recipe", "tokens"))):
+        n, loss = [], []
+        for p in group:
+            n += [math.log2(p["params"])] * p["seeds"]
+            loss += p["runs"].values()
+        if len(group) < 3:
+            continue
+        n, loss = np.array(n), np.array(loss)
+        slope, level = np.polyfit(n, loss, 1)
+        residual = ((loss - slope * n - level) ** 2).sum()
+        error = math.sqrt(residual / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
+        trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
+    return trends
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Limits: over N, over K, over both, over D
 
 def size_laws(points, noise):
     """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as "nonembedding", for
     N without embedding and head: the limit moves with the count."""
     laws = []
-    for (recipe, tokens, _), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
-        if len({p["params"] for p in group}) >= 3:
-            loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
-            sigma, freedom = noise.get(recipe, (None, 0))
-            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma, freedom)
-                          for n in ("params", "params_nonembedding"))
-            laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
-                         "sigma": sigma, "points": len(group), **law, "nonembedding": other})
+    for (recipe, tokens, data), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
+        if len({p["params"] for p in group}) < 3:
+            continue
+        loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
+        sigma, freedom = noise.get(recipe, (None, 0))
+        law, other = (limit_of([p[n] for p in group], loss, seeds, sigma, freedom)
+                      for n in ("params", "params_nonembedding"))
+        laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
+                     "points": len(group), **law, "nonembedding": other})
     return laws
 
 
@@ -852,38 +1073,98 @@ def member_laws(ensembles):
     "free", A / K^b + E where there are three K or more; of probability means, which fall more slowly, the free one."""
     laws = []
     for e in ensembles:
-        if e["law"]:
-            k = range(1, len(e["loss_by_k"]["logits"]) + 1)
-            se, fit_probs = e["law"]["se"], fit_power if len(k) > 2 else fit_reciprocal
-            laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
-                         "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
-                         "settings": [e.get(key) for key in SETTING_KEYS],
-                         "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
-                         "probs_E": fit_probs(k, e["loss_by_k"]["probs"])["E"],
-                         "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
-                         "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
+        if not e["law"]:  # one member
+            continue
+        k = len(e["loss_by_k"]["logits"])
+        interval = None
+        if e["law"]["se"] is not None:
+            interval = t_interval(e["law"]["E"], e["law"]["se"], k)
+        free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
+        keys = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
+        laws.append({"claim": "K", **{key: e.get(key) for key in keys}, "size": e["size"] or "mixed",
+                     "vary": e["vary"] or "seed", "rest": rest_of(e, ("tokens", "subset_seed")), "points": k,
+                     "A": e["law"]["A"], "b": 1.0, "E": e["law"]["E"], "se": e["law"]["se"], "interval": interval,
+                     "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
+                     "probs_E": free_probs["E"]})
     return laws
 
 
-def tiered_laws(members):
-    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more:
-    at each size the settings of the least limit, of those the ensemble with most members. The noise of a limit is that
-    of one member, pooled over the sizes, over the square root of K."""
-    laws = []
+def best_ensembles(members):
+    """For each (recipe, tokens, size) of members that differ in seed alone the settings of the least limit, of those
+    the ensemble with most members."""
+    best = []
     alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed"]
-    for (recipe, tokens, data), group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
-        best = {}
-        for _, same in grouped(group, lambda m: str(m["settings"])):
-            most = max(same, key=lambda m: m["points"])
-            best[most["params"]] = min(best.get(most["params"], most), most, key=lambda m: m["E"])
-        if len(best) >= 3:
-            n, k, limits = (np.array([m[key] for m in best.values()], float) for key in ("params", "points", "E"))
-            spread = [(m["points"] - 1, m["points"] * m["se"] ** 2) for m in best.values() if m["se"] is not None]
-            freedom = sum(degrees for degrees, _ in spread)
-            sigma = math.sqrt(sum(math.prod(both) for both in spread) / freedom) if spread else None
-            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
-                         "points": len(best), **limit_of(n, limits, k, sigma, freedom)})
+    for _, group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]), m["params"])):
+        largest = [max(same, key=lambda m: m["points"]) for _, same in grouped(group, lambda m: str(m["setting"]))]
+        best.append(min(largest, key=lambda m: m["E"]))
+    return best
+
+
+def tiered_laws(members, average="logits"):
+    """K -> infinity at each N (the law A / K + E of either average), then N -> infinity, for each (recipe, tokens) with
+    ensembles at three sizes or more. The noise of a limit is that of one member, pooled over the sizes, over the square
+    root of K."""
+    laws = []
+    best = best_ensembles(members)
+    for (recipe, tokens, data), group in grouped(best, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
+        if len(group) < 3:
+            continue
+        n, k = (np.array([m[key] for m in group], float) for key in ("params", "points"))
+        over_k = [m["probs_law"] if average == "probs" else m for m in group]
+        freedom, squares = 0, 0.0
+        for m, law in zip(group, over_k):
+            if law["se"] is not None:
+                freedom += m["points"] - 1
+                squares += (m["points"] - 1) * m["points"] * law["se"] ** 2
+        sigma = math.sqrt(squares / freedom) if freedom else None
+        limits = np.array([law["E"] for law in over_k])
+        laws.append({"claim": "N and K", "average": average, "recipe": recipe, "tokens": tokens, "data_hash": data,
+                     "sigma": sigma, "points": len(group), **limit_of(n, limits, k, sigma, freedom)})
     return laws
+
+
+def vary_differences(members):
+    """Members that differ in something else against members that differ in seed, all else equal: [dict] with the
+    differences of the loss by K and of the limit, and half the width of the latter's 95% interval."""
+    rows = []
+    for _, group in grouped(members, lambda m: (m["rest"], *values_of(m, AXES))):
+        seeds = [m for m in group if m["vary"] == "seed"]
+        if not seeds:
+            continue
+        base = max(seeds, key=lambda m: m["points"])
+        for m in group:
+            if m["vary"] == "seed":
+                continue
+            apart = [b - a for a, b in zip(base["loss_by_k"]["logits"], m["loss_by_k"]["logits"])]
+            half = None
+            if m["interval"] and base["interval"]:
+                half = math.hypot(half_width(m), half_width(base))
+            rows.append({**m, "apart": apart, "limit_apart": m["E"] - base["E"], "half": half})
+    return rows
+
+
+def half_width(law):
+    """Half the width of a limit's interval, None where there is none."""
+    if law["interval"] is None:
+        return None
+    return (law["interval"][1] - law["interval"][0]) / 2
+
+
+def predictions(members):
+    """Ensembles beside what one of the same setting with at most half the members predicts by A / K + E of logit means
+    and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
+    found = []
+    for _, group in grouped(members, lambda m: values_of(m, ("recipe", "setting", "vary", "rest", *AXES))):
+        small, *_, large = sorted(group, key=lambda m: m["points"]) * 2
+        if large["points"] < 2 * small["points"]:
+            continue
+        rows = []
+        for k, (logits, probs) in enumerate(zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"]), 1):
+            free = small["free_probs"]
+            rows.append({"k": k, "logits": logits, "probs": probs, "predicted": small["A"] / k + small["E"],
+                         "predicted_probs": free["A"] / k ** free["b"] + free["E"]})
+        found.append((small, large, rows))
+    return found
 
 
 def data_laws(points, sizes, tiered):
@@ -928,249 +1209,436 @@ def efficiencies(laws):
     return rows
 
 
-def write_csv(path, runs, ensembles):
-    """One line a run and one a (ensemble, K), columns RUN_COLUMNS; written whole or not at all."""
-    rows = [{**run, "members": 1} for run in runs]
-    for e in ensembles:
-        for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            rows.append({**e, "members": k, "val_loss": logits, "probs_loss": probs,
-                         "limit_se": e["law"] and e["law"]["se"],
-                         "probs_limit_se": e["law"] and e["probs_law"]["se"]})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+# --------------------------------------------------------------------------------------------------------------------
+# Tables, in Markdown
+
+SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epochs": "{epochs}", "lr": "{lr:g}",
+           "weight decay": "{weight_decay:g}"}
 
 
-def write_atomically(path, content):
-    """Write bytes to a temporary file, then rename it: `path` is never half-written."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+def print_table(title, rows, columns):
+    """A Markdown table under its title, or nothing where there are no rows. columns: {header: template of a cell}, for
+    example {"lr": "{lr:g}"}; a cell stays empty where a value is None or absent."""
+    if not rows:
+        return
+    table = [list(columns)]
+    for row in rows:
+        cells = []
+        for template in columns.values():
+            names = re.findall(r"{(\w+)", template)
+            known = all(row.get(name) is not None for name in names)
+            cells.append(template.format(**row) if known else "")
+        table.append(cells)
+    # padded, to be read in a terminal as well; words to the left, numbers to the right
+    widths = [max(3, *map(len, column)) for column in zip(*table)]
+    texts = [any(re.search("^[a-z]|[a-z]{4}", cell) for cell in column[1:]) for column in zip(*table)]
+    rules = ["-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, texts)]
+    table.insert(1, rules)
+    print(f"**{title}**\n")
+    for cells in table:
+        padded = [cell.ljust(width) if text else cell.rjust(width) for cell, width, text in zip(cells, widths, texts)]
+        print(f"| {' | '.join(padded)} |")
+    print()
+
+
+def print_settings(points, settings):
+    """The best settings, and the best by context and batch size where a study has several of these."""
+    print_table("Best settings; tau: AdamW's memory in epochs", points,
+                {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
+                 "tried": "{tried}"})
+    rows = []
+    for _, group in grouped(settings, lambda s: values_of(s, BEST_OF)):
+        places = best_of(group, ("context", "batch_size"))
+        if len(places) > 1:
+            rows += sorted(places, key=lambda p: (p["context"], p["batch_size"]))
+    for row in rows:
+        if row.get("steps"):
+            row["steps_per_epoch"] = row["steps"] // row["epochs"]
+    print_table("Best settings by context and batch size", rows,
+                {"context": "{context}", "batch": "{batch_size}", "steps an epoch": "{steps_per_epoch}", **SETTING,
+                 "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "seeds": "{seeds}", "tried": "{tried}"})
+
+
+def print_certificates(found):
+    """A line a certificate: the setting, its neighbours' margins and what they are if not worse, and the least margin
+    of a neighbour that is worse."""
+    rows = []
+    for one in found:
+        row = {**one, "certified": "yes" if one["certified"] else "no"}
+        worse = []
+        for neighbour in one["neighbours"]:
+            cell = neighbour["verdict"]
+            if neighbour["margin"] is not None:
+                cell = f"{neighbour['margin']:+.3f}" + f" {cell}" * (cell != "worse")
+                cell += f" at {neighbour['value']:g}" * (not neighbour["near"])
+            if neighbour["verdict"] == "worse":
+                worse.append(neighbour["margin"])
+            row[f"{neighbour['axis']}_{neighbour['side']}"] = cell
+        row["least"] = min(worse, default=None)
+        rows.append(row)
+    margins = {f"{axis.replace('_', ' ')} {side}": f"{{{axis}_{side}}}" for axis in AXES for side in ("down", "up")}
+    print_table("Certificates: margins of the neighbours, worse unless it says tie (within two standard errors), "
+                "better, or not run", rows,
+                {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}", "certified": "{certified}"})
+
+
+def print_trends(curves, trends, rows):
+    """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
+    counts = sorted({p["epochs"] for curve in curves for p in curve})
+    by_epochs = [{**curve[0], **{f"epochs_{p['epochs']}": p["loss"] for p in curve}} for curve in curves]
+    print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
+                {"size": "{size}", "tokens": "{tokens:,}",
+                 **{f"{count} epochs": f"{{epochs_{count}:.3f}}" for count in counts}})
+    print_table("Slope of the best settings' losses, nats per doubling of N", trends,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
+                 "standard error": "{error:.3f}", "runs": "{count}"})
+    print_table("The smallest model's settings at the other sizes", rows,
+                {**SETTING, "loss": "{loss:.3f}", "seeds": "{seeds}", "with its own": "{own:.3f}"})
+
+
+def print_ensembles(members):
+    """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and predictions."""
+    rows = []
+    for m in sorted(members, key=lambda m: (str(m["recipe"]), m["params"] or 0, m["epochs"] or 0,
+                                            -(m["weight_decay"] or 0), m["vary"], m["points"])):
+        logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
+        row = {**m, "recipe": m["recipe"] or "mixed", "half": half_width(m), "last": logits[-1],
+               "probs_last": probs[-1], "probs_b": m["free_probs"]["b"], "vary": m["vary"].replace("_", " ")}
+        if m["free"]:
+            row["free_b"] = m["free"]["b"]
+        row |= {f"k{k}": loss for k, loss in enumerate(logits[:3], 1)}
+        rows.append(row)
+    by_k = {f"K = {k}": f"{{k{k}:.3f}}" for k in (1, 2, 3)}
+    print_table("Ensembles: logit means with the limit of A / K + E and its 95% interval (jackknife over members), "
+                "probability means with that of A / K^b + E; KL between members", rows,
+                {**SETTING, "differ in": "{vary}", "K": "{points}", **by_k, "last K": "{last:.3f}",
+                 "limit": "{E:.3f}", "95%": "±{half:.3f}", "b": "{free_b:.2f}", "probs: last": "{probs_last:.3f}",
+                 "limit of probs": "{probs_E:.3f}", "b of probs": "{probs_b:.2f}", "KL": "{kl:.2f}"})
+    print_limit_grid(members)
+    rows = []
+    for m in vary_differences(members):
+        row = {**m, "vary": m["vary"].replace("_", " "), "last": m["apart"][-1], "last_k": len(m["apart"])}
+        row |= {f"k{k}": loss for k, loss in enumerate(m["apart"][:3], 1)}
+        rows.append(row)
+    by_k = {f"K = {k}": f"{{k{k}:+.3f}}" for k in (1, 2, 3)}
+    print_table("Members that differ in something else minus members that differ in seed, logit means", rows,
+                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", **by_k, "last K": "{last_k}",
+                 "there": "{last:+.3f}", "limit": "{limit_apart:+.3f}", "95%": "±{half:.3f}"})
+    for small, large, rows in predictions(members):
+        print_table(f"{large['points']} members of {large['size']}, {large['recipe']}, as {small['points']} of them "
+                    f"predict: A / K + E for logits, A / K^b + E for probs", rows,
+                    {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
+                     "predicted logits": "{predicted:.3f}", "predicted probs": "{predicted_probs:.3f}"})
+
+
+def print_limit_grid(members):
+    """The limit over K by epochs and weight decay where members of one size were trained at two of each or more."""
+    alike = [m for m in members if m["vary"] == "seed" and m["epochs"] and m["lr"]]
+    for (size, tokens, lr, _), group in grouped(alike, lambda m: values_of(m, ("size", "tokens", "lr", "data_hash"))):
+        decays = sorted({m["weight_decay"] for m in group}, reverse=True)
+        rows, count = [], 0
+        for epochs, line in grouped(group, lambda m: m["epochs"]):
+            row = {"epochs": epochs}
+            for decay, same in grouped(line, lambda m: m["weight_decay"]):
+                row[f"decay{decays.index(decay)}"] = max(same, key=lambda m: m["points"])["E"]
+                count += 1
+            rows.append(row)
+        if min(len(rows), len(decays)) > 1 and count > 3:
+            cells = {f"weight decay {decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
+            print_table(f"Limit over K of {size} members, {tokens} tokens, lr {lr}, by epochs and weight decay", rows,
+                        {"epochs": "{epochs}", **cells})
+
+
+def print_laws(laws, ratios):
+    """The laws over N, N and K, D with what is known of their limits; then data efficiency."""
+    rows = []
+    for law in laws:
+        x, unit = law["claim"][0], "member" if "K" in law["claim"] else "run"
+        row = {**law, "of": law["recipe"], "over": x, "unit": unit}
+        if x == "N":
+            row["on"] = f"{law['tokens']:,}"
+        if "K" in law["claim"]:
+            row["of"] += f" ensembles, K to infinity, {law['average']}"
+        rows.append(row)
+        if "nonembedding" in law:
+            rows.append({**row, **law["nonembedding"], "over": "N without embedding and head"})
+    for row in rows:
+        row["known"] = describe(row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
+        if "b" in row["at_bounds"]:
+            row["known"] += "; b at its bound: no power law"
+    print_table("Laws A / x^b + E and how well their limits E are known", rows,
+                {"of": "{of}", "x": "{over}", "tokens": "{on}", "points": "{points}", "A": "{A:.3g}", "b": "{b:.3g}",
+                 "limit": "{E:.4f}", "known": "{known}"})
+    rows = []
+    for r in ratios:
+        row = {**r, "never": None if r["by_law"] else "never reached"}
+        if r["by_law_range"]:
+            row["low"], row["high"] = r["by_law_range"]
+        row["remark"] = "by interpolation"
+        if r["extrapolated"]:
+            bound = "more" if r["loss"] < r["standard_loss"] else "less"
+            row["remark"] = f"{bound} than that: warning, beyond the measured range"
+        row["times"] = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f}"
+        rows.append(row)
+    print_table("Data efficiency: times the data that the standard recipe needs for the same loss", rows,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "by its law": "{times}",
+                 "leaving one out": "{low:.2f} to {high:.2f}", "measured": "{measured:.2f}", "how": "{remark}"})
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the user sees
+# Figures
 
-def print_table(points, curves, members, laws, ratios):
-    """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
-    several = len({item["tokens"] for item in points + members}) > 1
-
-    def line(label, item, settings, loss, remark):
-        budget = f" on {item['tokens']:,} tokens" if several and item["tokens"] else ""
-        print(f"{label:<17} {item['size']:<5} {settings:<49} {loss:7.4f}   {remark}{budget}")
-
-    for p in points:
-        spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        tau = f", tau {p['tau_epochs']:.2f}" if p.get("tau_epochs") else ""  # AdamW's memory in epochs
-        line(p["recipe"], p, f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}{tau}",
-             p["loss"], spread)
-    for curve in curves:
-        print(f"standard {curve[0]['size']} at {curve[0]['tokens']:,} tokens, by epochs: "
-              + ", ".join(f"{p['epochs']}: {p['loss']:.3f}" for p in curve))
-    for m in members:
-        what = (m["recipe"] or "mixed") + " members" + (f", {m['vary']}" if m["vary"] != "seed" else "")
-        for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
-            line(f"ensemble K = {k}", m, f"logit mean ({what})", logits,
-                 f"probability mean {probs:.3f}")
-        spread = "95% {:.3f} to {:.3f} (jackknife); ".format(*m["interval"]) if m["interval"] else ""
-        line("ensemble K = inf", m, "limit of A / K + E", m["E"], f"{spread}probability mean {m['probs_E']:.3f}")
-        if m["free"]:
-            line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
-                 f"{m['points']} points for 3 parameters")
-    for law in laws:
-        x, unit = law["claim"][0], "member" if "K" in law["claim"] else "run"
-        at = f" at {law['tokens']:,} tokens" if x == "N" else ""
-        of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
-        print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
-              f"points\n    {describe(law['interval'], law['leave_one_out'], law.get('sigma'), unit)}"
-              + ("; b at its bound: no power law" if "b" in law["at_bounds"] else ""))
-        if "nonembedding" in law:
-            other = law["nonembedding"]
-            print(f"    by N without embedding and head: + {other['E']:.4f}; "
-                  f"{describe(other['interval'], other['leave_one_out'], law['sigma'], unit)}")
-    for r in ratios:
-        by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
-        spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""
-        print(f"{r['recipe']} at {r['tokens']:,} tokens: {by_law} by the standard law{spread}, "
-              + (f"{'more' if r['loss'] < r['standard_loss'] else 'less'} than {r['measured']:.2f} by measurement "
-                 f"(warning: beyond its range)" if r["extrapolated"] else f"{r['measured']:.2f} by interpolation"))
-    if not laws:
-        print("no law over N: it needs three sizes of one recipe")
-
-
+# marker, colour and line of a recipe, to be told apart in grey as well
 STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"), "member": ("^", "tab:green", "--"),
-          "student": ("D", "tab:red", ":")}  # marker, colour and line, to be told apart in grey, too
+          "student": ("D", "tab:red", ":")}
 OTHER_STYLE = ("*", "black", "-.")
 
 
-def draw_limit(axis, x, law, color, style):
-    """A law over x, its limit as a dashed line and the limit's interval as a band, which may leave the figure."""
-    from matplotlib.patches import Rectangle
-    axis.plot(x, law["A"] / x ** law["b"] + law["E"], color=color, ls=style, lw=1)
-    axis.axhline(law["E"], color=color, ls="--", lw=1)
-    band = law.get("interval") or law.get("leave_one_out")
-    if band:  # an artist does not stretch the axes as axhspan would
-        axis.add_artist(Rectangle((0, band[0]), 1, band[1] - band[0], transform=axis.get_yaxis_transform(), lw=0,
-                                  color=color, alpha=0.12))
+@dataclass
+class Line:
+    """Points of a figure, with the law that was fitted to them if there is one."""
+    label: str
+    x: list
+    y: list
+    marker: str = "o"
+    color: str = "black"
+    style: str = "-"  # of the law
+    error: list = None
+    law: dict = None
+    joined: bool = False  # draw a line through the points
 
 
-def draw_sizes(axis, points, sizes, tiered, members):
-    """Loss against N: the best of each recipe, ensemble limits, their laws and, dashed, the laws' limits."""
-    for recipe, mine in grouped(points, lambda p: p["recipe"]):
-        marker, color, _ = STYLES.get(recipe, OTHER_STYLE)
-        axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
-                      fmt=marker, color=color, capsize=3, label=recipe)
-    sized = [m for m in members if m["params"]]
-    if sized:
-        axis.plot([m["params"] for m in sized], [m["E"] for m in sized], "*", ms=9, color="black",
-                  label="ensemble, K to infinity")
-    n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
-    for law in sizes + tiered:
-        _, color, style = STYLES.get(law["recipe"], OTHER_STYLE) if law["claim"] == "N" else OTHER_STYLE
-        if "b" not in law["at_bounds"]:
-            draw_limit(axis, n, law, color, style)
-    axis.set(xscale="log", xlabel="parameters N")
+def size_lines(points, laws, members):
+    """Loss against N: the best of each recipe and the ensembles' limits, each with its law over N."""
+    found = {(law["claim"], law["recipe"], law["tokens"]): law for law in laws if "b" not in law["at_bounds"]}
+    lines = []
+    for (recipe, tokens), mine in grouped(points, lambda p: (p["recipe"], p["tokens"])):
+        marker, color, style = STYLES.get(recipe, OTHER_STYLE)
+        lines.append(Line(recipe, [p["params"] for p in mine], [p["loss"] for p in mine], marker, color, style,
+                          [p["sd"] or 0 for p in mine], found.get(("N", recipe, tokens))))
+    for (recipe, tokens), mine in grouped(best_ensembles(members), lambda m: (m["recipe"], m["tokens"])):
+        _, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        lines.append(Line(f"{recipe} ensembles, K to infinity", [m["params"] for m in mine], [m["E"] for m in mine],
+                          "*", color, "-.", None, found.get(("N and K", recipe, tokens))))
+    return lines
 
 
-def draw_members(axis, points, members):
-    """Loss against K with the law A / K + E and its limit; single models of those sizes as dotted levels."""
-    for m, marker in zip(members, "o^sDvP*X" * len(members)):
-        k = np.arange(1, m["points"] + 1)
-        drawn, = axis.plot(k, m["loss_by_k"]["logits"], marker, label=f"{m['size']}, logit mean")
-        axis.plot(k, m["loss_by_k"]["probs"], "x", color=drawn.get_color(), label="probability mean")
-        draw_limit(axis, np.geomspace(1, max(16, k[-1]), 100), m, drawn.get_color(), "-")
-    for p in points:
-        if p["size"] in {m["size"] for m in members}:
-            axis.axhline(p["loss"], color=STYLES.get(p["recipe"], OTHER_STYLE)[1], ls=":", lw=1)
-            axis.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"),
-                          ha="right", va="bottom", fontsize=8)
-    axis.set(xscale="log", xlabel="members K", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
+def member_lines(members):
+    """Loss against K of the best ensemble of each recipe and size, each with its law; their probability means."""
+    chosen = best_ensembles(members) or members
+    markers = dict(zip(sorted({m["params"] or 0 for m in chosen}), "osDvP*X" * len(chosen)))
+    lines, means = [], []
+    for i, m in enumerate(sorted(chosen, key=lambda m: (str(m["recipe"]), m["params"] or 0))):
+        _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
+        k = list(range(1, m["points"] + 1))
+        marker = markers[m["params"] or 0]
+        lines.append(Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker, color, style,
+                          None, m))
+        means.append(Line("", k, m["loss_by_k"]["probs"], marker, color))
+    return lines, means
 
 
-def draw_epochs(axis, curves):
-    """Loss of the standard recipe against epochs, a line a size; its train loss dotted."""
-    for curve, marker in zip(curves, "so^DvP*X" * len(curves)):
+def epoch_lines(curves):
+    """Loss of the standard recipe against epochs, a line a size and budget; and their train losses."""
+    lines, train = [], []
+    colors = plain_colors(len(curves))
+    for curve, marker, color in zip(curves, "so^DvP*X" * len(curves), colors):
         epochs = [p["epochs"] for p in curve]
-        drawn, = axis.plot(epochs, [p["loss"] for p in curve], f"{marker}-", lw=1,
-                           label=f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens")
+        lines.append(Line(f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens", epochs, [p["loss"] for p in curve],
+                          marker, color, joined=True))
         if all(p.get("train_loss") for p in curve):
-            axis.plot(epochs, [p["train_loss"] for p in curve], ":", lw=1, color=drawn.get_color())
-    ticks = sorted({p["epochs"] for curve in curves for p in curve})
-    axis.set(xscale="log", xlabel="epochs (dotted: train loss)", xticks=ticks, xticklabels=ticks)
+            train.append(Line("", epochs, [p["train_loss"] for p in curve], "", color, ":", joined=True))
+    return lines, train
 
 
-def draw_data(axis, laws):
-    """Loss against D of each recipe, with its law and limit."""
-    for law, marker in zip(laws, "so^DvP"):
-        drawn, = axis.plot(law["tokens"], law["loss"], marker, label=law["recipe"])
-        x = np.geomspace(law["tokens"][0], 10 * law["tokens"][-1], 100)
-        draw_limit(axis, x, law, drawn.get_color(), "-")
-    axis.set(xscale="log", xlabel="unique tokens D")
+def data_lines(laws):
+    """Loss against D of each recipe, with its law."""
+    lines = []
+    for law, marker, color in zip(laws, "so^DvP*X" * len(laws), plain_colors(len(laws))):
+        lines.append(Line(law["recipe"], law["tokens"], law["loss"], marker, color, law=law))
+    return lines
 
 
-def draw(path, points, curves, sizes, members, tiered, laws):
-    """One figure a claim that has points, beside each other's names: NAME-epochs, -sizes, -members, -data."""
+def plain_colors(count):
+    """So many colours of matplotlib's cycle."""
+    return [f"C{i % 10}" for i in range(count)]
+
+
+def draw_line(axis, line, faint=False):
+    """Points with their errors; faint: hollow and without a name in the legend."""
+    join = line.style if line.joined else ""
+    face = "white" if faint else line.color
+    label = None if faint else line.label
+    axis.errorbar(line.x, line.y, line.error, fmt=f"{line.marker}{join}", color=line.color, mfc=face, ms=5, lw=1,
+                  capsize=3, label=label, alpha=0.6 if faint else 1)
+
+
+def draw_limits_beside(axis, lines):
+    """The laws over K out to 16 members and, at the right, their limits with their intervals, at infinity."""
+    last = max(16, *(line.x[-1] for line in lines))
+    for i, line in enumerate(lines):
+        k = np.geomspace(1, last, 100)
+        axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
+        half = half_width(line.law)
+        axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half, fmt=line.marker, color=line.color, ms=5, capsize=3)
+    ticks = [1, 2, 4, 8, 16]
+    axis.set(xticks=[*ticks, 2 * last], xticklabels=[*ticks, "∞"])
+
+
+def draw_laws(axis, lines):
+    """Each law ten times beyond its points, its limit dashed, the limit's interval (else the range of limits with one
+    point left out) as a band, which may leave the figure."""
+    known = [line for line in lines if line.law]
+    for line in known:
+        x = np.geomspace(min(line.x), 10 * max(line.x), 100)
+        axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color, ls=line.style, lw=1)
+        axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
+    seen = axis.get_ylim()  # before the bands, which must not stretch it
+    for line in known:
+        band = line.law["interval"] or line.law["leave_one_out"]
+        if band:
+            axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
+    axis.set_ylim(seen)
+
+
+def draw(path, x_label, lines, faint=(), levels=(), over_members=False):
+    """One figure of a claim, written whole or not at all. faint: further lines; levels: [(loss, name)], dotted."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
+    for line in lines:
+        draw_line(axis, line)
+    for line in faint:
+        draw_line(axis, line, faint=True)
+    if over_members:
+        draw_limits_beside(axis, lines)
+    else:
+        draw_laws(axis, lines)
+    for loss, name in levels:
+        axis.axhline(loss, color="0.5", ls=":", lw=1)
+        axis.annotate(name, (0.99, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    if all(line.joined for line in lines):
+        ticks = sorted({x for line in lines for x in line.x})
+        axis.set(xticks=ticks, xticklabels=ticks)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(loc="outside right upper", fontsize=8)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+    plt.close(figure)
+    write_atomically(path, drawn.getvalue())
+
+
+def draw_claims(path, found):
+    """One figure for each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data."""
     try:
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import NullFormatter
+        import matplotlib  # noqa: F401
     except ImportError:
         raise ValueError("--figure needs matplotlib; install it with pip install matplotlib") from None
-    claims = {"epochs": (curves, draw_epochs, (curves,)),
-              "sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
-              "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
-    if not any(there for there, _, _ in claims.values()):
-        print("no figure: it needs two sizes, an ensemble or three budgets")
-    for claim, (there, draw_claim, what) in claims.items():
-        if there:
-            figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-            draw_claim(axis, *what)
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_ylabel("validation loss (nats per token)")
-            axis.legend(fontsize=8)
-            drawn = io.BytesIO()
-            figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
-            plt.close(figure)
-            write_atomically(Path(path).with_stem(f"{Path(path).stem}-{claim}"), drawn.getvalue())
+    points, members = found["points"], found["members"]
+    over_epochs, train = epoch_lines(found["curves"])
+    over_k, means = [], []
+    if members:
+        over_k, means = member_lines(members)
+    sizes = {m["size"] for m in members}
+    # single models beside the ensembles, where there are few enough to be read
+    levels = [(p["loss"], f"{p['recipe']} {p['size']}") for p in points if p["size"] in sizes and len(sizes) == 1]
+    over_n = []
+    if len({p["params"] for p in points}) > 1:
+        over_n = size_lines(points, found["sizes"] + found["tiered"], members)
+    figures = {"epochs": ("epochs (dotted: train loss)", over_epochs, train),
+               "sizes": ("parameters N", over_n),
+               "members": ("members K (hollow: probability means)", over_k, means, levels, True),
+               "data": ("unique tokens D", data_lines(found["data"]))}
+    there = {claim: figure for claim, figure in figures.items() if figure[1]}
+    for claim, figure in there.items():
+        draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
+    if not there:
+        print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
 
 
-def runs_report(args):
-    """The paper's analysis of folders or tables of runs: points, laws, limits, data efficiency; prints it, too."""
-    runs, ensembles = read_results(args.what, args.where)
-    points, noise = best_of_recipes(runs)
-    curves = epoch_curves(runs)
-    sizes, members = size_laws(points, noise), member_laws(ensembles)
+# --------------------------------------------------------------------------------------------------------------------
+# Command line
+
+def analyse(runs, ensembles):
+    """The paper's whole analysis of runs and ensembles: {what: its rows or laws}."""
+    settings = mean_settings(runs)
+    noise = pooled_noise(settings)
+    points = best_of(settings)
+    sizes = size_laws(points, noise)
+    members = member_laws(ensembles)
     tiered = tiered_laws(members)
-    laws = data_laws(points, sizes, tiered)
-    ratios = efficiencies(laws)
-    print_table(points, curves, members, sizes + tiered + laws, ratios)
+    data = data_laws(points, sizes, tiered)
+    return {"settings": settings, "noise": noise, "points": points, "sizes": sizes, "members": members,
+            "tiered": tiered, "tiered_probs": tiered_laws(members, "probs"), "data": data,
+            "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
+            "one_setting": one_setting(points, settings), "trends": size_trends(points),
+            "efficiencies": efficiencies(data)}
+
+
+def runs_command(args):
+    """`fit.py SOURCE ...`: every table that the results give; writes what is asked for. Returns the report."""
+    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
+    if args.save and Path(args.save).suffix != ".jsonl":
+        raise ValueError(f"--save {args.save} must end in .jsonl")
+    results = read_results(args.what, args.where)
+    if args.save:
+        save_results(args.save, results)
     if args.csv:
-        write_csv(args.csv, runs, ensembles)
+        write_csv(args.csv, results)
+    runs, ensembles = count_once(results)
+    found = analyse(runs, ensembles)
+    print_settings(found["points"], found["settings"])
+    print_certificates(found["certificates"])
+    print_trends(found["curves"], found["trends"], found["one_setting"])
+    print_ensembles(found["members"])
+    print_laws(found["sizes"] + found["tiered"] + found["tiered_probs"] + found["data"], found["efficiencies"])
+    hours = sum(run.get("seconds") or 0 for run in runs) / 3600
+    print(f"{len(runs)} runs, {hours:.1f} hours of training one after another; {len(ensembles)} ensembles")
+    if not found["sizes"]:
+        print("no law over N: it needs three sizes of one recipe")
     if args.figure:
-        draw(args.figure, points, curves, sizes, members, tiered, laws)
-    keys = ("recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "loss", "sd", "seeds")
-    return {"points": [{key: p[key] for key in keys} for p in points],
-            "sigma": {recipe: sigma for recipe, (sigma, _) in noise.items()},
-            "laws": sizes + members + tiered + laws, "data_efficiency": ratios}
+        draw_claims(args.figure, found)
+    return report_of(found)
+
+
+def report_of(found):
+    """The analysis as plain JSON."""
+    keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
+    certified = []
+    for one in found["certificates"]:
+        certified.append({**{key: one[key] for key in (*keys, "neighbours", "certified")}})
+    laws = found["sizes"] + found["members"] + found["tiered"] + found["tiered_probs"] + found["data"]
+    return {"points": [{key: p[key] for key in keys} for p in found["points"]],
+            "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
+            "laws": laws, "data_efficiency": found["efficiencies"], "certificates": certified}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Laws, limits and figures of runs or of any table of points.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
-    parser.add_argument("what", nargs="*", default=["runs"], help="folders of finished runs and tables that --csv "
-                        "wrote; or the name of a law and a CSV file of points, columns by name, also those of --csv")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only such rows")
+    parser.add_argument("what", nargs="*", default=["runs"], help="folders of finished runs and .jsonl files of "
+                        "results; or the name of a law and a file of its points (.csv or .jsonl)")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
+                        help="keep only such rows; also COLUMN<VALUE and COLUMN>VALUE")
     parser.add_argument("--list", action="store_true", help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     runs = parser.add_argument_group("of runs")
-    runs.add_argument("--csv", help="also write every run and ensemble to this file")
+    runs.add_argument("--save", metavar="FILE.jsonl", help="also merge the results into this file, one a line")
+    runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
     runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
-    laws = parser.add_argument_group("of a law")
-    laws.add_argument("--x", help="the column that is x in power and reciprocal")
-    laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
-                      help="least squares on the target, or Huber or absolute deviations of its log")
-    laws.add_argument("--delta", type=float, default=1e-3, help="width of huber")
-    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
-    laws.add_argument("--sigma", type=float, help="noise of a point, from seeds, for the limit's interval")
-    laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
-    laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
-    laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
-    laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
-    laws.add_argument("--inference", type=float, metavar="TOKENS",
-                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
-    laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
+    add_law_options(parser)
     args = parser.parse_args()
     if args.list:
-        for name, law in LAWS.items():
-            print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
-        return print(LEFT_OUT)
-    for name in ("delta", "sigma", "loss", "inference"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} {value} is out of range; it must be above 0")
-    if min(args.bootstrap, args.seed) < 0:
-        raise ValueError("--bootstrap and --seed must be at least 0")
-    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
-    of_law = args.what[0] in LAWS
-    absent = [source for source in args.what if not of_law and not Path(source).exists()]
-    if absent:
-        raise ValueError(f"there is no {absent[0]}: train a run first, or name a law: {', '.join(LAWS)}")
-    if of_law and len(args.what) != 2:
-        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
-    if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
-        raise ValueError("--inference goes with chinchilla and --loss")
-    report = law_report(*args.what, args) if of_law else runs_report(args)
+        return list_laws()
+    if set(args.what[0].split(",")) & LAWS.keys():
+        report = law_command(args)
+    else:
+        report = runs_command(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 
