@@ -772,43 +772,825 @@ def law_command(args):
     return law_report(*args.what, args)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Results: folders of finished runs, and files of results as JSON lines
+# --------------------------------------------------------------------------------------------------
+# Runs: means over seeds, the best settings, and whether they are certified
 
-NEEDED = {"run": ("recipe", "setting", "data_hash", "size", "params", "tokens", "epochs", "lr", "weight_decay",
-                  "val_loss"),
-          "ensemble": ("recipe", "setting", "size", "params", "tokens", "vary", "loss_by_k", "law", "probs_law")}
+SEEDS = ("seed", "init_seed", "data_seed")
+AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
+BEST_OF = ("data_hash", "recipe", "size", "tokens")
+OF_SIZE = ("size", "params", "params_nonembedding")
+STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
+ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
+
+# What a result says beside what was computed: labels, seeds, axes and what follows from them,
+# measurements, how it ran, and what ensembles add. A new option is not in here, so it tells
+# settings apart; a new measurement does as well, and a certificate then says "not run".
+BESIDE = {
+    "kind", "study", "setting", "name", *SEEDS,
+    *AXES, "steps", "tokens_seen", "tau_epochs", "flops",
+    "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",
+    "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every",
+    "checkpoint_seconds", "force_resume", "out",
+    "members", "vary", "member_losses", "loss_by_k", "law", "free_law", "probs_law",
+    "free_probs_law", "kl", "limit", "limit_interval"}
+
+
+def grouped(items, names):
+    """[[item]]: the groups of items that agree in these keys, sorted by them. None and what an item
+    lacks are one value, the least."""
+    def key(item):
+        places = []
+        for name in names:
+            value = item.get(name)
+            rank = 2 if isinstance(value, str) else 1
+            places.append((0, 0) if value is None else (rank, value))
+        return places
+    return [list(group) for _, group in groupby(sorted(items, key=key), key=key)]
+
+
+def rest_of(result, but=()):
+    """All that a result computes beside seeds, axes and the keys `but`, as a text to compare.
+
+    An older result lacks newer options, so None, empty and 0 count as absent. A subset of seed 0 is
+    the exception: it is another subset than none.
+    """
+    rest = {"subset_seed": None}
+    for key, value in result.items():
+        if key not in BESIDE and key not in but and (value or key == "subset_seed"):
+            rest[key] = value
+    return json.dumps(rest, sort_keys=True)
+
+
+def mean_settings(runs):
+    """The settings of runs, a dict each: the keys of its first run, `loss` (mean over seeds), `sd`
+    over them (None for one), `seeds` (their number) and `by_seed`, {seeds: loss}.
+
+    Runs differ in seed alone where recipe and `setting` agree: train.py hashes into `setting` all
+    that it computes but the seeds, so no option can be forgotten here.
+    """
+    settings = []
+    for group in grouped(runs, ("recipe", "setting")):
+        losses = np.array([run["val_loss"] for run in group])
+        sd = None
+        if len(losses) > 1:
+            sd = float(losses.std(ddof=1))
+        by_seed = {}
+        for run in group:
+            # --seed sets those that are not given
+            seeds = [run.get("seed") if run.get(name) is None else run[name] for name in SEEDS]
+            by_seed[tuple(seeds)] = run["val_loss"]
+        settings.append({
+            **group[0], "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
+            "by_seed": by_seed, "rest": rest_of(group[0]),
+            "rest_but_size": rest_of(group[0], OF_SIZE)})
+    return settings
+
+
+def pooled_noise(settings):
+    """{recipe: (standard deviation of one run, its degrees of freedom)}, pooled over the settings
+    that have several seeds."""
+    noise = {}
+    for group in grouped(settings, ("recipe",)):
+        several = [s for s in group if s["seeds"] > 1]
+        freedom = sum(s["seeds"] - 1 for s in several)
+        squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
+        if freedom:
+            noise[group[0]["recipe"]] = math.sqrt(squares / freedom), freedom
+    return noise
+
+
+def best_of(settings, by=BEST_OF):
+    """The setting of least loss of each (recipe, size, tokens), or of what `by` names, with
+    `tried`, the number of settings there; the worst first."""
+    best = []
+    for group in grouped(settings, by):
+        best.append({**min(group, key=lambda s: s["loss"]), "tried": len(group)})
+    return sorted(best, key=lambda s: -s["loss"])
+
+
+def certificate(center, settings, noise):
+    """Whether a setting is locally optimal: its keys, `neighbours` and `certified`.
+
+    Certified: it has several seeds, both sides of each axis that was searched were tried, a step of
+    the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
+    """
+    alike = [s for s in settings if s["recipe"] == center["recipe"] and s["rest"] == center["rest"]]
+    found = []
+    for axis in AXES:
+        if len({s[axis] for s in alike}) == 1:  # not searched
+            continue
+        others = [other for other in AXES if other != axis]
+        line = [s for s in alike if all(s[other] == center[other] for other in others)]
+        below = [s for s in line if s[axis] < center[axis]]
+        above = [s for s in line if s[axis] > center[axis]]
+        down = max(below, key=lambda s: s[axis], default=None)
+        up = min(above, key=lambda s: s[axis], default=None)
+        found += [{"axis": axis, "side": "down", **compare(center, down, axis, noise)},
+                  {"axis": axis, "side": "up", **compare(center, up, axis, noise)}]
+        if down is None and center[axis] <= ENDS[axis]:
+            found[-2] |= {"verdict": "end", "near": True}
+    good = [n["near"] and n["verdict"] in ("tie", "worse", "end") for n in found]
+    certified = bool(found) and all(good) and center["seeds"] > 1
+    return {**center, "neighbours": found, "certified": certified}
+
+
+def compare(center, other, axis, noise):
+    """A neighbour's value on the axis, its margin and a verdict. The margin is the mean difference
+    of losses over common seeds; within two standard errors of that it is a tie."""
+    found = {"value": None, "near": False, "setting": None, "margin": None, "verdict": "not run"}
+    if other is None:
+        return found
+    low, high = sorted([center[axis], other[axis]])
+    found |= {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
+              "setting": other["setting"]}
+    common = center["by_seed"].keys() & other["by_seed"].keys()
+    if not common:
+        return found
+    margin = float(np.mean([other["by_seed"][s] - center["by_seed"][s] for s in common]))
+    sd, _ = noise.get(center["recipe"], (0.0, 0))
+    verdict = "worse" if margin > 0 else "better"
+    if abs(margin) <= 2 * sd * math.sqrt(2 / len(common)):
+        verdict = "tie"
+    return found | {"margin": margin, "seeds": len(common), "verdict": verdict}
+
+
+def certificates(settings, noise):
+    """The certificate of each best setting and, beyond it, of other local optima: certified, and no
+    tie with a better one that is certified as well."""
+    found = []
+    for group in grouped(settings, ("data_hash", "recipe", "tokens", "params")):
+        optima = []
+        for center in sorted(group, key=lambda s: s["loss"]):
+            one = certificate(center, group, noise)
+            tied = [n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"]
+            known = any(better["certified"] and better["setting"] in tied for better in optima)
+            if one["neighbours"] and (not optima or one["certified"] and not known):
+                optima.append(one)
+        found += optima
+    return found
+
+
+def epoch_curves(settings):
+    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by
+    epochs: the best setting of each count (paper, section on the standard recipe)."""
+    standard = [s for s in settings if s["recipe"] == "standard"]
+    points = best_of(standard, (*BEST_OF, "epochs"))
+    curves = []
+    for curve in grouped(points, ("data_hash", "tokens", "params")):
+        if len(curve) > 2:
+            curves.append(sorted(curve, key=lambda p: p["epochs"]))
+    return curves
+
+
+def one_setting(points, settings):
+    """The smallest model's best setting where larger ones were trained by it, with `own`, the loss
+    of the larger size's own best."""
+    rows = []
+    but_size = ("recipe", "rest_but_size", *AXES)
+    for group in grouped(points, ("data_hash", "recipe", "tokens")):
+        first, *larger = sorted(group, key=lambda p: p["params"])
+        alike = [s for s in settings if all(s[key] == first[key] for key in but_size)]
+        for own in larger:
+            there = [s for s in alike if s["size"] == own["size"]]
+            rows += [{**s, "own": own["loss"]} for s in there]
+    return rows
+
+
+def size_trends(points):
+    """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error,
+    for each (recipe, tokens) with three sizes or more."""
+    trends = []
+    for group in grouped(points, ("data_hash", "recipe", "tokens")):
+        if len(group) < 3:
+            continue
+        n, loss = [], []
+        for p in group:
+            n += [math.log2(p["params"])] * p["seeds"]
+            loss += p["by_seed"].values()
+        n, loss = np.array(n), np.array(loss)
+        slope, level = np.polyfit(n, loss, 1)
+        squares = ((loss - slope * n - level) ** 2).sum()
+        error = math.sqrt(squares / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
+        trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
+    return trends
+
+
+# --------------------------------------------------------------------------------------------------
+# Limits: over N, over K, over both, over D
+
+def size_laws(points, noise):
+    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as
+    "nonembedding", for N without embedding and head: the limit moves with the count."""
+    laws = []
+    for group in grouped(points, ("recipe", "tokens", "data_hash")):
+        first = group[0]
+        if len({p["params"] for p in group}) < 3:
+            continue
+        loss = [p["loss"] for p in group]
+        seeds = np.array([p["seeds"] for p in group], float)
+        sigma, freedom = noise.get(first["recipe"], (None, 0))
+        law = limit_of([p["params"] for p in group], loss, seeds, sigma, freedom)
+        other = limit_of([p["params_nonembedding"] for p in group], loss, seeds, sigma, freedom)
+        laws.append({
+            "claim": "N", **{key: first[key] for key in ("recipe", "tokens", "data_hash")},
+            "sigma": sigma, "points": len(group), **law, "nonembedding": other})
+    return laws
+
+
+def member_laws(ensembles):
+    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over
+    members and, as "free", A / K^b + E where there are three K or more. Probability means fall more
+    slowly, so their limit is that of the free exponent."""
+    laws = []
+    copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
+    for e in ensembles:
+        law = e["law"]
+        if not law:  # of one member
+            continue
+        k = len(e["loss_by_k"]["logits"])
+        interval = None
+        if law["se"] is not None:
+            interval = t_interval(law["E"], law["se"], k)
+        free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
+        laws.append({
+            "claim": "K", **{key: e.get(key) for key in copied}, "size": e["size"] or "mixed",
+            "vary": e["vary"] or "seed", "points": k, "rest": rest_of(e, ("tokens", "subset_seed")),
+            "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
+            "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
+            "probs_E": free_probs["E"]})
+    return laws
+
+
+def best_ensembles(members):
+    """For each (recipe, tokens, size) of members that differ in seed alone the settings of the
+    least limit, of those the ensemble with most members."""
+    known = [m for m in members if m["params"] and m["tokens"] and m["recipe"]]
+    alike = [m for m in known if m["vary"] == "seed"]
+    best = []
+    for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
+        largest = [max(same, key=lambda m: m["points"]) for same in grouped(group, ("setting",))]
+        best.append(min(largest, key=lambda m: m["E"]))
+    return best
+
+
+def tiered_laws(members, average="logits"):
+    """K -> infinity at each N (A / K + E of one of the averages), then N -> infinity, for each
+    (recipe, tokens) with ensembles at three sizes or more. The noise of a limit is that of one
+    member, pooled over the sizes, over the square root of K."""
+    laws = []
+    for group in grouped(best_ensembles(members), ("recipe", "tokens", "data_hash")):
+        if len(group) < 3:
+            continue
+        over_k = group
+        if average == "probs":
+            over_k = [m["probs_law"] for m in group]
+        freedom, squares = 0, 0.0
+        for m, law in zip(group, over_k):
+            if law["se"] is not None:
+                freedom += m["points"] - 1
+                squares += (m["points"] - 1) * m["points"] * law["se"] ** 2
+        sigma = None
+        if freedom:
+            sigma = math.sqrt(squares / freedom)
+        n = np.array([m["params"] for m in group], float)
+        k = np.array([m["points"] for m in group], float)
+        limits = np.array([law["E"] for law in over_k])
+        first = {key: group[0][key] for key in ("recipe", "tokens", "data_hash")}
+        laws.append({"claim": "N and K", "average": average, **first, "sigma": sigma,
+                     "points": len(group), **limit_of(n, limits, k, sigma, freedom)})
+    return laws
+
+
+def half_width(law):
+    """Half the width of a limit's interval, None where there is none."""
+    if law["interval"] is None:
+        return None
+    return (law["interval"][1] - law["interval"][0]) / 2
+
+
+def vary_differences(members):
+    """Members that differ in something else than seed against the most that differ in seed, all
+    else equal: their laws with `apart`, the difference of the loss at each K, `limit_apart`, and
+    `half` the width of the latter's 95% interval."""
+    rows = []
+    for group in grouped(members, ("rest", *AXES)):
+        seeds = [m for m in group if m["vary"] == "seed"]
+        for m in group:
+            if m["vary"] == "seed" or not seeds:
+                continue
+            base = max(seeds, key=lambda b: b["points"])
+            pairs = zip(base["loss_by_k"]["logits"], m["loss_by_k"]["logits"])
+            half = None
+            if m["interval"] and base["interval"]:
+                half = math.hypot(half_width(m), half_width(base))
+            rows.append({**m, "apart": [loss - other for other, loss in pairs],
+                         "limit_apart": m["E"] - base["E"], "half": half})
+    return rows
+
+
+def predictions(members):
+    """What an ensemble says of one with twice its members or more of the same setting, by A / K + E
+    of logit means and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
+    found = []
+    for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
+        by_count = sorted(group, key=lambda m: m["points"])
+        small, large = by_count[0], by_count[-1]
+        if large["points"] < 2 * small["points"]:
+            continue
+        rows, free = [], small["free_probs"]
+        losses = zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"])
+        for k, (logits, probs) in enumerate(losses, 1):
+            rows.append({"k": k, "logits": logits, "probs": probs,
+                         "predicted": small["A"] / k + small["E"],
+                         "predicted_probs": free["A"] / k ** free["b"] + free["E"]})
+        found.append((small, large, rows))
+    return found
+
+
+def data_laws(points, sizes, tiered):
+    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss
+    over N, of every other recipe's limit over N, of the tiered limits (paper, section on data
+    efficiency)."""
+    lines = {}  # {(name, data hash): {tokens: loss}}
+    for p in points:
+        if p["recipe"] == "standard":
+            line = lines.setdefault(("standard, best N", p["data_hash"]), {})
+            line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
+    for law in sizes:
+        if law["recipe"] != "standard":
+            name = f"{law['recipe']}, N to infinity"
+            lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
+    for law in tiered:
+        name = f"{law['recipe']} ensembles, N and K to infinity"
+        lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
+    laws = []
+    for (name, data), line in lines.items():
+        if len(line) < 3:
+            continue
+        tokens = sorted(line)
+        loss = [line[count] for count in tokens]
+        laws.append({"claim": "D", "recipe": name, "data_hash": data, "points": len(line),
+                     "tokens": tokens, "loss": loss, **limit_of(tokens, loss)})
+    return laws
+
+
+def efficiencies(laws):
+    """How many times the data the standard recipe needs for what each other line over D reaches: by
+    the standard law, with the range when one of its points is left out, and by interpolation
+    between the measured losses."""
+    def by_law(law, loss, own):
+        if min(loss, own) <= law["E"] or law["A"] <= 0:
+            return None
+        return data_efficiency(law, loss, own)
+
+    standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
+    rows = []
+    for law in laws:
+        standard = standards.get(law["data_hash"], law)
+        for tokens, loss in zip(law["tokens"], law["loss"]):
+            if law is standard or tokens not in standard["tokens"]:
+                continue
+            own = standard["loss"][standard["tokens"].index(tokens)]
+            ends = [by_law(one, loss, own) for one in standard["left_out"]]
+            ends = sorted(end for end in ends if end is not None)
+            measured, beyond = measured_efficiency(
+                standard["tokens"], standard["loss"], loss, tokens)
+            rows.append({
+                "recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
+                "by_law": by_law(standard, loss, own), "measured": measured,
+                "extrapolated": beyond, "by_law_range": [ends[0], ends[-1]] if ends else None})
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------
+# Tables, in Markdown; each appears when its points are there
+
+SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epochs": "{epochs}",
+           "lr": "{lr:g}", "weight decay": "{weight_decay:g}"}
+
+
+def print_table(title, rows, columns):
+    """A Markdown table under its title; nothing where there are no rows. columns: {header: template
+    of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent."""
+    if not rows:
+        return
+    table = [list(columns)]
+    for row in rows:
+        cells = []
+        for template in columns.values():
+            names = re.findall(r"{(\w+)", template)
+            known = all(row.get(name) is not None for name in names)
+            cells.append(template.format(**row) if known else "")
+        table.append(cells)
+    # padded, so that a terminal shows a table as well; words to the left, numbers to the right
+    widths = [max(3, *map(len, column)) for column in zip(*table)]
+    words = [any(re.search("^[a-z]|[a-z]{4}", cell) for cell in column[1:])
+             for column in zip(*table)]
+    rule = [":".rjust(width, "-") for width in widths]
+    table.insert(1, [r.replace(":", "-") if w else r for r, w in zip(rule, words)])
+    print(f"**{title}**\n")
+    for cells in table:
+        padded = [cell.ljust(width) if word else cell.rjust(width)
+                  for cell, width, word in zip(cells, widths, words)]
+        print(f"| {' | '.join(padded)} |")
+    print()
+
+
+def print_settings(points, settings):
+    """The best settings; and by context and batch size where several of these were tried."""
+    columns = {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}",
+               "seeds": "{seeds}", "tried": "{tried}"}
+    print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
+    rows = []
+    for group in grouped(settings, BEST_OF):
+        places = best_of(group, ("context", "batch_size"))
+        if len(places) > 1:
+            rows += grouped(places, ("context", "batch_size"))
+    rows = [row for row, in rows]
+    for row in rows:
+        if row.get("steps"):
+            row["steps_per_epoch"] = row["steps"] // row["epochs"]
+    print_table("Best settings by context and batch size", rows,
+                {"context": "{context}", "batch": "{batch_size}",
+                 "steps an epoch": "{steps_per_epoch}", **columns})
+
+
+def print_certificates(found):
+    """A line a certificate: the setting, its neighbours' margins and which are not worse, and the
+    least margin of those that are."""
+    rows = []
+    for one in found:
+        row = {**one, "certified": "yes" if one["certified"] else "no"}
+        for n in one["neighbours"]:
+            cell = n["verdict"]
+            if n["margin"] is not None:
+                cell = f"{n['margin']:+.3f}"
+                if n["verdict"] != "worse":
+                    cell += f" {n['verdict']}"
+                if not n["near"]:
+                    cell += f" at {n['value']:g}"
+            row[f"{n['axis']}_{n['side']}"] = cell
+        worse = [n["margin"] for n in one["neighbours"] if n["verdict"] == "worse"]
+        row["least"] = min(worse, default=None)
+        rows.append(row)
+    margins = {}
+    for axis in AXES:
+        for side in ("down", "up"):
+            margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
+    print_table("Certificates on the axes that were searched: margins of the neighbours one step "
+                "away; a tie is within two standard errors", rows,
+                {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}",
+                 "certified": "{certified}"})
+
+
+def print_trends(curves, trends, rows):
+    """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
+    by_epochs, counts = [], set()
+    for curve in curves:
+        by_epochs.append({**curve[0], **{f"at{p['epochs']}": p["loss"] for p in curve}})
+        counts |= {p["epochs"] for p in curve}
+    print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
+                {"size": "{size}", "tokens": "{tokens:,}",
+                 **{f"{count} epochs": f"{{at{count}:.3f}}" for count in sorted(counts)}})
+    print_table("Slope of the best settings' losses, nats per doubling of N", trends,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
+                 "standard error": "{error:.3f}", "runs": "{count}"})
+    print_table("The smallest model's settings at larger sizes", rows,
+                {**SETTING, "loss": "{loss:.3f}", "seeds": "{seeds}", "with its own": "{own:.3f}"})
+
+
+def print_ensembles(members):
+    """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and
+    what fewer members predict of more."""
+    rows = []
+    for m in members:
+        logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
+        row = {**m, "recipe": m["recipe"] or "mixed", "vary": m["vary"].replace("_", " "),
+               "half": half_width(m), "last": logits[-1], "probs_last": probs[-1],
+               "probs_b": m["free_probs"]["b"]}
+        if m["free"]:
+            row["free_b"] = m["free"]["b"]
+        row |= {f"k{k}": loss for k, loss in enumerate(logits[:3], 1)}
+        rows.append(row)
+    in_order = []
+    for group in grouped(rows, ("recipe", "params", "epochs", "weight_decay", "vary", "points")):
+        in_order += group
+    print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
+                "(jackknife), b of A / K^b + E; probability means with that law's limit and b; "
+                "mean KL of pairs", in_order,
+                {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
+                 "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
+                 "95%": "±{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
+                 "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}", "KL": "{kl:.2f}"})
+    print_limit_grid(members)
+    print_differences(members)
+    for small, large, rows in predictions(members):
+        print_table(f"{large['points']} {large['recipe']} members of {large['size']}, and what "
+                    f"{small['points']} predict: A / K + E for logit means, A / K^b + E for "
+                    f"probability means", rows,
+                    {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
+                     "predicted logits": "{predicted:.3f}",
+                     "predicted probs": "{predicted_probs:.3f}"})
+
+
+def print_limit_grid(members):
+    """The limit over K by epochs and weight decay, where members of one size have two of each or
+    more; of ensembles of one setting that of most members."""
+    alike = [m for m in members if m["vary"] == "seed" and m["lr"]]
+    for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
+        decays = sorted({m["weight_decay"] for m in group if m["weight_decay"] is not None})
+        rows = []
+        for line in grouped(group, ("epochs",)):
+            row = {"epochs": line[0]["epochs"]}
+            for m in grouped(line, ("points",)):  # the most last
+                row |= {f"decay{decays.index(one['weight_decay'])}": one["E"] for one in m}
+            rows.append(row)
+        cells = sum(len(row) - 1 for row in rows)
+        if min(len(rows), len(decays)) > 1 and cells > 3:
+            print_table("Limit over K of {size} members, lr {lr:g}, by epochs and weight decay"
+                        .format(**group[0]), rows,
+                        {"epochs": "{epochs}",
+                         **{f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}})
+
+
+def print_differences(members):
+    """Members that differ in something else than seed minus those that differ in seed."""
+    rows = []
+    for m in vary_differences(members):
+        row = {**m, "vary": m["vary"].replace("_", " "), "count": len(m["apart"]),
+               "last": m["apart"][-1]}
+        row |= {f"k{k}": loss for k, loss in enumerate(m["apart"][:3], 1)}
+        rows.append(row)
+    print_table("Members that differ in something else minus members that differ in seed, logit "
+                "means", rows,
+                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
+                 "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
+                 "limit": "{limit_apart:+.3f}", "95%": "±{half:.3f}"})
+
+
+def print_laws(laws, ratios):
+    """The laws over N, N and K, D with what is known of their limits; then data efficiency."""
+    rows = []
+    for law in laws:
+        row = {**law, "of": law["recipe"], "x": law["claim"][0], "unit": "run"}
+        if row["x"] == "N":
+            row["at"] = f"{law['tokens']:,}"
+        if "K" in law["claim"]:
+            row["of"] += f" ensembles, K to infinity, {law['average']}"
+            row["unit"] = "member"
+        rows.append(row)
+        if "nonembedding" in law:
+            rows.append({**row, **law["nonembedding"], "x": "N without embedding and head"})
+    for row in rows:
+        row["known"] = describe(
+            row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
+        if "b" in row["at_bounds"]:
+            row["known"] += "; b at its bound: no power law"
+    print_table("Laws A / x^b + E and how well their limits E are known", rows,
+                {"of": "{of}", "x": "{x}", "tokens": "{at}", "points": "{points}", "A": "{A:.3g}",
+                 "b": "{b:.3g}", "limit": "{E:.4f}", "known": "{known}"})
+    rows = []
+    for ratio in ratios:
+        row = {**ratio, "times": "never reached", "how": "interpolated"}
+        if ratio["by_law"] is not None:
+            row["times"] = f"{ratio['by_law']:.2f}"
+        if ratio["by_law_range"]:
+            row["low"], row["high"] = ratio["by_law_range"]
+        if ratio["extrapolated"]:
+            bound = "more" if ratio["loss"] < ratio["standard_loss"] else "less"
+            row["how"] = f"warning: beyond its range, {bound} than that"
+        rows.append(row)
+    print_table("Data efficiency: times the data that the standard recipe needs for the same loss",
+                rows, {"recipe": "{recipe}", "tokens": "{tokens:,}", "by its law": "{times}",
+                       "leaving one out": "{low:.2f} to {high:.2f}", "measured": "{measured:.2f}",
+                       "how": "{how}"})
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+
+# marker, colour and line of a recipe, to be told apart in grey as well
+STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"),
+          "member": ("^", "tab:green", "--"), "student": ("D", "tab:red", ":")}
+OTHER_STYLE = ("*", "black", "-.")
+MARKERS = "osDv^P*X"
+
+
+@dataclass
+class Line:
+    """Points of a figure, and the law that was fitted to them if there is one."""
+    label: str
+    x: list
+    y: list
+    marker: str
+    color: str
+    style: str = "-"
+    error: list = None
+    law: dict = None
+    joined: bool = False  # by a line through the points
+    faint: bool = False  # hollow, and not in the legend
+
+
+def size_lines(points, laws, members):
+    """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
+    found = {}
+    for law in laws:
+        if "b" not in law["at_bounds"]:
+            found[law["claim"], law["recipe"], law["tokens"]] = law
+    lines = []
+    for mine in grouped(points, ("recipe", "tokens")):
+        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+        marker, color, style = STYLES.get(recipe, OTHER_STYLE)
+        lines.append(Line(recipe, [p["params"] for p in mine], [p["loss"] for p in mine], marker,
+                          color, style, [p["sd"] or 0 for p in mine],
+                          found.get(("N", recipe, tokens))))
+    for mine in grouped(best_ensembles(members), ("recipe", "tokens")):
+        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+        _, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        lines.append(Line(f"{recipe} ensembles, K to infinity", [m["params"] for m in mine],
+                          [m["E"] for m in mine], "*", color, "-.",
+                          law=found.get(("N and K", recipe, tokens))))
+    return lines
+
+
+def member_lines(members):
+    """Loss against K of the best ensemble of each recipe and size, with its law; faint, that of
+    their probability means."""
+    chosen = best_ensembles(members) or members
+    sizes = sorted({m["params"] or 0 for m in chosen})
+    lines = []
+    for m in chosen:
+        _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
+        marker = MARKERS[sizes.index(m["params"] or 0) % len(MARKERS)]
+        k = list(range(1, m["points"] + 1))
+        lines += [Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker,
+                       color, style, law=m),
+                  Line("", k, m["loss_by_k"]["probs"], marker, color, faint=True)]
+    return lines
+
+
+def epoch_lines(curves):
+    """Loss of the standard recipe against epochs, a line a size and budget; faint, its train
+    loss."""
+    lines = []
+    for i, curve in enumerate(curves):
+        epochs = [p["epochs"] for p in curve]
+        lines.append(Line(f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens", epochs,
+                          [p["loss"] for p in curve], MARKERS[i % len(MARKERS)], f"C{i % 10}",
+                          joined=True))
+        if all(p.get("train_loss") for p in curve):
+            lines.append(Line("", epochs, [p["train_loss"] for p in curve], "", f"C{i % 10}", ":",
+                              joined=True, faint=True))
+    return lines
+
+
+def data_lines(laws):
+    """Loss against D of each recipe, with its law."""
+    return [Line(law["recipe"], law["tokens"], law["loss"], MARKERS[i % len(MARKERS)],
+                 f"C{i % 10}", law=law) for i, law in enumerate(laws)]
+
+
+def draw_points(axis, line):
+    """The points of a line with their errors."""
+    look = {"label": line.label, "mfc": line.color}
+    if line.faint:
+        look = {"alpha": 0.6, "mfc": "white"}
+    join = line.style if line.joined else ""
+    axis.errorbar(line.x, line.y, line.error, fmt=line.marker + join, color=line.color, ms=5, lw=1,
+                  capsize=3, **look)
+
+
+def draw_limits_beside(axis, lines):
+    """The laws over K out to 16 members and, beside each other at the right, their limits with
+    their intervals: K to infinity. So many of them can be told apart."""
+    last = max(16, *(line.x[-1] for line in lines))
+    k = np.geomspace(1, last, 100)
+    for i, line in enumerate(lines):
+        axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
+        axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half_width(line.law), fmt=line.marker,
+                      color=line.color, ms=5, capsize=3)
+    ticks = [1, 2, 4, 8, 16]
+    axis.set(xticks=[*ticks, 2 * last], xticklabels=[*ticks, "∞"])
+    axis.tick_params(which="minor", bottom=False)
+
+
+def draw_laws(axis, lines):
+    """Each law ten times beyond its points, its limit dashed, the limit's interval (else the range
+    of limits with one point left out) as a band. A limit far below all points is left out."""
+    for line in lines:
+        x = np.geomspace(min(line.x), 10 * max(line.x), 100)
+        axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color,
+                  ls=line.style, lw=1)
+    low, high = axis.get_ylim()
+    margin = (high - low) / 50
+    limits = [line.law["E"] - margin for line in lines if line.law["E"] > 2 * low - high]
+    for line in lines:
+        axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
+        band = line.law["interval"] or line.law["leave_one_out"]
+        if band:
+            axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
+    axis.set_ylim(min([low, *limits]), high)
+
+
+def draw(path, x_label, lines, levels=()):
+    """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import NullFormatter
+    except ImportError:
+        raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
+    for line in lines:
+        draw_points(axis, line)
+    if all(line.joined for line in lines):
+        ticks = sorted({x for line in lines for x in line.x})
+        axis.set(xticks=ticks, xticklabels=ticks)
+    with_law = [line for line in lines if line.law]
+    if with_law and with_law[0].law["claim"] == "K":
+        draw_limits_beside(axis, with_law)
+    else:
+        draw_laws(axis, with_law)
+    for name in levels:
+        axis.axhline(levels[name], color="0.5", ls=":", lw=1)
+        axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", fontsize=8)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    if sum(not line.faint for line in lines) > 4:
+        figure.legend(loc="outside right upper", fontsize=8)
+    else:
+        axis.legend(fontsize=8)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+    plt.close(figure)
+    write_atomically(path, drawn.getvalue())
+
+
+def draw_claims(path, found):
+    """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data."""
+    points, members = found["points"], found["members"]
+    over_n = []
+    if len({p["params"] for p in points}) > 1:
+        over_n = size_lines(points, found["sizes"] + found["tiered"], members)
+    # beside ensembles of one size, the single models of that size
+    levels, sizes = {}, {m["size"] for m in members}
+    for p in points:
+        if sizes == {p["size"]}:
+            levels[f"{p['recipe']} {p['size']}"] = p["loss"]
+    figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
+               "sizes": ("parameters N", over_n),
+               "members": ("members K (hollow: probability means)", member_lines(members), levels),
+               "data": ("unique tokens D", data_lines(found["data"]))}
+    there = {claim: figure for claim, figure in figures.items() if figure[1]}
+    for claim, figure in there.items():
+        draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
+    if not there:
+        print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
+
+
+# --------------------------------------------------------------------------------------------------
+# Results: folders of finished runs, and files of them as JSON lines
+
+# what the tables read of a result
+NEEDED = {"run": ("recipe", "setting", "data_hash", "size", "params", "params_nonembedding",
+                  "tokens", *AXES, "val_loss"),
+          "ensemble": ("recipe", "setting", "size", "params", "tokens", "vary", "loss_by_k", "law",
+                       "probs_law")}
 
 
 def read_results(sources, where=()):
-    """The results that folders and .jsonl files hold, verbatim: [dict], those that meet every condition of keep_rows().
-    A result is one JSON object: of a run, an ensemble or an evaluation (its `kind`). Raises ValueError."""
+    """The results in folders and .jsonl files that meet every condition of keep_rows(), verbatim. A
+    result is one JSON object, of a run, an ensemble or an evaluation (`kind`). Raises
+    ValueError."""
     rows = []
     for source in map(Path, sources):
         if not source.exists():
-            raise ValueError(f"there is no {source}: train a run first, or name a law: {', '.join(LAWS)}")
+            raise ValueError(f"there is no {source}: train a run first, or name a law: "
+                             f"{', '.join(LAWS)}")
         if not source.is_dir() and source.suffix != ".jsonl":
             raise ValueError(f"{source} is neither a folder of runs nor a .jsonl file of results; "
-                             f"for a law of its points name the law first")
+                             f"to fit a law to its points name the law first")
         rows += read_rows(source)
+    names = ", ".join(map(str, sources))
     if not rows:
-        raise ValueError(f"no result in {', '.join(map(str, sources))}; train a run first")
+        raise ValueError(f"no finished run in {names}; train one first")
     kept = keep_rows(rows, where)
     if not kept:
-        raise ValueError(f"no result in {', '.join(map(str, sources))} meets {' and '.join(where)}")
+        raise ValueError(f"no finished run in {names} with {' and '.join(where)}")
     for row, place in kept:
         for key in ("kind", "name", *NEEDED.get(row.get("kind"), ())):
             if key not in row:
-                raise ValueError(f"{place} has no {key}: no result of this kit, or of an older version; "
-                                 f"leave it out or make it again")
+                raise ValueError(f"{place} has no {key}: it is no result, or one of an older "
+                                 f"version; remove it and ask for it again")
     return [row for row, _ in kept]
 
 
 def count_once(results):
-    """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder besides. Prints what
-    is not counted, where that is more than a copy."""
-    found = {}
-    changed, others = set(), 0
+    """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
+    Prints what this leaves out beside copies."""
+    found, changed, others = {}, set(), 0
     for result in results:
         if result["kind"] not in NEEDED:
             others += 1
@@ -818,7 +1600,8 @@ def count_once(results):
             changed.add(key)
         found[key] = result
     if changed:
-        print(f"{len(changed)} runs are there with two losses (two machines, or compiled and not); the last counts\n")
+        print(f"{len(changed)} runs are there with two losses, of two machines or compiled and "
+              f"not: the last counts\n")
     if others:
         print(f"{others} results of other kinds have no table here\n")
     runs = [result for result in found.values() if result["kind"] == "run"]
@@ -827,26 +1610,28 @@ def count_once(results):
 
 
 def save_results(path, results):
-    """Merge results into a .jsonl file: one line for each (study, kind, name, recipe), sorted by that, written whole or
-    not at all. What the file holds already stays, unless the same comes anew."""
-    merged = {}
+    """Merge results into a .jsonl file: a line for each (study, kind, name, recipe), sorted by
+    that, written whole or not at all. What the file holds stays, unless the same comes anew."""
     before = []
     if Path(path).exists():
-        before = read_results([path])
+        before = [row for row, _ in read_rows(path)]
+    merged = {}
     for result in before + results:
-        key = [str(result.get(name)) for name in ("study", "kind", "name", "recipe")]
-        merged[tuple(key)] = json.dumps(result, separators=(",", ":"), allow_nan=False)
+        key = tuple(str(result.get(name)) for name in ("study", "kind", "name", "recipe"))
+        merged[key] = json.dumps(result, separators=(",", ":"), allow_nan=False)
     lines = [merged[key] + "\n" for key in sorted(merged)]
     write_atomically(path, "".join(lines).encode())
 
 
 def write_csv(path, results):
-    """The scalars of each result as a line of a CSV file, for other programs; written whole or not at all."""
-    rows = []
+    """The numbers and texts of each result, but no lists and laws, as a line of a CSV file for
+    other programs; written whole or not at all."""
+    rows, columns = [], {}
     for result in results:
-        rows.append({key: value for key, value in result.items() if not isinstance(value, (dict, list))})
+        row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
+        rows.append(row)
+        columns |= row
     text = io.StringIO()
-    columns = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -865,705 +1650,11 @@ def write_atomically(path, content):
             os.unlink(temporary)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Settings: means over seeds, the best, and whether it is certified
-
-SEEDS = ("seed", "init_seed", "data_seed")
-AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
-OF_SIZE = ("size", "params", "params_nonembedding")
-BEST_OF = ("data_hash", "recipe", "size", "tokens")
-STEP = 3.4  # neighbours on an axis are at most this factor apart: the grids double, or go 1, 3, 10
-ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
-# what a result says beside what was computed. An option that nobody thought of is not in here, so it tells settings
-# apart; a measurement that nobody thought of does so as well, and a certificate says "not run" instead of guessing
-BESIDE = {"kind", "study", "setting", "name", *SEEDS, *AXES, "tau_epochs", "steps", "tokens_seen", "flops",
-          "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",
-          "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every", "checkpoint_seconds",
-          "force_resume", "out",
-          "members", "vary", "member_losses", "loss_by_k", "law", "free_law", "probs_law", "free_probs_law", "kl",
-          "limit", "limit_interval"}
-
-
-def grouped(items, key):
-    """[(key, items)] of items with equal key, sorted by it."""
-    return [(value, list(group)) for value, group in groupby(sorted(items, key=key), key=key)]
-
-
-def values_of(item, keys):
-    """A tuple of texts to group by; None is one, and what an older result lacks counts as None."""
-    return tuple(str(item.get(key)) for key in keys)
-
-
-def rest_of(result, but=()):
-    """All that a result computes but seeds, axes and the keys `but`. An older result lacks newer options: what is
-    absent there is None, empty or 0 elsewhere; only a subset of seed 0 is another one than none."""
-    rest = {"subset_seed": None}
-    for key, value in result.items():
-        if key not in BESIDE and key not in but and (value or key == "subset_seed"):
-            rest[key] = value
-    return json.dumps(rest, sort_keys=True)
-
-
-def mean_settings(runs):
-    """The settings of runs: each a dict with the keys of its first run, `loss` (mean over seeds), `sd` (None for one)
-    and `seeds`, and `runs`, {seeds: loss}. Runs are seeds of one setting if recipe and `setting` agree: train.py hashes
-    all that it computes but the seeds, so that no option can be forgotten here."""
-    settings = []
-    for _, group in grouped(runs, lambda run: values_of(run, ("recipe", "setting"))):
-        losses = np.array([run["val_loss"] for run in group])
-        sd = None
-        if len(losses) > 1:
-            sd = float(losses.std(ddof=1))
-        by_seed = {}
-        for run in group:
-            # --seed sets the other two unless they are given
-            first = run.get("seed")
-            given = [run.get(name) for name in SEEDS]
-            by_seed[tuple(first if seed is None else seed for seed in given)] = run["val_loss"]
-        settings.append({**group[0], "loss": float(losses.mean()), "sd": sd, "seeds": len(losses), "runs": by_seed,
-                         "rest": rest_of(group[0]), "rest_but_size": rest_of(group[0], OF_SIZE)})
-    return settings
-
-
-def pooled_noise(settings):
-    """{recipe: (standard deviation of one run, degrees of freedom)}, pooled over the settings with several seeds."""
-    noise = {}
-    for recipe, group in grouped(settings, lambda s: s["recipe"]):
-        several = [s for s in group if s["seeds"] > 1]
-        freedom = sum(s["seeds"] - 1 for s in several)
-        squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
-        if freedom:
-            noise[recipe] = math.sqrt(squares / freedom), freedom
-    return noise
-
-
-def best_of(settings, by=BEST_OF):
-    """The setting of least loss of each (recipe, size, tokens), or whatever `by` names, with `tried`, their number;
-    the worst of them first."""
-    best = []
-    for _, group in grouped(settings, lambda s: values_of(s, by)):
-        best.append({**min(group, key=lambda s: s["loss"]), "tried": len(group)})
-    return sorted(best, key=lambda s: -s["loss"])
-
-
-def certificate(center, settings, noise):
-    """Whether a setting is locally optimal: {..., "neighbours": [...], "certified": bool}.
-
-    Its neighbours are the nearest settings tried below and above on each axis that the search moved along, all else
-    equal. A margin is the mean difference of losses over common seeds, a tie is within two standard errors of that.
-    Certified: the setting has several seeds, both sides of each axis were tried, a step of the grid away, and nothing
-    is better.
-    """
-    alike = [s for s in settings if s["recipe"] == center["recipe"] and s["rest"] == center["rest"]]
-    found = []
-    for axis in AXES:
-        line = [s for s in alike if all(s[other] == center[other] for other in AXES if other != axis)]
-        below = [s for s in line if s[axis] < center[axis]]
-        above = [s for s in line if s[axis] > center[axis]]
-        if len({s[axis] for s in alike}) > 1:
-            found.append(compare(center, max(below, key=lambda s: s[axis], default=None), axis, "down", noise))
-            found.append(compare(center, min(above, key=lambda s: s[axis], default=None), axis, "up", noise))
-    verdicts = {neighbour["verdict"] for neighbour in found}
-    near = all(neighbour["near"] for neighbour in found)
-    certified = bool(found) and near and verdicts <= {"tie", "worse", "end"} and center["seeds"] > 1
-    return {**center, "neighbours": found, "certified": certified}
-
-
-def compare(center, other, axis, side, noise):
-    """A neighbour's value, margin and verdict: tie, worse, better, "not run" (a run that diverges leaves no result) or
-    "end" (of the axis)."""
-    found = {"axis": axis, "side": side, "value": None, "setting": None, "margin": None, "near": False,
-             "verdict": "not run"}
-    if other is None:
-        if side == "down" and center[axis] <= ENDS[axis]:
-            found |= {"verdict": "end", "near": True}
-        return found
-    low, high = sorted([center[axis], other[axis]])
-    found |= {"value": other[axis], "setting": other["setting"], "near": low <= ENDS[axis] or high / low <= STEP}
-    common = center["runs"].keys() & other["runs"].keys()
-    if common:
-        margin = float(np.mean([other["runs"][seed] - center["runs"][seed] for seed in common]))
-        sd, _ = noise.get(center["recipe"], (0.0, 0))
-        tie = 2 * sd * math.sqrt(2 / len(common))
-        verdict = "tie"
-        if abs(margin) > tie:
-            verdict = "worse" if margin > 0 else "better"
-        found |= {"margin": margin, "seeds": len(common), "verdict": verdict}
-    return found
-
-
-def certificates(settings, noise):
-    """The certificate of each best setting and, beyond it, those of other local optima: certified, and no tie with a
-    better one that is certified as well."""
-    found = []
-    for _, group in grouped(settings, lambda s: (s["data_hash"], s["recipe"], s["tokens"], s["params"])):
-        optima = []
-        for center in sorted(group, key=lambda s: s["loss"]):
-            one = certificate(center, group, noise)
-            tied = [n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"]
-            known = any(better["certified"] and better["setting"] in tied for better in optima)
-            if one["neighbours"] and (not optima or one["certified"] and not known):
-                optima.append(one)
-        found += optima
-    return found
-
-
-def epoch_curves(settings):
-    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by epochs: the best
-    setting of each count (paper, section on the standard recipe)."""
-    standard = [s for s in settings if s["recipe"] == "standard"]
-    points = best_of(standard, (*BEST_OF, "epochs"))
-    curves = grouped(points, lambda p: (p["data_hash"], p["tokens"], p["params"]))
-    return [sorted(curve, key=lambda p: p["epochs"]) for _, curve in curves if len(curve) > 2]
-
-
-def one_setting(points, settings):
-    """The smallest model's best setting at every size, beside each size's own, for each (recipe, tokens) where that
-    was run: rows."""
-    rows = []
-    for _, group in grouped(points, lambda p: values_of(p, ("data_hash", "recipe", "tokens"))):
-        first, *larger = sorted(group, key=lambda p: p["params"])
-        same = [s for s in settings if values_of(s, ("rest_but_size", *AXES))
-                == values_of(first, ("rest_but_size", *AXES))]
-        for own in larger:
-            rows += [{**s, "of": first["size"], "own": own["loss"]} for s in same if s["size"] == own["size"]]
-    return rows
-
-
-def size_trends(points):
-    """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error, for each (recipe,
-    tokens) with three sizes or more."""
-    trends = []
-    for _, group in grouped(points, lambda p: values_of(p, ("data_hash", "recipe", "tokens"))):
-        n, loss = [], []
-        for p in group:
-            n += [math.log2(p["params"])] * p["seeds"]
-            loss += p["runs"].values()
-        if len(group) < 3:
-            continue
-        n, loss = np.array(n), np.array(loss)
-        slope, level = np.polyfit(n, loss, 1)
-        residual = ((loss - slope * n - level) ** 2).sum()
-        error = math.sqrt(residual / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
-        trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
-    return trends
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Limits: over N, over K, over both, over D
-
-def size_laws(points, noise):
-    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as "nonembedding", for
-    N without embedding and head: the limit moves with the count."""
-    laws = []
-    for (recipe, tokens, data), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
-        if len({p["params"] for p in group}) < 3:
-            continue
-        loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
-        sigma, freedom = noise.get(recipe, (None, 0))
-        law, other = (limit_of([p[n] for p in group], loss, seeds, sigma, freedom)
-                      for n in ("params", "params_nonembedding"))
-        laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
-                     "points": len(group), **law, "nonembedding": other})
-    return laws
-
-
-def member_laws(ensembles):
-    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over members and, as
-    "free", A / K^b + E where there are three K or more; of probability means, which fall more slowly, the free one."""
-    laws = []
-    for e in ensembles:
-        if not e["law"]:  # one member
-            continue
-        k = len(e["loss_by_k"]["logits"])
-        interval = None
-        if e["law"]["se"] is not None:
-            interval = t_interval(e["law"]["E"], e["law"]["se"], k)
-        free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
-        keys = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
-        laws.append({"claim": "K", **{key: e.get(key) for key in keys}, "size": e["size"] or "mixed",
-                     "vary": e["vary"] or "seed", "rest": rest_of(e, ("tokens", "subset_seed")), "points": k,
-                     "A": e["law"]["A"], "b": 1.0, "E": e["law"]["E"], "se": e["law"]["se"], "interval": interval,
-                     "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
-                     "probs_E": free_probs["E"]})
-    return laws
-
-
-def best_ensembles(members):
-    """For each (recipe, tokens, size) of members that differ in seed alone the settings of the least limit, of those
-    the ensemble with most members."""
-    best = []
-    alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed"]
-    for _, group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]), m["params"])):
-        largest = [max(same, key=lambda m: m["points"]) for _, same in grouped(group, lambda m: str(m["setting"]))]
-        best.append(min(largest, key=lambda m: m["E"]))
-    return best
-
-
-def tiered_laws(members, average="logits"):
-    """K -> infinity at each N (the law A / K + E of either average), then N -> infinity, for each (recipe, tokens) with
-    ensembles at three sizes or more. The noise of a limit is that of one member, pooled over the sizes, over the square
-    root of K."""
-    laws = []
-    best = best_ensembles(members)
-    for (recipe, tokens, data), group in grouped(best, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
-        if len(group) < 3:
-            continue
-        n, k = (np.array([m[key] for m in group], float) for key in ("params", "points"))
-        over_k = [m["probs_law"] if average == "probs" else m for m in group]
-        freedom, squares = 0, 0.0
-        for m, law in zip(group, over_k):
-            if law["se"] is not None:
-                freedom += m["points"] - 1
-                squares += (m["points"] - 1) * m["points"] * law["se"] ** 2
-        sigma = math.sqrt(squares / freedom) if freedom else None
-        limits = np.array([law["E"] for law in over_k])
-        laws.append({"claim": "N and K", "average": average, "recipe": recipe, "tokens": tokens, "data_hash": data,
-                     "sigma": sigma, "points": len(group), **limit_of(n, limits, k, sigma, freedom)})
-    return laws
-
-
-def vary_differences(members):
-    """Members that differ in something else against members that differ in seed, all else equal: [dict] with the
-    differences of the loss by K and of the limit, and half the width of the latter's 95% interval."""
-    rows = []
-    for _, group in grouped(members, lambda m: (m["rest"], *values_of(m, AXES))):
-        seeds = [m for m in group if m["vary"] == "seed"]
-        if not seeds:
-            continue
-        base = max(seeds, key=lambda m: m["points"])
-        for m in group:
-            if m["vary"] == "seed":
-                continue
-            apart = [b - a for a, b in zip(base["loss_by_k"]["logits"], m["loss_by_k"]["logits"])]
-            half = None
-            if m["interval"] and base["interval"]:
-                half = math.hypot(half_width(m), half_width(base))
-            rows.append({**m, "apart": apart, "limit_apart": m["E"] - base["E"], "half": half})
-    return rows
-
-
-def half_width(law):
-    """Half the width of a limit's interval, None where there is none."""
-    if law["interval"] is None:
-        return None
-    return (law["interval"][1] - law["interval"][0]) / 2
-
-
-def predictions(members):
-    """Ensembles beside what one of the same setting with at most half the members predicts by A / K + E of logit means
-    and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
-    found = []
-    for _, group in grouped(members, lambda m: values_of(m, ("recipe", "setting", "vary", "rest", *AXES))):
-        small, *_, large = sorted(group, key=lambda m: m["points"]) * 2
-        if large["points"] < 2 * small["points"]:
-            continue
-        rows = []
-        for k, (logits, probs) in enumerate(zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"]), 1):
-            free = small["free_probs"]
-            rows.append({"k": k, "logits": logits, "probs": probs, "predicted": small["A"] / k + small["E"],
-                         "predicted_probs": free["A"] / k ** free["b"] + free["E"]})
-        found.append((small, large, rows))
-    return found
-
-
-def data_laws(points, sizes, tiered):
-    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss over N, of every
-    other recipe's limit over N, of the tiered limits (paper, section on data efficiency)."""
-    lines = {}
-    for p in points:
-        if p["recipe"] == "standard":
-            line = lines.setdefault(("standard, best N", p["data_hash"]), {})
-            line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
-    for law in sizes:
-        if law["recipe"] != "standard":
-            lines.setdefault((f"{law['recipe']}, N to infinity", law["data_hash"]), {})[law["tokens"]] = law["E"]
-    for law in tiered:
-        name = f"{law['recipe']} ensembles, N and K to infinity"
-        lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
-    return [{"claim": "D", "recipe": name, "data_hash": data, "points": len(line), "tokens": sorted(line),
-             "loss": [line[tokens] for tokens in sorted(line)],
-             **limit_of(sorted(line), [line[tokens] for tokens in sorted(line)])}
-            for (name, data), line in lines.items() if len(line) >= 3]
-
-
-def efficiencies(laws):
-    """How many times the data the standard recipe needs for what each other line over D reaches: by the standard law,
-    with the range when one of its points is left out, and by interpolation between the measured losses."""
-    def by_law(law, loss, own):
-        return data_efficiency(law, loss, own) if min(loss, own) > law["E"] and law["A"] > 0 else None
-
-    standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
-    rows = []
-    for law in laws:
-        standard = standards.get(law["data_hash"], law)
-        for tokens, loss in zip(law["tokens"], law["loss"]):
-            if law is standard or tokens not in standard["tokens"]:
-                continue
-            own = standard["loss"][standard["tokens"].index(tokens)]
-            ends = [ratio for one in standard["left_out"] if (ratio := by_law(one, loss, own)) is not None]
-            measured, beyond = measured_efficiency(standard["tokens"], standard["loss"], loss, tokens)
-            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
-                         "by_law": by_law(standard, loss, own), "measured": measured, "extrapolated": beyond,
-                         "by_law_range": [min(ends), max(ends)] if ends else None})
-    return rows
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Tables, in Markdown
-
-SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epochs": "{epochs}", "lr": "{lr:g}",
-           "weight decay": "{weight_decay:g}"}
-
-
-def print_table(title, rows, columns):
-    """A Markdown table under its title, or nothing where there are no rows. columns: {header: template of a cell}, for
-    example {"lr": "{lr:g}"}; a cell stays empty where a value is None or absent."""
-    if not rows:
-        return
-    table = [list(columns)]
-    for row in rows:
-        cells = []
-        for template in columns.values():
-            names = re.findall(r"{(\w+)", template)
-            known = all(row.get(name) is not None for name in names)
-            cells.append(template.format(**row) if known else "")
-        table.append(cells)
-    # padded, to be read in a terminal as well; words to the left, numbers to the right
-    widths = [max(3, *map(len, column)) for column in zip(*table)]
-    texts = [any(re.search("^[a-z]|[a-z]{4}", cell) for cell in column[1:]) for column in zip(*table)]
-    rules = ["-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, texts)]
-    table.insert(1, rules)
-    print(f"**{title}**\n")
-    for cells in table:
-        padded = [cell.ljust(width) if text else cell.rjust(width) for cell, width, text in zip(cells, widths, texts)]
-        print(f"| {' | '.join(padded)} |")
-    print()
-
-
-def print_settings(points, settings):
-    """The best settings, and the best by context and batch size where a study has several of these."""
-    print_table("Best settings; tau: AdamW's memory in epochs", points,
-                {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
-                 "tried": "{tried}"})
-    rows = []
-    for _, group in grouped(settings, lambda s: values_of(s, BEST_OF)):
-        places = best_of(group, ("context", "batch_size"))
-        if len(places) > 1:
-            rows += sorted(places, key=lambda p: (p["context"], p["batch_size"]))
-    for row in rows:
-        if row.get("steps"):
-            row["steps_per_epoch"] = row["steps"] // row["epochs"]
-    print_table("Best settings by context and batch size", rows,
-                {"context": "{context}", "batch": "{batch_size}", "steps an epoch": "{steps_per_epoch}", **SETTING,
-                 "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "seeds": "{seeds}", "tried": "{tried}"})
-
-
-def print_certificates(found):
-    """A line a certificate: the setting, its neighbours' margins and what they are if not worse, and the least margin
-    of a neighbour that is worse."""
-    rows = []
-    for one in found:
-        row = {**one, "certified": "yes" if one["certified"] else "no"}
-        worse = []
-        for neighbour in one["neighbours"]:
-            cell = neighbour["verdict"]
-            if neighbour["margin"] is not None:
-                cell = f"{neighbour['margin']:+.3f}" + f" {cell}" * (cell != "worse")
-                cell += f" at {neighbour['value']:g}" * (not neighbour["near"])
-            if neighbour["verdict"] == "worse":
-                worse.append(neighbour["margin"])
-            row[f"{neighbour['axis']}_{neighbour['side']}"] = cell
-        row["least"] = min(worse, default=None)
-        rows.append(row)
-    margins = {f"{axis.replace('_', ' ')} {side}": f"{{{axis}_{side}}}" for axis in AXES for side in ("down", "up")}
-    print_table("Certificates: margins of the neighbours, worse unless it says tie (within two standard errors), "
-                "better, or not run", rows,
-                {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}", "certified": "{certified}"})
-
-
-def print_trends(curves, trends, rows):
-    """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
-    counts = sorted({p["epochs"] for curve in curves for p in curve})
-    by_epochs = [{**curve[0], **{f"epochs_{p['epochs']}": p["loss"] for p in curve}} for curve in curves]
-    print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
-                {"size": "{size}", "tokens": "{tokens:,}",
-                 **{f"{count} epochs": f"{{epochs_{count}:.3f}}" for count in counts}})
-    print_table("Slope of the best settings' losses, nats per doubling of N", trends,
-                {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
-                 "standard error": "{error:.3f}", "runs": "{count}"})
-    print_table("The smallest model's settings at the other sizes", rows,
-                {**SETTING, "loss": "{loss:.3f}", "seeds": "{seeds}", "with its own": "{own:.3f}"})
-
-
-def print_ensembles(members):
-    """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and predictions."""
-    rows = []
-    for m in sorted(members, key=lambda m: (str(m["recipe"]), m["params"] or 0, m["epochs"] or 0,
-                                            -(m["weight_decay"] or 0), m["vary"], m["points"])):
-        logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
-        row = {**m, "recipe": m["recipe"] or "mixed", "half": half_width(m), "last": logits[-1],
-               "probs_last": probs[-1], "probs_b": m["free_probs"]["b"], "vary": m["vary"].replace("_", " ")}
-        if m["free"]:
-            row["free_b"] = m["free"]["b"]
-        row |= {f"k{k}": loss for k, loss in enumerate(logits[:3], 1)}
-        rows.append(row)
-    by_k = {f"K = {k}": f"{{k{k}:.3f}}" for k in (1, 2, 3)}
-    print_table("Ensembles: logit means with the limit of A / K + E and its 95% interval (jackknife over members), "
-                "probability means with that of A / K^b + E; KL between members", rows,
-                {**SETTING, "differ in": "{vary}", "K": "{points}", **by_k, "last K": "{last:.3f}",
-                 "limit": "{E:.3f}", "95%": "±{half:.3f}", "b": "{free_b:.2f}", "probs: last": "{probs_last:.3f}",
-                 "limit of probs": "{probs_E:.3f}", "b of probs": "{probs_b:.2f}", "KL": "{kl:.2f}"})
-    print_limit_grid(members)
-    rows = []
-    for m in vary_differences(members):
-        row = {**m, "vary": m["vary"].replace("_", " "), "last": m["apart"][-1], "last_k": len(m["apart"])}
-        row |= {f"k{k}": loss for k, loss in enumerate(m["apart"][:3], 1)}
-        rows.append(row)
-    by_k = {f"K = {k}": f"{{k{k}:+.3f}}" for k in (1, 2, 3)}
-    print_table("Members that differ in something else minus members that differ in seed, logit means", rows,
-                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", **by_k, "last K": "{last_k}",
-                 "there": "{last:+.3f}", "limit": "{limit_apart:+.3f}", "95%": "±{half:.3f}"})
-    for small, large, rows in predictions(members):
-        print_table(f"{large['points']} members of {large['size']}, {large['recipe']}, as {small['points']} of them "
-                    f"predict: A / K + E for logits, A / K^b + E for probs", rows,
-                    {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
-                     "predicted logits": "{predicted:.3f}", "predicted probs": "{predicted_probs:.3f}"})
-
-
-def print_limit_grid(members):
-    """The limit over K by epochs and weight decay where members of one size were trained at two of each or more."""
-    alike = [m for m in members if m["vary"] == "seed" and m["epochs"] and m["lr"]]
-    for (size, tokens, lr, _), group in grouped(alike, lambda m: values_of(m, ("size", "tokens", "lr", "data_hash"))):
-        decays = sorted({m["weight_decay"] for m in group}, reverse=True)
-        rows, count = [], 0
-        for epochs, line in grouped(group, lambda m: m["epochs"]):
-            row = {"epochs": epochs}
-            for decay, same in grouped(line, lambda m: m["weight_decay"]):
-                row[f"decay{decays.index(decay)}"] = max(same, key=lambda m: m["points"])["E"]
-                count += 1
-            rows.append(row)
-        if min(len(rows), len(decays)) > 1 and count > 3:
-            cells = {f"weight decay {decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
-            print_table(f"Limit over K of {size} members, {tokens} tokens, lr {lr}, by epochs and weight decay", rows,
-                        {"epochs": "{epochs}", **cells})
-
-
-def print_laws(laws, ratios):
-    """The laws over N, N and K, D with what is known of their limits; then data efficiency."""
-    rows = []
-    for law in laws:
-        x, unit = law["claim"][0], "member" if "K" in law["claim"] else "run"
-        row = {**law, "of": law["recipe"], "over": x, "unit": unit}
-        if x == "N":
-            row["on"] = f"{law['tokens']:,}"
-        if "K" in law["claim"]:
-            row["of"] += f" ensembles, K to infinity, {law['average']}"
-        rows.append(row)
-        if "nonembedding" in law:
-            rows.append({**row, **law["nonembedding"], "over": "N without embedding and head"})
-    for row in rows:
-        row["known"] = describe(row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
-        if "b" in row["at_bounds"]:
-            row["known"] += "; b at its bound: no power law"
-    print_table("Laws A / x^b + E and how well their limits E are known", rows,
-                {"of": "{of}", "x": "{over}", "tokens": "{on}", "points": "{points}", "A": "{A:.3g}", "b": "{b:.3g}",
-                 "limit": "{E:.4f}", "known": "{known}"})
-    rows = []
-    for r in ratios:
-        row = {**r, "never": None if r["by_law"] else "never reached"}
-        if r["by_law_range"]:
-            row["low"], row["high"] = r["by_law_range"]
-        row["remark"] = "by interpolation"
-        if r["extrapolated"]:
-            bound = "more" if r["loss"] < r["standard_loss"] else "less"
-            row["remark"] = f"{bound} than that: warning, beyond the measured range"
-        row["times"] = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f}"
-        rows.append(row)
-    print_table("Data efficiency: times the data that the standard recipe needs for the same loss", rows,
-                {"recipe": "{recipe}", "tokens": "{tokens:,}", "by its law": "{times}",
-                 "leaving one out": "{low:.2f} to {high:.2f}", "measured": "{measured:.2f}", "how": "{remark}"})
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Figures
-
-# marker, colour and line of a recipe, to be told apart in grey as well
-STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"), "member": ("^", "tab:green", "--"),
-          "student": ("D", "tab:red", ":")}
-OTHER_STYLE = ("*", "black", "-.")
-
-
-@dataclass
-class Line:
-    """Points of a figure, with the law that was fitted to them if there is one."""
-    label: str
-    x: list
-    y: list
-    marker: str = "o"
-    color: str = "black"
-    style: str = "-"  # of the law
-    error: list = None
-    law: dict = None
-    joined: bool = False  # draw a line through the points
-
-
-def size_lines(points, laws, members):
-    """Loss against N: the best of each recipe and the ensembles' limits, each with its law over N."""
-    found = {(law["claim"], law["recipe"], law["tokens"]): law for law in laws if "b" not in law["at_bounds"]}
-    lines = []
-    for (recipe, tokens), mine in grouped(points, lambda p: (p["recipe"], p["tokens"])):
-        marker, color, style = STYLES.get(recipe, OTHER_STYLE)
-        lines.append(Line(recipe, [p["params"] for p in mine], [p["loss"] for p in mine], marker, color, style,
-                          [p["sd"] or 0 for p in mine], found.get(("N", recipe, tokens))))
-    for (recipe, tokens), mine in grouped(best_ensembles(members), lambda m: (m["recipe"], m["tokens"])):
-        _, color, _ = STYLES.get(recipe, OTHER_STYLE)
-        lines.append(Line(f"{recipe} ensembles, K to infinity", [m["params"] for m in mine], [m["E"] for m in mine],
-                          "*", color, "-.", None, found.get(("N and K", recipe, tokens))))
-    return lines
-
-
-def member_lines(members):
-    """Loss against K of the best ensemble of each recipe and size, each with its law; their probability means."""
-    chosen = best_ensembles(members) or members
-    markers = dict(zip(sorted({m["params"] or 0 for m in chosen}), "osDvP*X" * len(chosen)))
-    lines, means = [], []
-    for i, m in enumerate(sorted(chosen, key=lambda m: (str(m["recipe"]), m["params"] or 0))):
-        _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
-        k = list(range(1, m["points"] + 1))
-        marker = markers[m["params"] or 0]
-        lines.append(Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker, color, style,
-                          None, m))
-        means.append(Line("", k, m["loss_by_k"]["probs"], marker, color))
-    return lines, means
-
-
-def epoch_lines(curves):
-    """Loss of the standard recipe against epochs, a line a size and budget; and their train losses."""
-    lines, train = [], []
-    colors = plain_colors(len(curves))
-    for curve, marker, color in zip(curves, "so^DvP*X" * len(curves), colors):
-        epochs = [p["epochs"] for p in curve]
-        lines.append(Line(f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens", epochs, [p["loss"] for p in curve],
-                          marker, color, joined=True))
-        if all(p.get("train_loss") for p in curve):
-            train.append(Line("", epochs, [p["train_loss"] for p in curve], "", color, ":", joined=True))
-    return lines, train
-
-
-def data_lines(laws):
-    """Loss against D of each recipe, with its law."""
-    lines = []
-    for law, marker, color in zip(laws, "so^DvP*X" * len(laws), plain_colors(len(laws))):
-        lines.append(Line(law["recipe"], law["tokens"], law["loss"], marker, color, law=law))
-    return lines
-
-
-def plain_colors(count):
-    """So many colours of matplotlib's cycle."""
-    return [f"C{i % 10}" for i in range(count)]
-
-
-def draw_line(axis, line, faint=False):
-    """Points with their errors; faint: hollow and without a name in the legend."""
-    join = line.style if line.joined else ""
-    face = "white" if faint else line.color
-    label = None if faint else line.label
-    axis.errorbar(line.x, line.y, line.error, fmt=f"{line.marker}{join}", color=line.color, mfc=face, ms=5, lw=1,
-                  capsize=3, label=label, alpha=0.6 if faint else 1)
-
-
-def draw_limits_beside(axis, lines):
-    """The laws over K out to 16 members and, at the right, their limits with their intervals, at infinity."""
-    last = max(16, *(line.x[-1] for line in lines))
-    for i, line in enumerate(lines):
-        k = np.geomspace(1, last, 100)
-        axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
-        half = half_width(line.law)
-        axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half, fmt=line.marker, color=line.color, ms=5, capsize=3)
-    ticks = [1, 2, 4, 8, 16]
-    axis.set(xticks=[*ticks, 2 * last], xticklabels=[*ticks, "∞"])
-
-
-def draw_laws(axis, lines):
-    """Each law ten times beyond its points, its limit dashed, the limit's interval (else the range of limits with one
-    point left out) as a band, which may leave the figure."""
-    known = [line for line in lines if line.law]
-    for line in known:
-        x = np.geomspace(min(line.x), 10 * max(line.x), 100)
-        axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color, ls=line.style, lw=1)
-        axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
-    seen = axis.get_ylim()  # before the bands, which must not stretch it
-    for line in known:
-        band = line.law["interval"] or line.law["leave_one_out"]
-        if band:
-            axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
-    axis.set_ylim(seen)
-
-
-def draw(path, x_label, lines, faint=(), levels=(), over_members=False):
-    """One figure of a claim, written whole or not at all. faint: further lines; levels: [(loss, name)], dotted."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
-    for line in lines:
-        draw_line(axis, line)
-    for line in faint:
-        draw_line(axis, line, faint=True)
-    if over_members:
-        draw_limits_beside(axis, lines)
-    else:
-        draw_laws(axis, lines)
-    for loss, name in levels:
-        axis.axhline(loss, color="0.5", ls=":", lw=1)
-        axis.annotate(name, (0.99, loss), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    if all(line.joined for line in lines):
-        ticks = sorted({x for line in lines for x in line.x})
-        axis.set(xticks=ticks, xticklabels=ticks)
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside right upper", fontsize=8)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
-    plt.close(figure)
-    write_atomically(path, drawn.getvalue())
-
-
-def draw_claims(path, found):
-    """One figure for each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError("--figure needs matplotlib; install it with pip install matplotlib") from None
-    points, members = found["points"], found["members"]
-    over_epochs, train = epoch_lines(found["curves"])
-    over_k, means = [], []
-    if members:
-        over_k, means = member_lines(members)
-    sizes = {m["size"] for m in members}
-    # single models beside the ensembles, where there are few enough to be read
-    levels = [(p["loss"], f"{p['recipe']} {p['size']}") for p in points if p["size"] in sizes and len(sizes) == 1]
-    over_n = []
-    if len({p["params"] for p in points}) > 1:
-        over_n = size_lines(points, found["sizes"] + found["tiered"], members)
-    figures = {"epochs": ("epochs (dotted: train loss)", over_epochs, train),
-               "sizes": ("parameters N", over_n),
-               "members": ("members K (hollow: probability means)", over_k, means, levels, True),
-               "data": ("unique tokens D", data_lines(found["data"]))}
-    there = {claim: figure for claim, figure in figures.items() if figure[1]}
-    for claim, figure in there.items():
-        draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
-    if not there:
-        print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
-
-
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
 
 def analyse(runs, ensembles):
-    """The paper's whole analysis of runs and ensembles: {what: its rows or laws}."""
+    """The paper's whole analysis: {what: its rows or laws}."""
     settings = mean_settings(runs)
     noise = pooled_noise(settings)
     points = best_of(settings)
@@ -1571,15 +1662,17 @@ def analyse(runs, ensembles):
     members = member_laws(ensembles)
     tiered = tiered_laws(members)
     data = data_laws(points, sizes, tiered)
-    return {"settings": settings, "noise": noise, "points": points, "sizes": sizes, "members": members,
-            "tiered": tiered, "tiered_probs": tiered_laws(members, "probs"), "data": data,
+    return {"settings": settings, "noise": noise, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
-            "one_setting": one_setting(points, settings), "trends": size_trends(points),
+            "trends": size_trends(points), "one_setting": one_setting(points, settings),
+            "sizes": sizes, "members": members, "tiered": tiered,
+            "tiered_probs": tiered_laws(members, "probs"), "data": data,
             "efficiencies": efficiencies(data)}
 
 
 def runs_command(args):
-    """`fit.py SOURCE ...`: every table that the results give; writes what is asked for. Returns the report."""
+    """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
+    JSON."""
     if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
     if args.save and Path(args.save).suffix != ".jsonl":
@@ -1595,50 +1688,50 @@ def runs_command(args):
     print_certificates(found["certificates"])
     print_trends(found["curves"], found["trends"], found["one_setting"])
     print_ensembles(found["members"])
-    print_laws(found["sizes"] + found["tiered"] + found["tiered_probs"] + found["data"], found["efficiencies"])
+    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
+    print_laws(over_n + found["data"], found["efficiencies"])
+    if not over_n:
+        print("No law over N: it needs three sizes of one recipe.")
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
-    print(f"{len(runs)} runs, {hours:.1f} hours of training one after another; {len(ensembles)} ensembles")
-    if not found["sizes"]:
-        print("no law over N: it needs three sizes of one recipe")
+    print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
     if args.figure:
         draw_claims(args.figure, found)
-    return report_of(found)
-
-
-def report_of(found):
-    """The analysis as plain JSON."""
     keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
-    certified = []
-    for one in found["certificates"]:
-        certified.append({**{key: one[key] for key in (*keys, "neighbours", "certified")}})
-    laws = found["sizes"] + found["members"] + found["tiered"] + found["tiered_probs"] + found["data"]
+    of_certificates = (*keys, "neighbours", "certified")
     return {"points": [{key: p[key] for key in keys} for p in found["points"]],
             "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
-            "laws": laws, "data_efficiency": found["efficiencies"], "certificates": certified}
+            "laws": over_n + found["members"] + found["data"],
+            "data_efficiency": found["efficiencies"],
+            "certificates": [{key: one[key] for key in of_certificates}
+                             for one in found["certificates"]]}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Laws, limits and figures of runs or of any table of points.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
-    parser.add_argument("what", nargs="*", default=["runs"], help="folders of finished runs and .jsonl files of "
-                        "results; or the name of a law and a file of its points (.csv or .jsonl)")
+    parser = argparse.ArgumentParser(
+        description="Laws, limits and figures of runs or of any table of points.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(
+        2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
+    parser.add_argument("what", nargs="*", default=["runs"],
+                        help="folders of finished runs and .jsonl files of results; or the name of "
+                        "a law and a file of its points (.csv or .jsonl)")
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
                         help="keep only such rows; also COLUMN<VALUE and COLUMN>VALUE")
-    parser.add_argument("--list", action="store_true", help="print every law: formula, columns, source")
+    parser.add_argument("--list", action="store_true",
+                        help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     runs = parser.add_argument_group("of runs")
-    runs.add_argument("--save", metavar="FILE.jsonl", help="also merge the results into this file, one a line")
+    runs.add_argument("--save", metavar="FILE.jsonl",
+                      help="also merge the results into this file, one a line")
     runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
-    runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
+    runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a "
+                      "NAME.png, .pdf or .svg")
     add_law_options(parser)
     args = parser.parse_args()
     if args.list:
         return list_laws()
-    if set(args.what[0].split(",")) & LAWS.keys():
-        report = law_command(args)
-    else:
-        report = runs_command(args)
+    names_laws = set(args.what[0].split(",")) & LAWS.keys()
+    report = law_command(args) if names_laws else runs_command(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 
