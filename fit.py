@@ -907,7 +907,7 @@ def compare(center, other, axis, noise):
     if not common:
         return found
     margin = float(np.mean([other["by_seed"][s] - center["by_seed"][s] for s in common]))
-    sd, _ = noise.get(center["recipe"], (0.0, 0))
+    sd, _ = noise[center["recipe"]]
     verdict = "worse" if margin > 0 else "better"
     if abs(margin) <= 2 * sd * math.sqrt(2 / len(common)):
         verdict = "tie"
@@ -916,9 +916,10 @@ def compare(center, other, axis, noise):
 
 def certificates(settings, noise):
     """The certificate of each best setting and, beyond it, of other local optima: certified, and no
-    tie with a better one that is certified as well."""
+    tie with a better one that is certified as well. None where no seeds say what a tie is."""
     found = []
-    for group in grouped(settings, ("data_hash", "recipe", "tokens", "params")):
+    known_noise = [s for s in settings if s["recipe"] in noise]
+    for group in grouped(known_noise, ("data_hash", "recipe", "tokens", "params")):
         optima = []
         for center in sorted(group, key=lambda s: s["loss"]):
             one = certificate(center, group, noise)
@@ -1280,7 +1281,7 @@ def print_ensembles(members):
                 "mean KL of pairs", in_order,
                 {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
                  "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
-                 "95%": "±{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
+                 "95%": "+-{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
                  "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}", "KL": "{kl:.2f}"})
     print_limit_grid(members)
     print_differences(members)
@@ -1325,7 +1326,7 @@ def print_differences(members):
                 "means", rows,
                 {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
                  "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
-                 "limit": "{limit_apart:+.3f}", "95%": "±{half:.3f}"})
+                 "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
 
 
 def print_laws(laws, ratios):
