@@ -777,45 +777,67 @@ def law_command(args):
 
 SEEDS = ("seed", "init_seed", "data_seed")
 AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
-BEST_OF = ("data_hash", "recipe", "size", "tokens")
-OF_SIZE = ("size", "params", "params_nonembedding")
 STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 
-# What a result says beside what was computed: labels, seeds, axes and what follows from them,
-# measurements, how it ran, and what ensembles add. A new option is not in here, so it tells
-# settings apart; a new measurement does as well, and a certificate then says "not run".
+# the text that is learnt: what is compared with what
+TASK = ("data_hash", "recipe", "tokens")
+BEST_OF = ("data_hash", "recipe", "size", "tokens")
+OF_SIZE = ("size", "params", "params_nonembedding")
+
+# What a result says beside what was computed. A new option is not in here, so it tells settings
+# apart. A new measurement does as well, and then a certificate says "not run": no wrong margin.
 BESIDE = {
-    "kind", "study", "setting", "name", *SEEDS,
-    *AXES, "steps", "tokens_seen", "tau_epochs", "flops",
-    "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",
-    "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every",
+    "kind", "study", "setting", "name", *SEEDS,  # labels and seeds
+    *AXES, "steps", "tokens_seen", "tau_epochs", "flops",  # axes, and what follows from them
+    "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",  # measurements
+    "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every",  # how it ran
     "checkpoint_seconds", "force_resume", "out",
-    "members", "vary", "member_losses", "loss_by_k", "law", "free_law", "probs_law",
-    "free_probs_law", "kl", "limit", "limit_interval"}
+    "members", "vary", "member_losses", "loss_by_k", "kl", "limit", "limit_interval",  # ensembles
+    "law", "free_law", "probs_law", "free_probs_law"}
+
+
+def values(item, names):
+    """The values of some keys, to compare or sort by; what an item lacks is None, the least."""
+    found = []
+    for name in names:
+        value = item.get(name)
+        if value is None:
+            found.append((0, 0))
+        else:
+            found.append((2 if isinstance(value, str) else 1, value))
+    return found
 
 
 def grouped(items, names):
-    """[[item]]: the groups of items that agree in these keys, sorted by them. None and what an item
-    lacks are one value, the least."""
+    """[[item]]: the groups of items that agree in these keys, sorted by them."""
     def key(item):
-        places = []
-        for name in names:
-            value = item.get(name)
-            rank = 2 if isinstance(value, str) else 1
-            places.append((0, 0) if value is None else (rank, value))
-        return places
+        return values(item, names)
     return [list(group) for _, group in groupby(sorted(items, key=key), key=key)]
 
 
-def rest_of(result, but=()):
-    """All that a result computes beside seeds, axes and the keys `but`, as a text to compare.
+def agreeing(items, other, names):
+    """The items that agree with another in these keys."""
+    wanted = values(other, names)
+    return [item for item in items if values(item, names) == wanted]
 
-    An older result lacks newer options, so None, empty and 0 count as absent. A subset of seed 0 is
-    the exception: it is another subset than none.
-    """
+
+def column(items, name):
+    """The values of one key, as an array."""
+    return np.array([item[name] for item in items])
+
+
+def pick(item, names):
+    """A dict of some keys; None for those that it lacks."""
+    return {name: item.get(name) for name in names}
+
+
+def rest_of(result, but=()):
+    """All that a result computes beside seeds, axes and the keys `but`, as a text to compare."""
     rest = {"subset_seed": None}
     for key, value in result.items():
+        # An older result lacks newer options, so None, empty and 0 count as absent; but a subset
+        # of seed 0 is another subset than none.
         if key not in BESIDE and key not in but and (value or key == "subset_seed"):
             rest[key] = value
     return json.dumps(rest, sort_keys=True)
@@ -830,19 +852,19 @@ def mean_settings(runs):
     """
     settings = []
     for group in grouped(runs, ("recipe", "setting")):
-        losses = np.array([run["val_loss"] for run in group])
+        first, losses = group[0], column(group, "val_loss")
         sd = None
         if len(losses) > 1:
             sd = float(losses.std(ddof=1))
         by_seed = {}
         for run in group:
+            seeds = [run.get(name) for name in SEEDS]
             # --seed sets those that are not given
-            seeds = [run.get("seed") if run.get(name) is None else run[name] for name in SEEDS]
-            by_seed[tuple(seeds)] = run["val_loss"]
+            key = tuple(seeds[0] if seed is None else seed for seed in seeds)
+            by_seed[key] = run["val_loss"]
         settings.append({
-            **group[0], "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
-            "by_seed": by_seed, "rest": rest_of(group[0]),
-            "rest_but_size": rest_of(group[0], OF_SIZE)})
+            **first, "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
+            "by_seed": by_seed, "rest": rest_of(first), "rest_but_size": rest_of(first, OF_SIZE)})
     return settings
 
 
@@ -851,9 +873,11 @@ def pooled_noise(settings):
     that have several seeds."""
     noise = {}
     for group in grouped(settings, ("recipe",)):
-        several = [s for s in group if s["seeds"] > 1]
-        freedom = sum(s["seeds"] - 1 for s in several)
-        squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
+        freedom, squares = 0, 0.0
+        for s in group:
+            if s["seeds"] > 1:
+                freedom += s["seeds"] - 1
+                squares += (s["seeds"] - 1) * s["sd"] ** 2
         if freedom:
             noise[group[0]["recipe"]] = math.sqrt(squares / freedom), freedom
     return noise
@@ -874,44 +898,51 @@ def certificate(center, settings, noise):
     Certified: it has several seeds, both sides of each axis that was searched were tried, a step of
     the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
     """
-    alike = [s for s in settings if s["recipe"] == center["recipe"] and s["rest"] == center["rest"]]
-    found = []
+    alike = agreeing(settings, center, ("recipe", "rest"))
+    found, good = [], []
     for axis in AXES:
-        if len({s[axis] for s in alike}) == 1:  # not searched
+        # an axis on which all have one value belongs to the recipe, as standard's weight decay
+        if len(set(column(alike, axis))) == 1:
             continue
         others = [other for other in AXES if other != axis]
-        line = [s for s in alike if all(s[other] == center[other] for other in others)]
+        line = sorted(agreeing(alike, center, others), key=lambda s: s[axis])
         below = [s for s in line if s[axis] < center[axis]]
         above = [s for s in line if s[axis] > center[axis]]
-        down = max(below, key=lambda s: s[axis], default=None)
-        up = min(above, key=lambda s: s[axis], default=None)
-        found += [{"axis": axis, "side": "down", **compare(center, down, axis, noise)},
-                  {"axis": axis, "side": "up", **compare(center, up, axis, noise)}]
-        if down is None and center[axis] <= ENDS[axis]:
-            found[-2] |= {"verdict": "end", "near": True}
-    good = [n["near"] and n["verdict"] in ("tie", "worse", "end") for n in found]
-    certified = bool(found) and all(good) and center["seeds"] > 1
+        down, up = {"verdict": "not run"}, {"verdict": "not run"}
+        if below:
+            down = compare(center, below[-1], axis, noise)
+        elif center[axis] <= ENDS[axis]:
+            down = {"verdict": "end"}
+        if above:
+            up = compare(center, above[0], axis, noise)
+        for side, neighbour in (("down", down), ("up", up)):
+            found.append({"axis": axis, "side": side, **neighbour})
+            near = neighbour.get("near", True)
+            good.append(near and neighbour["verdict"] in ("tie", "worse", "end"))
+    certified = bool(good) and all(good) and center["seeds"] > 1
     return {**center, "neighbours": found, "certified": certified}
 
 
 def compare(center, other, axis, noise):
     """A neighbour's value on the axis, its margin and a verdict. The margin is the mean difference
     of losses over common seeds; within two standard errors of that it is a tie."""
-    found = {"value": None, "near": False, "setting": None, "margin": None, "verdict": "not run"}
-    if other is None:
-        return found
     low, high = sorted([center[axis], other[axis]])
-    found |= {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
-              "setting": other["setting"]}
+    found = {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
+             "setting": other["setting"]}
+    # the same seeds meet the same data in the same order, which takes noise out of the difference
     common = center["by_seed"].keys() & other["by_seed"].keys()
     if not common:
-        return found
-    margin = float(np.mean([other["by_seed"][s] - center["by_seed"][s] for s in common]))
+        return {**found, "verdict": "not run"}
+    margins = [other["by_seed"][seeds] - center["by_seed"][seeds] for seeds in sorted(common)]
+    margin = float(np.mean(margins))
     sd, _ = noise[center["recipe"]]
-    verdict = "worse" if margin > 0 else "better"
-    if abs(margin) <= 2 * sd * math.sqrt(2 / len(common)):
+    if abs(margin) <= 2 * sd * math.sqrt(2 / len(margins)):
         verdict = "tie"
-    return found | {"margin": margin, "seeds": len(common), "verdict": verdict}
+    elif margin > 0:
+        verdict = "worse"
+    else:
+        verdict = "better"
+    return {**found, "margin": margin, "seeds": len(margins), "verdict": verdict}
 
 
 def certificates(settings, noise):
@@ -919,14 +950,16 @@ def certificates(settings, noise):
     tie with a better one that is certified as well. None where no seeds say what a tie is."""
     found = []
     known_noise = [s for s in settings if s["recipe"] in noise]
-    for group in grouped(known_noise, ("data_hash", "recipe", "tokens", "params")):
-        optima = []
+    for group in grouped(known_noise, (*TASK, "params")):
+        optima, certified = [], set()
         for center in sorted(group, key=lambda s: s["loss"]):
             one = certificate(center, group, noise)
-            tied = [n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"]
-            known = any(better["certified"] and better["setting"] in tied for better in optima)
-            if one["neighbours"] and (not optima or one["certified"] and not known):
+            ties = {n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"}
+            other = one["certified"] and not ties & certified
+            if one["neighbours"] and (other or not optima):
                 optima.append(one)
+            if one["certified"]:
+                certified.add(one["setting"])
         found += optima
     return found
 
@@ -947,13 +980,12 @@ def one_setting(points, settings):
     """The smallest model's best setting where larger ones were trained by it, with `own`, the loss
     of the larger size's own best."""
     rows = []
-    but_size = ("recipe", "rest_but_size", *AXES)
-    for group in grouped(points, ("data_hash", "recipe", "tokens")):
+    for group in grouped(points, TASK):
         first, *larger = sorted(group, key=lambda p: p["params"])
-        alike = [s for s in settings if all(s[key] == first[key] for key in but_size)]
+        alike = agreeing(settings, first, ("recipe", "rest_but_size", *AXES))
         for own in larger:
-            there = [s for s in alike if s["size"] == own["size"]]
-            rows += [{**s, "own": own["loss"]} for s in there]
+            for s in agreeing(alike, own, ("size",)):
+                rows.append({**s, "own": own["loss"]})
     return rows
 
 
@@ -961,7 +993,7 @@ def size_trends(points):
     """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error,
     for each (recipe, tokens) with three sizes or more."""
     trends = []
-    for group in grouped(points, ("data_hash", "recipe", "tokens")):
+    for group in grouped(points, TASK):
         if len(group) < 3:
             continue
         n, loss = [], []
@@ -984,17 +1016,16 @@ def size_laws(points, noise):
     "nonembedding", for N without embedding and head: the limit moves with the count."""
     laws = []
     for group in grouped(points, ("recipe", "tokens", "data_hash")):
-        first = group[0]
-        if len({p["params"] for p in group}) < 3:
+        first, loss = group[0], column(group, "loss")
+        if len(set(column(group, "params"))) < 3:
             continue
-        loss = [p["loss"] for p in group]
-        seeds = np.array([p["seeds"] for p in group], float)
+        # a mean over seeds is as much surer as it has seeds
+        seeds = column(group, "seeds").astype(float)
         sigma, freedom = noise.get(first["recipe"], (None, 0))
-        law = limit_of([p["params"] for p in group], loss, seeds, sigma, freedom)
-        other = limit_of([p["params_nonembedding"] for p in group], loss, seeds, sigma, freedom)
-        laws.append({
-            "claim": "N", **{key: first[key] for key in ("recipe", "tokens", "data_hash")},
-            "sigma": sigma, "points": len(group), **law, "nonembedding": other})
+        law = limit_of(column(group, "params"), loss, seeds, sigma, freedom)
+        other = limit_of(column(group, "params_nonembedding"), loss, seeds, sigma, freedom)
+        laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "points": len(group), **law,
+                     "nonembedding": other})
     return laws
 
 
@@ -1014,8 +1045,10 @@ def member_laws(ensembles):
             interval = t_interval(law["E"], law["se"], k)
         free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
         laws.append({
-            "claim": "K", **{key: e.get(key) for key in copied}, "size": e["size"] or "mixed",
-            "vary": e["vary"] or "seed", "points": k, "rest": rest_of(e, ("tokens", "subset_seed")),
+            "claim": "K", **pick(e, copied), "size": e["size"] or "mixed",
+            "vary": e["vary"] or "seed", "points": k,
+            # subsets of the text differ in these, and are compared with members that share one
+            "rest": rest_of(e, ("tokens", "subset_seed")),
             "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
             "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
             "probs_E": free_probs["E"]})
@@ -1025,10 +1058,12 @@ def member_laws(ensembles):
 def best_ensembles(members):
     """For each (recipe, tokens, size) of members that differ in seed alone the settings of the
     least limit, of those the ensemble with most members."""
-    known = [m for m in members if m["params"] and m["tokens"] and m["recipe"]]
-    alike = [m for m in known if m["vary"] == "seed"]
-    best = []
+    alike, best = [], []
+    for m in members:
+        if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed":
+            alike.append(m)
     for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
+        # not the least limit of all: of two ensembles of one setting the smaller is the less sure
         largest = [max(same, key=lambda m: m["points"]) for same in grouped(group, ("setting",))]
         best.append(min(largest, key=lambda m: m["E"]))
     return best
@@ -1044,21 +1079,19 @@ def tiered_laws(members, average="logits"):
             continue
         over_k = group
         if average == "probs":
-            over_k = [m["probs_law"] for m in group]
+            over_k = column(group, "probs_law")
+        k = column(group, "points").astype(float)
         freedom, squares = 0, 0.0
-        for m, law in zip(group, over_k):
-            if law["se"] is not None:
-                freedom += m["points"] - 1
-                squares += (m["points"] - 1) * m["points"] * law["se"] ** 2
+        for count, law in zip(k, over_k):
+            if law["se"] is not None:  # of two members
+                freedom += count - 1
+                squares += (count - 1) * count * law["se"] ** 2
         sigma = None
         if freedom:
             sigma = math.sqrt(squares / freedom)
-        n = np.array([m["params"] for m in group], float)
-        k = np.array([m["points"] for m in group], float)
-        limits = np.array([law["E"] for law in over_k])
-        first = {key: group[0][key] for key in ("recipe", "tokens", "data_hash")}
-        laws.append({"claim": "N and K", "average": average, **first, "sigma": sigma,
-                     "points": len(group), **limit_of(n, limits, k, sigma, freedom)})
+        law = limit_of(column(group, "params"), column(over_k, "E"), k, sigma, freedom)
+        laws.append({"claim": "N and K", "average": average, **pick(group[0], TASK),
+                     "sigma": sigma, "points": len(group), **law})
     return laws
 
 
@@ -1074,18 +1107,17 @@ def vary_differences(members):
     else equal: their laws with `apart`, the difference of the loss at each K, `limit_apart`, and
     `half` the width of the latter's 95% interval."""
     rows = []
-    for group in grouped(members, ("rest", *AXES)):
-        seeds = [m for m in group if m["vary"] == "seed"]
-        for m in group:
-            if m["vary"] == "seed" or not seeds:
-                continue
-            base = max(seeds, key=lambda b: b["points"])
-            pairs = zip(base["loss_by_k"]["logits"], m["loss_by_k"]["logits"])
-            half = None
-            if m["interval"] and base["interval"]:
-                half = math.hypot(half_width(m), half_width(base))
-            rows.append({**m, "apart": [loss - other for other, loss in pairs],
-                         "limit_apart": m["E"] - base["E"], "half": half})
+    for m in members:
+        alike = agreeing(members, {**m, "vary": "seed"}, ("rest", *AXES, "vary"))
+        if m["vary"] == "seed" or not alike:
+            continue
+        base = max(alike, key=lambda other: other["points"])
+        pairs = zip(m["loss_by_k"]["logits"], base["loss_by_k"]["logits"])
+        half = None
+        if m["interval"] and base["interval"]:
+            half = math.hypot(half_width(m), half_width(base))
+        rows.append({**m, "apart": [loss - other for loss, other in pairs],
+                     "limit_apart": m["E"] - base["E"], "half": half})
     return rows
 
 
@@ -1113,25 +1145,27 @@ def data_laws(points, sizes, tiered):
     over N, of every other recipe's limit over N, of the tiered limits (paper, section on data
     efficiency)."""
     lines = {}  # {(name, data hash): {tokens: loss}}
+
+    def add(name, item, loss):
+        line = lines.setdefault((name, item["data_hash"]), {})
+        line[item["tokens"]] = min(line.get(item["tokens"], math.inf), loss)
+
+    # the standard recipe has no limit over N to speak of: larger models do not help it
     for p in points:
         if p["recipe"] == "standard":
-            line = lines.setdefault(("standard, best N", p["data_hash"]), {})
-            line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
+            add("standard, best N", p, p["loss"])
     for law in sizes:
         if law["recipe"] != "standard":
-            name = f"{law['recipe']}, N to infinity"
-            lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
+            add(f"{law['recipe']}, N to infinity", law, law["E"])
     for law in tiered:
-        name = f"{law['recipe']} ensembles, N and K to infinity"
-        lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
+        add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"])
     laws = []
     for (name, data), line in lines.items():
-        if len(line) < 3:
-            continue
-        tokens = sorted(line)
-        loss = [line[count] for count in tokens]
-        laws.append({"claim": "D", "recipe": name, "data_hash": data, "points": len(line),
-                     "tokens": tokens, "loss": loss, **limit_of(tokens, loss)})
+        if len(line) > 2:
+            tokens = sorted(line)
+            loss = [line[count] for count in tokens]
+            laws.append({"claim": "D", "recipe": name, "data_hash": data, "points": len(line),
+                         "tokens": tokens, "loss": loss, **limit_of(tokens, loss)})
     return laws
 
 
@@ -1141,25 +1175,27 @@ def efficiencies(laws):
     between the measured losses."""
     def by_law(law, loss, own):
         if min(loss, own) <= law["E"] or law["A"] <= 0:
-            return None
+            return None  # it never gets there
         return data_efficiency(law, loss, own)
 
     standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
     rows = []
     for law in laws:
         standard = standards.get(law["data_hash"], law)
+        own_losses = dict(zip(standard["tokens"], standard["loss"]))
         for tokens, loss in zip(law["tokens"], law["loss"]):
-            if law is standard or tokens not in standard["tokens"]:
+            if law is standard or tokens not in own_losses:
                 continue
-            own = standard["loss"][standard["tokens"].index(tokens)]
-            ends = [by_law(one, loss, own) for one in standard["left_out"]]
-            ends = sorted(end for end in ends if end is not None)
-            measured, beyond = measured_efficiency(
-                standard["tokens"], standard["loss"], loss, tokens)
-            rows.append({
-                "recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
-                "by_law": by_law(standard, loss, own), "measured": measured,
-                "extrapolated": beyond, "by_law_range": [ends[0], ends[-1]] if ends else None})
+            own = own_losses[tokens]
+            ratios = [by_law(one, loss, own) for one in standard["left_out"]]
+            ends = sorted(ratio for ratio in ratios if ratio is not None)
+            ratio_range = None
+            if ends:
+                ratio_range = [ends[0], ends[-1]]
+            measured, beyond = measured_efficiency(*zip(*own_losses.items()), loss, tokens)
+            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss,
+                         "standard_loss": own, "by_law": by_law(standard, loss, own),
+                         "by_law_range": ratio_range, "measured": measured, "extrapolated": beyond})
     return rows
 
 
@@ -1175,25 +1211,22 @@ def print_table(title, rows, columns):
     of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent."""
     if not rows:
         return
-    table = [list(columns)]
-    for row in rows:
+    texts = []  # column by column
+    for header, template in columns.items():
+        names = re.findall(r"{(\w+)", template)
         cells = []
-        for template in columns.values():
-            names = re.findall(r"{(\w+)", template)
+        for row in rows:
             known = all(row.get(name) is not None for name in names)
             cells.append(template.format(**row) if known else "")
-        table.append(cells)
-    # padded, so that a terminal shows a table as well; words to the left, numbers to the right
-    widths = [max(3, *map(len, column)) for column in zip(*table)]
-    words = [any(re.search("^[a-z]|[a-z]{4}", cell) for cell in column[1:])
-             for column in zip(*table)]
-    rule = [":".rjust(width, "-") for width in widths]
-    table.insert(1, [r.replace(":", "-") if w else r for r, w in zip(rule, words)])
+        # words to the left, numbers to the right; padded, so that a terminal shows a table as well
+        words = any(re.search("^[a-z]|[a-z]{4}", cell) for cell in cells)
+        width = max(3, *map(len, [header, *cells]))
+        rule = "-" * width if words else "-" * (width - 1) + ":"
+        align = str.ljust if words else str.rjust
+        texts.append([align(cell, width) for cell in (header, rule, *cells)])
     print(f"**{title}**\n")
-    for cells in table:
-        padded = [cell.ljust(width) if word else cell.rjust(width)
-                  for cell, width, word in zip(cells, widths, words)]
-        print(f"| {' | '.join(padded)} |")
+    for line in zip(*texts):
+        print(f"| {' | '.join(line)} |")
     print()
 
 
@@ -1204,13 +1237,12 @@ def print_settings(points, settings):
     print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
     rows = []
     for group in grouped(settings, BEST_OF):
-        places = best_of(group, ("context", "batch_size"))
-        if len(places) > 1:
-            rows += grouped(places, ("context", "batch_size"))
-    rows = [row for row, in rows]
-    for row in rows:
-        if row.get("steps"):
-            row["steps_per_epoch"] = row["steps"] // row["epochs"]
+        for places in grouped(best_of(group, ("context", "batch_size")), ("context", "batch_size")):
+            best = dict(places[0])
+            if best.get("steps"):
+                best["steps_per_epoch"] = best["steps"] // best["epochs"]
+            if best["tried"] < len(group):  # there are other places
+                rows.append(best)
     print_table("Best settings by context and batch size", rows,
                 {"context": "{context}", "batch": "{batch_size}",
                  "steps an epoch": "{steps_per_epoch}", **columns})
@@ -1219,25 +1251,24 @@ def print_settings(points, settings):
 def print_certificates(found):
     """A line a certificate: the setting, its neighbours' margins and which are not worse, and the
     least margin of those that are."""
-    rows = []
+    rows, margins = [], {}
+    for axis, side in product(AXES, ("down", "up")):
+        margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
     for one in found:
         row = {**one, "certified": "yes" if one["certified"] else "no"}
-        for n in one["neighbours"]:
-            cell = n["verdict"]
-            if n["margin"] is not None:
-                cell = f"{n['margin']:+.3f}"
-                if n["verdict"] != "worse":
-                    cell += f" {n['verdict']}"
-                if not n["near"]:
-                    cell += f" at {n['value']:g}"
-            row[f"{n['axis']}_{n['side']}"] = cell
-        worse = [n["margin"] for n in one["neighbours"] if n["verdict"] == "worse"]
-        row["least"] = min(worse, default=None)
+        for neighbour in one["neighbours"]:
+            verdict, margin = neighbour["verdict"], neighbour.get("margin")
+            cell = verdict
+            if margin is not None:
+                cell = f"{margin:+.3f}"
+            if verdict in ("tie", "better"):
+                cell += f" {verdict}"
+            if not neighbour.get("near", True):  # a grid with a hole
+                cell += f" at {neighbour['value']:g}"
+            if verdict == "worse":
+                row["least"] = min(margin, row.get("least", margin))
+            row[f"{neighbour['axis']}_{neighbour['side']}"] = cell
         rows.append(row)
-    margins = {}
-    for axis in AXES:
-        for side in ("down", "up"):
-            margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
     print_table("Certificates on the axes that were searched: margins of the neighbours one step "
                 "away; a tie is within two standard errors", rows,
                 {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}",
@@ -1246,13 +1277,16 @@ def print_certificates(found):
 
 def print_trends(curves, trends, rows):
     """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
-    by_epochs, counts = [], set()
+    by_epochs, counts = [], {}
     for curve in curves:
-        by_epochs.append({**curve[0], **{f"at{p['epochs']}": p["loss"] for p in curve}})
-        counts |= {p["epochs"] for p in curve}
+        row = dict(curve[0])
+        for p in curve:
+            row[f"at{p['epochs']}"] = p["loss"]
+            counts[p["epochs"]] = f"{{at{p['epochs']}:.3f}}"
+        by_epochs.append(row)
+    in_order = {f"{count} epochs": counts[count] for count in sorted(counts)}
     print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
-                {"size": "{size}", "tokens": "{tokens:,}",
-                 **{f"{count} epochs": f"{{at{count}:.3f}}" for count in sorted(counts)}})
+                {"size": "{size}", "tokens": "{tokens:,}", **in_order})
     print_table("Slope of the best settings' losses, nats per doubling of N", trends,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
                  "standard error": "{error:.3f}", "runs": "{count}"})
@@ -1264,27 +1298,28 @@ def print_ensembles(members):
     """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and
     what fewer members predict of more."""
     rows = []
-    for m in members:
+    order = ("recipe", "params", "epochs", "weight_decay", "vary", "points")
+    for m in sorted(members, key=lambda m: values(m, order)):
         logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
-        row = {**m, "recipe": m["recipe"] or "mixed", "vary": m["vary"].replace("_", " "),
-               "half": half_width(m), "last": logits[-1], "probs_last": probs[-1],
-               "probs_b": m["free_probs"]["b"]}
+        row = {**m, **by_count(logits), "recipe": m["recipe"] or "mixed", "half": half_width(m),
+               "probs_last": probs[-1], "probs_b": m["free_probs"]["b"]}
         if m["free"]:
             row["free_b"] = m["free"]["b"]
-        row |= {f"k{k}": loss for k, loss in enumerate(logits[:3], 1)}
         rows.append(row)
-    in_order = []
-    for group in grouped(rows, ("recipe", "params", "epochs", "weight_decay", "vary", "points")):
-        in_order += group
     print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
                 "(jackknife), b of A / K^b + E; probability means with that law's limit and b; "
-                "mean KL of pairs", in_order,
+                "mean KL of pairs", rows,
                 {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
                  "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
                  "95%": "+-{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
                  "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}", "KL": "{kl:.2f}"})
     print_limit_grid(members)
-    print_differences(members)
+    rows = [{**m, **by_count(m["apart"])} for m in vary_differences(members)]
+    print_table("Members that differ in something else minus members that differ in seed, logit "
+                "means", rows,
+                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
+                 "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
+                 "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
     for small, large, rows in predictions(members):
         print_table(f"{large['points']} {large['recipe']} members of {large['size']}, and what "
                     f"{small['points']} predict: A / K + E for logit means, A / K^b + E for "
@@ -1294,39 +1329,32 @@ def print_ensembles(members):
                      "predicted probs": "{predicted_probs:.3f}"})
 
 
+def by_count(losses):
+    """The first three and the last of losses by K, as cells of a row."""
+    row = {"count": len(losses), "last": losses[-1]}
+    for k, loss in enumerate(losses[:3], 1):
+        row[f"k{k}"] = loss
+    return row
+
+
 def print_limit_grid(members):
     """The limit over K by epochs and weight decay, where members of one size have two of each or
     more; of ensembles of one setting that of most members."""
-    alike = [m for m in members if m["vary"] == "seed" and m["lr"]]
+    alike = [m for m in members if m["vary"] == "seed" and None not in [m[axis] for axis in AXES]]
     for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
-        decays = sorted({m["weight_decay"] for m in group if m["weight_decay"] is not None})
-        rows = []
+        decays = sorted(set(column(group, "weight_decay")))
+        rows, cells = [], 0
         for line in grouped(group, ("epochs",)):
             row = {"epochs": line[0]["epochs"]}
-            for m in grouped(line, ("points",)):  # the most last
-                row |= {f"decay{decays.index(one['weight_decay'])}": one["E"] for one in m}
+            for same in grouped(line, ("weight_decay",)):
+                most = max(same, key=lambda m: m["points"])
+                row[f"decay{decays.index(most['weight_decay'])}"] = most["E"]
+                cells += 1
             rows.append(row)
-        cells = sum(len(row) - 1 for row in rows)
-        if min(len(rows), len(decays)) > 1 and cells > 3:
-            print_table("Limit over K of {size} members, lr {lr:g}, by epochs and weight decay"
-                        .format(**group[0]), rows,
-                        {"epochs": "{epochs}",
-                         **{f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}})
-
-
-def print_differences(members):
-    """Members that differ in something else than seed minus those that differ in seed."""
-    rows = []
-    for m in vary_differences(members):
-        row = {**m, "vary": m["vary"].replace("_", " "), "count": len(m["apart"]),
-               "last": m["apart"][-1]}
-        row |= {f"k{k}": loss for k, loss in enumerate(m["apart"][:3], 1)}
-        rows.append(row)
-    print_table("Members that differ in something else minus members that differ in seed, logit "
-                "means", rows,
-                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
-                 "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
-                 "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
+        if len(rows) > 1 and len(decays) > 1 and cells > 3:
+            columns = {f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
+            print_table(f"Limit over K of {group[0]['size']} members, lr {group[0]['lr']:g}, by "
+                        f"epochs and weight decay", rows, {"epochs": "{epochs}", **columns})
 
 
 def print_laws(laws, ratios):
@@ -1402,14 +1430,14 @@ def size_lines(points, laws, members):
     for mine in grouped(points, ("recipe", "tokens")):
         recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
         marker, color, style = STYLES.get(recipe, OTHER_STYLE)
-        lines.append(Line(recipe, [p["params"] for p in mine], [p["loss"] for p in mine], marker,
-                          color, style, [p["sd"] or 0 for p in mine],
-                          found.get(("N", recipe, tokens))))
+        error = [p["sd"] or 0 for p in mine]
+        lines.append(Line(recipe, column(mine, "params"), column(mine, "loss"), marker, color,
+                          style, error, found.get(("N", recipe, tokens))))
     for mine in grouped(best_ensembles(members), ("recipe", "tokens")):
         recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
         _, color, _ = STYLES.get(recipe, OTHER_STYLE)
-        lines.append(Line(f"{recipe} ensembles, K to infinity", [m["params"] for m in mine],
-                          [m["E"] for m in mine], "*", color, "-.",
+        lines.append(Line(f"{recipe} ensembles, K to infinity", column(mine, "params"),
+                          column(mine, "E"), "*", color, "-.",
                           law=found.get(("N and K", recipe, tokens))))
     return lines
 
@@ -1418,11 +1446,12 @@ def member_lines(members):
     """Loss against K of the best ensemble of each recipe and size, with its law; faint, that of
     their probability means."""
     chosen = best_ensembles(members) or members
-    sizes = sorted({m["params"] or 0 for m in chosen})
+    sizes = list(dict.fromkeys(m["size"] for m in chosen))
     lines = []
     for m in chosen:
+        # a colour a recipe, a marker a size
         _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
-        marker = MARKERS[sizes.index(m["params"] or 0) % len(MARKERS)]
+        marker = MARKERS[sizes.index(m["size"]) % len(MARKERS)]
         k = list(range(1, m["points"] + 1))
         lines += [Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker,
                        color, style, law=m),
@@ -1435,20 +1464,23 @@ def epoch_lines(curves):
     loss."""
     lines = []
     for i, curve in enumerate(curves):
-        epochs = [p["epochs"] for p in curve]
-        lines.append(Line(f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens", epochs,
-                          [p["loss"] for p in curve], MARKERS[i % len(MARKERS)], f"C{i % 10}",
+        epochs, color = column(curve, "epochs"), f"C{i % 10}"
+        label = f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens"
+        lines.append(Line(label, epochs, column(curve, "loss"), MARKERS[i % len(MARKERS)], color,
                           joined=True))
         if all(p.get("train_loss") for p in curve):
-            lines.append(Line("", epochs, [p["train_loss"] for p in curve], "", f"C{i % 10}", ":",
-                              joined=True, faint=True))
+            lines.append(Line("", epochs, column(curve, "train_loss"), "", color, ":", joined=True,
+                              faint=True))
     return lines
 
 
 def data_lines(laws):
     """Loss against D of each recipe, with its law."""
-    return [Line(law["recipe"], law["tokens"], law["loss"], MARKERS[i % len(MARKERS)],
-                 f"C{i % 10}", law=law) for i, law in enumerate(laws)]
+    lines = []
+    for i, law in enumerate(laws):
+        lines.append(Line(law["recipe"], law["tokens"], law["loss"], MARKERS[i % len(MARKERS)],
+                          f"C{i % 10}", law=law))
+    return lines
 
 
 def draw_points(axis, line):
@@ -1470,6 +1502,7 @@ def draw_limits_beside(axis, lines):
         axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
         axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half_width(line.law), fmt=line.marker,
                       color=line.color, ms=5, capsize=3)
+    # the axis has no place for infinity, so its tick is where the limits begin
     ticks = [1, 2, 4, 8, 16]
     axis.set(xticks=[*ticks, 2 * last], xticklabels=[*ticks, "∞"])
     axis.tick_params(which="minor", bottom=False)
@@ -1483,21 +1516,22 @@ def draw_laws(axis, lines):
         axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color,
                   ls=line.style, lw=1)
     low, high = axis.get_ylim()
-    margin = (high - low) / 50
-    limits = [line.law["E"] - margin for line in lines if line.law["E"] > 2 * low - high]
+    lowest, margin = low, (high - low) / 50
     for line in lines:
+        if line.law["E"] > 2 * low - high:
+            lowest = min(lowest, line.law["E"] - margin)
         axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
         band = line.law["interval"] or line.law["leave_one_out"]
         if band:
             axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
-    axis.set_ylim(min([low, *limits]), high)
+    axis.set_ylim(lowest, high)  # which lines and bands have stretched
 
 
 def draw(path, x_label, lines, levels=()):
     """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
-    try:
+    try:  # here, so that tables need no matplotlib
         import matplotlib
-        matplotlib.use("Agg")
+        matplotlib.use("Agg")  # no window
         import matplotlib.pyplot as plt
         from matplotlib.ticker import NullFormatter
     except ImportError:
@@ -1523,7 +1557,7 @@ def draw(path, x_label, lines, levels=()):
         figure.legend(loc="outside right upper", fontsize=8)
     else:
         axis.legend(fontsize=8)
-    drawn = io.BytesIO()
+    drawn = io.BytesIO()  # in memory first: a figure is there whole or not at all
     figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
     plt.close(figure)
     write_atomically(path, drawn.getvalue())
@@ -1535,7 +1569,7 @@ def draw_claims(path, found):
     over_n = []
     if len({p["params"] for p in points}) > 1:
         over_n = size_lines(points, found["sizes"] + found["tiered"], members)
-    # beside ensembles of one size, the single models of that size
+    # beside ensembles of one size, the single models of that size; of several it would be too much
     levels, sizes = {}, {m["size"] for m in members}
     for p in points:
         if sizes == {p["size"]}:
@@ -1544,10 +1578,12 @@ def draw_claims(path, found):
                "sizes": ("parameters N", over_n),
                "members": ("members K (hollow: probability means)", member_lines(members), levels),
                "data": ("unique tokens D", data_lines(found["data"]))}
-    there = {claim: figure for claim, figure in figures.items() if figure[1]}
-    for claim, figure in there.items():
-        draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
-    if not there:
+    drawn = 0
+    for claim, figure in figures.items():
+        if figure[1]:
+            draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
+            drawn += 1
+    if not drawn:
         print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
 
 
@@ -1605,9 +1641,9 @@ def count_once(results):
               f"not: the last counts\n")
     if others:
         print(f"{others} results of other kinds have no table here\n")
-    runs = [result for result in found.values() if result["kind"] == "run"]
-    ensembles = [result for result in found.values() if result["kind"] == "ensemble"]
-    return runs, ensembles
+    counted = list(found.values())
+    run, ensemble = {"kind": "run"}, {"kind": "ensemble"}
+    return agreeing(counted, run, ["kind"]), agreeing(counted, ensemble, ["kind"])
 
 
 def save_results(path, results):
@@ -1699,12 +1735,11 @@ def runs_command(args):
         draw_claims(args.figure, found)
     keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
     of_certificates = (*keys, "neighbours", "certified")
-    return {"points": [{key: p[key] for key in keys} for p in found["points"]],
+    return {"points": [pick(point, keys) for point in found["points"]],
             "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
             "laws": over_n + found["members"] + found["data"],
             "data_efficiency": found["efficiencies"],
-            "certificates": [{key: one[key] for key in of_certificates}
-                             for one in found["certificates"]]}
+            "certificates": [pick(one, of_certificates) for one in found["certificates"]]}
 
 
 def main():
