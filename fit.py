@@ -1637,10 +1637,10 @@ def count_once(results):
             changed.add(key)
         found[key] = result
     if changed:
-        print(f"{len(changed)} runs are there with two losses, of two machines or compiled and "
+        print(f"{len(changed)} run(s) are there with two losses, of two machines or compiled and "
               f"not: the last counts\n")
     if others:
-        print(f"{others} results of other kinds have no table here\n")
+        print(f"{others} result(s) of other kinds have no table here\n")
     counted = list(found.values())
     run, ensemble = {"kind": "run"}, {"kind": "ensemble"}
     return agreeing(counted, run, ["kind"]), agreeing(counted, ensemble, ["kind"])

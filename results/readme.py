@@ -2,8 +2,8 @@
 
     python results/readme.py        # from the folder of README.md, as `make readme` does
 
-A table stands between a command, <!-- python fit.py ... -->, and <!-- end -->. No number there is
-typed by hand; a test asserts that nothing changes.
+A table stands between its command, <!-- python fit.py ... -->, and <!-- end -->; a test asserts
+that nothing changes.
 """
 import re
 import shlex
