@@ -750,6 +750,24 @@ def add_law_options(parser):
     laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
 
 
+def names_laws(what):
+    """Whether the words of a command are a law and its points."""
+    return what[0] in LAWS
+
+
+def load_pyplot(path):
+    """matplotlib's pyplot for a figure of this name. Raises ValueError."""
+    if Path(path).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--figure {path} must end in .png, .pdf or .svg")
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
+    return plt
+
+
 def list_laws():
     """Print every law: formula, columns, source."""
     for name, law in LAWS.items():
@@ -780,7 +798,7 @@ AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
 STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 
-# the text that is learnt: what is compared with what
+# what is compared with what: runs of one recipe on the same text
 TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
 OF_SIZE = ("size", "params", "params_nonembedding")
@@ -929,7 +947,7 @@ def compare(center, other, axis, noise):
     low, high = sorted([center[axis], other[axis]])
     found = {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
              "setting": other["setting"]}
-    # the same seeds meet the same data in the same order, which takes noise out of the difference
+    # both means rest on the same initial weights and orders of the data
     common = center["by_seed"].keys() & other["by_seed"].keys()
     if not common:
         return {**found, "verdict": "not run"}
@@ -1529,13 +1547,7 @@ def draw_laws(axis, lines):
 
 def draw(path, x_label, lines, levels=()):
     """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
-    try:  # here, so that tables need no matplotlib
-        import matplotlib
-        matplotlib.use("Agg")  # no window
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import NullFormatter
-    except ImportError:
-        raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
+    plt = load_pyplot(path)
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
     for line in lines:
@@ -1552,7 +1564,7 @@ def draw(path, x_label, lines, levels=()):
         axis.axhline(levels[name], color="0.5", ls=":", lw=1)
         axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8)
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_formatter("")  # between ticks numbers would overlap
     if sum(not line.faint for line in lines) > 4:
         figure.legend(loc="outside right upper", fontsize=8)
     else:
@@ -1710,8 +1722,8 @@ def analyse(runs, ensembles):
 def runs_command(args):
     """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
     JSON."""
-    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
+    if args.figure:
+        load_pyplot(args.figure)  # refuses before any work
     if args.save and Path(args.save).suffix != ".jsonl":
         raise ValueError(f"--save {args.save} must end in .jsonl")
     results = read_results(args.what, args.where)
@@ -1750,24 +1762,26 @@ def main():
         2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
     parser.add_argument("what", nargs="*", default=["runs"],
                         help="folders of finished runs and .jsonl files of results; or the name of "
-                        "a law and a file of its points (.csv or .jsonl)")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE",
-                        help="keep only such rows; also COLUMN<VALUE and COLUMN>VALUE")
+                        "a law, or several with commas, and a table of points, columns by name")
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
+                        help="keep only rows with COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
     parser.add_argument("--list", action="store_true",
                         help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    parser.add_argument("--figure", help="of a law: also draw points, law and residuals; of runs: "
+                        "also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
     runs = parser.add_argument_group("of runs")
     runs.add_argument("--save", metavar="FILE.jsonl",
                       help="also merge the results into this file, one a line")
     runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
-    runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a "
-                      "NAME.png, .pdf or .svg")
     add_law_options(parser)
     args = parser.parse_args()
     if args.list:
         return list_laws()
-    names_laws = set(args.what[0].split(",")) & LAWS.keys()
-    report = law_command(args) if names_laws else runs_command(args)
+    if names_laws(args.what):
+        report = law_command(args)
+    else:
+        report = runs_command(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 
