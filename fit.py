@@ -820,6 +820,7 @@ def values(item, names):
     found = []
     for name in names:
         value = item.get(name)
+        # None, numbers and texts do not compare, so each has a rank before its value
         if value is None:
             found.append((0, 0))
         else:
@@ -871,7 +872,7 @@ def mean_settings(runs):
     settings = []
     for group in grouped(runs, ("recipe", "setting")):
         first, losses = group[0], column(group, "val_loss")
-        sd = None
+        sd = None  # one run says nothing of noise
         if len(losses) > 1:
             sd = float(losses.std(ddof=1))
         by_seed = {}
@@ -889,6 +890,7 @@ def mean_settings(runs):
 def pooled_noise(settings):
     """{recipe: (standard deviation of one run, its degrees of freedom)}, pooled over the settings
     that have several seeds."""
+    # two or three seeds a setting say little; together those of a recipe say enough
     noise = {}
     for group in grouped(settings, ("recipe",)):
         freedom, squares = 0, 0.0
@@ -927,6 +929,7 @@ def certificate(center, settings, noise):
         below = [s for s in line if s[axis] < center[axis]]
         above = [s for s in line if s[axis] > center[axis]]
         down, up = {"verdict": "not run"}, {"verdict": "not run"}
+        # the nearest that was tried, be it one step away or more
         if below:
             down = compare(center, below[-1], axis, noise)
         elif center[axis] <= ENDS[axis]:
@@ -937,6 +940,7 @@ def certificate(center, settings, noise):
             found.append({"axis": axis, "side": side, **neighbour})
             near = neighbour.get("near", True)
             good.append(near and neighbour["verdict"] in ("tie", "worse", "end"))
+    # one seed may have been lucky
     certified = bool(good) and all(good) and center["seeds"] > 1
     return {**center, "neighbours": found, "certified": certified}
 
@@ -969,6 +973,7 @@ def certificates(settings, noise):
     found = []
     known_noise = [s for s in settings if s["recipe"] in noise]
     for group in grouped(known_noise, (*TASK, "params")):
+        # from the best on, so that a plateau is reported once, by its lowest point
         optima, certified = [], set()
         for center in sorted(group, key=lambda s: s["loss"]):
             one = certificate(center, group, noise)
@@ -999,6 +1004,7 @@ def one_setting(points, settings):
     of the larger size's own best."""
     rows = []
     for group in grouped(points, TASK):
+        # the paper: settings that suit a small model overfit with a large one
         first, *larger = sorted(group, key=lambda p: p["params"])
         alike = agreeing(settings, first, ("recipe", "rest_but_size", *AXES))
         for own in larger:
@@ -1014,6 +1020,7 @@ def size_trends(points):
     for group in grouped(points, TASK):
         if len(group) < 3:
             continue
+        # seeds as points of their own: their spread is in the standard error
         n, loss = [], []
         for p in group:
             n += [math.log2(p["params"])] * p["seeds"]
@@ -1035,7 +1042,7 @@ def size_laws(points, noise):
     laws = []
     for group in grouped(points, ("recipe", "tokens", "data_hash")):
         first, loss = group[0], column(group, "loss")
-        if len(set(column(group, "params"))) < 3:
+        if len(set(column(group, "params"))) < 3:  # as many as the law has parameters
             continue
         # a mean over seeds is as much surer as it has seeds
         seeds = column(group, "seeds").astype(float)
@@ -1055,12 +1062,13 @@ def member_laws(ensembles):
     copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
     for e in ensembles:
         law = e["law"]
-        if not law:  # of one member
+        if not law:  # one member has no law
             continue
         k = len(e["loss_by_k"]["logits"])
         interval = None
         if law["se"] is not None:
             interval = t_interval(law["E"], law["se"], k)
+        # of two members there is no free exponent
         free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
         laws.append({
             "claim": "K", **pick(e, copied), "size": e["size"] or "mixed",
@@ -1098,6 +1106,7 @@ def tiered_laws(members, average="logits"):
         over_k = group
         if average == "probs":
             over_k = column(group, "probs_law")
+        # a limit over K rests on K draws: its variance is that of one member over K
         k = column(group, "points").astype(float)
         freedom, squares = 0, 0.0
         for count, law in zip(k, over_k):
@@ -1129,10 +1138,11 @@ def vary_differences(members):
         alike = agreeing(members, {**m, "vary": "seed"}, ("rest", *AXES, "vary"))
         if m["vary"] == "seed" or not alike:
             continue
-        base = max(alike, key=lambda other: other["points"])
+        base = max(alike, key=lambda other: other["points"])  # the surest of them
         pairs = zip(m["loss_by_k"]["logits"], base["loss_by_k"]["logits"])
         half = None
         if m["interval"] and base["interval"]:
+            # of a difference of two independent estimates
             half = math.hypot(half_width(m), half_width(base))
         rows.append({**m, "apart": [loss - other for loss, other in pairs],
                      "limit_apart": m["E"] - base["E"], "half": half})
@@ -1146,7 +1156,7 @@ def predictions(members):
     for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
         by_count = sorted(group, key=lambda m: m["points"])
         small, large = by_count[0], by_count[-1]
-        if large["points"] < 2 * small["points"]:
+        if large["points"] < 2 * small["points"]:  # else there is little to predict
             continue
         rows, free = [], small["free_probs"]
         losses = zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"])
@@ -1199,7 +1209,7 @@ def efficiencies(laws):
     standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
     rows = []
     for law in laws:
-        standard = standards.get(law["data_hash"], law)
+        standard = standards.get(law["data_hash"], law)  # itself where there is none: no rows
         own_losses = dict(zip(standard["tokens"], standard["loss"]))
         for tokens, loss in zip(law["tokens"], law["loss"]):
             if law is standard or tokens not in own_losses:
@@ -1220,6 +1230,7 @@ def efficiencies(laws):
 # --------------------------------------------------------------------------------------------------
 # Tables, in Markdown; each appears when its points are there
 
+# the first columns of most tables
 SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epochs": "{epochs}",
            "lr": "{lr:g}", "weight decay": "{weight_decay:g}"}
 
@@ -1231,7 +1242,7 @@ def print_table(title, rows, columns):
         return
     texts = []  # column by column
     for header, template in columns.items():
-        names = re.findall(r"{(\w+)", template)
+        names = re.findall(r"{(\w+)", template)  # the keys that it reads
         cells = []
         for row in rows:
             known = all(row.get(name) is not None for name in names)
@@ -1295,7 +1306,7 @@ def print_certificates(found):
 
 def print_trends(curves, trends, rows):
     """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
-    by_epochs, counts = [], {}
+    by_epochs, counts = [], {}  # a row a curve; a column an epoch count that any of them has
     for curve in curves:
         row = dict(curve[0])
         for p in curve:
@@ -1315,6 +1326,7 @@ def print_trends(curves, trends, rows):
 def print_ensembles(members):
     """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and
     what fewer members predict of more."""
+    # settings beside each other, so that a column shows what one of them does
     rows = []
     order = ("recipe", "params", "epochs", "weight_decay", "vary", "points")
     for m in sorted(members, key=lambda m: values(m, order)):
@@ -1358,8 +1370,9 @@ def by_count(losses):
 def print_limit_grid(members):
     """The limit over K by epochs and weight decay, where members of one size have two of each or
     more; of ensembles of one setting that of most members."""
-    alike = [m for m in members if m["vary"] == "seed" and None not in [m[axis] for axis in AXES]]
+    alike = [m for m in members if m["vary"] == "seed" and None not in pick(m, AXES).values()]
     for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
+        # whatever the recipe: the member rule and the settings around it are one grid
         decays = sorted(set(column(group, "weight_decay")))
         rows, cells = [], 0
         for line in grouped(group, ("epochs",)):
@@ -1369,6 +1382,7 @@ def print_limit_grid(members):
                 row[f"decay{decays.index(most['weight_decay'])}"] = most["E"]
                 cells += 1
             rows.append(row)
+        # two recipes at one size are not yet a grid
         if len(rows) > 1 and len(decays) > 1 and cells > 3:
             columns = {f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
             print_table(f"Limit over K of {group[0]['size']} members, lr {group[0]['lr']:g}, by "
@@ -1386,6 +1400,7 @@ def print_laws(laws, ratios):
             row["of"] += f" ensembles, K to infinity, {law['average']}"
             row["unit"] = "member"
         rows.append(row)
+        # which count of parameters is the right one is not known, so both limits are shown
         if "nonembedding" in law:
             rows.append({**row, **law["nonembedding"], "x": "N without embedding and head"})
     for row in rows:
@@ -1403,7 +1418,7 @@ def print_laws(laws, ratios):
             row["times"] = f"{ratio['by_law']:.2f}"
         if ratio["by_law_range"]:
             row["low"], row["high"] = ratio["by_law_range"]
-        if ratio["extrapolated"]:
+        if ratio["extrapolated"]:  # the nearest measured point is a bound on the truth
             bound = "more" if ratio["loss"] < ratio["standard_loss"] else "less"
             row["how"] = f"warning: beyond its range, {bound} than that"
         rows.append(row)
@@ -1442,6 +1457,7 @@ def size_lines(points, laws, members):
     """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
     found = {}
     for law in laws:
+        # a law whose exponent ran to its bound is no power law and would mislead as a line
         if "b" not in law["at_bounds"]:
             found[law["claim"], law["recipe"], law["tokens"]] = law
     lines = []
@@ -1503,6 +1519,7 @@ def data_lines(laws):
 
 def draw_points(axis, line):
     """The points of a line with their errors."""
+    # ms, mfc: size of a marker, colour of its inside
     look = {"label": line.label, "mfc": line.color}
     if line.faint:
         look = {"alpha": 0.6, "mfc": "white"}
@@ -1517,6 +1534,7 @@ def draw_limits_beside(axis, lines):
     last = max(16, *(line.x[-1] for line in lines))
     k = np.geomspace(1, last, 100)
     for i, line in enumerate(lines):
+        # the limits a little apart, as their intervals overlap
         axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
         axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half_width(line.law), fmt=line.marker,
                       color=line.color, ms=5, capsize=3)
@@ -1533,6 +1551,7 @@ def draw_laws(axis, lines):
         x = np.geomspace(min(line.x), 10 * max(line.x), 100)
         axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color,
                   ls=line.style, lw=1)
+    # the heights of points and laws; a limit of 0 would press them into a corner
     low, high = axis.get_ylim()
     lowest, margin = low, (high - low) / 50
     for line in lines:
@@ -1555,6 +1574,7 @@ def draw(path, x_label, lines, levels=()):
     if all(line.joined for line in lines):
         ticks = sorted({x for line in lines for x in line.x})
         axis.set(xticks=ticks, xticklabels=ticks)
+    # a limit over K has an interval of its own, many of which would hide each other as bands
     with_law = [line for line in lines if line.law]
     if with_law and with_law[0].law["claim"] == "K":
         draw_limits_beside(axis, with_law)
@@ -1565,7 +1585,7 @@ def draw(path, x_label, lines, levels=()):
         axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8)
     axis.xaxis.set_minor_formatter("")  # between ticks numbers would overlap
-    if sum(not line.faint for line in lines) > 4:
+    if sum(not line.faint for line in lines) > 4:  # too many to lie between the points
         figure.legend(loc="outside right upper", fontsize=8)
     else:
         axis.legend(fontsize=8)
@@ -1603,10 +1623,10 @@ def draw_claims(path, found):
 # Results: folders of finished runs, and files of them as JSON lines
 
 # what the tables read of a result
-NEEDED = {"run": ("recipe", "setting", "data_hash", "size", "params", "params_nonembedding",
+NEEDED = {"run": ("name", "recipe", "setting", "data_hash", "size", "params", "params_nonembedding",
                   "tokens", *AXES, "val_loss"),
-          "ensemble": ("recipe", "setting", "size", "params", "tokens", "vary", "loss_by_k", "law",
-                       "probs_law")}
+          "ensemble": ("name", "recipe", "setting", "size", "params", "tokens", "vary",
+                       "loss_by_k", "law", "probs_law")}
 
 
 def read_results(sources, where=()):
@@ -1629,7 +1649,7 @@ def read_results(sources, where=()):
     if not kept:
         raise ValueError(f"no finished run in {names} with {' and '.join(where)}")
     for row, place in kept:
-        for key in ("kind", "name", *NEEDED.get(row.get("kind"), ())):
+        for key in ("kind", *NEEDED.get(row.get("kind"), ())):
             if key not in row:
                 raise ValueError(f"{place} has no {key}: it is no result, or one of an older "
                                  f"version; remove it and ask for it again")
@@ -1644,6 +1664,7 @@ def count_once(results):
         if result["kind"] not in NEEDED:
             others += 1
             continue
+        # a run may stand under two recipes: a member by the rule can be another recipe's best
         key = result["kind"], result["name"], result["recipe"]
         if key in found and found[key].get("val_loss") != result.get("val_loss"):
             changed.add(key)
@@ -1665,7 +1686,7 @@ def save_results(path, results):
     if Path(path).exists():
         before = [row for row, _ in read_rows(path)]
     merged = {}
-    for result in before + results:
+    for result in before + results:  # the new ones last, so that they count
         key = tuple(str(result.get(name)) for name in ("study", "kind", "name", "recipe"))
         merged[key] = json.dumps(result, separators=(",", ":"), allow_nan=False)
     lines = [merged[key] + "\n" for key in sorted(merged)]
@@ -1727,6 +1748,7 @@ def runs_command(args):
     if args.save and Path(args.save).suffix != ".jsonl":
         raise ValueError(f"--save {args.save} must end in .jsonl")
     results = read_results(args.what, args.where)
+    # saved before they are counted once: a study keeps its own line of a shared run
     if args.save:
         save_results(args.save, results)
     if args.csv:
