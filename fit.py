@@ -731,213 +731,978 @@ def describe(interval, left_out, sigma, unit="point"):
     return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
 
 
-# --------------------------------------------------------------------------------------------------
-# Runs
-
-RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
-               "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se",
-               "probs_limit_se", "kl", "vary", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops",
-               "data", "data_hash", "name")
-TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "vary", "data",
-                "data_hash", "name")
-# runs that agree in all of these are one experiment and differ in seed alone
-SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
-                "batch_size", "doc_mask", "dtype", "shuffle", "subset_seed", "synthetic_hash", "synthetic_weight")
-
-
-def read_folder(folder):
-    """(path, result) of every result.json under a folder, sorted by path."""
-    for path in sorted(Path(folder).rglob("result.json")):
-        try:
-            # older runs lack the first two
-            yield path, {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
+def add_law_options(parser):
+    """Options of `fit.py LAW POINTS`."""
+    laws = parser.add_argument_group("of a law")
+    laws.add_argument("--x", help="the column that is x in power and reciprocal")
+    laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
+                      help="least squares on the target, or Huber or absolute deviations of its log")
+    laws.add_argument("--delta", type=float, default=1e-3, help="width of huber")
+    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
+    laws.add_argument("--sigma", type=float, help="noise of a point, from seeds, for the limit's interval")
+    laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
+    laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
+    laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
+    laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
+    laws.add_argument("--inference", type=float, metavar="TOKENS",
+                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
+    laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
 
 
-def read_table(path):
-    """What read_folder gives, from a table that write_csv wrote; an ensemble is a row for each K there."""
+def names_laws(what):
+    """Whether the words of a command are a law and its points."""
+    return what[0] in LAWS
+
+
+def load_pyplot(path):
+    """matplotlib's pyplot for a figure of this name. Raises ValueError."""
+    if Path(path).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--figure {path} must end in .png, .pdf or .svg")
     try:
-        with open(path, newline="") as file:
-            rows = [{name: text if name in TEXT_COLUMNS else json.loads(text or "null") for name, text in row.items()}
-                    for row in csv.DictReader(file)]
-        yield from ((path, row) for row in rows if row["kind"] == "run")
-        averages = sorted((row for row in rows if row["kind"] == "ensemble"), key=lambda row: row["members"])
-        for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
-            by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
-            laws = {name: {**fit_reciprocal([row["members"] for row in group], by_k[kind]), "se": group[0].get(se)}
-                    if len(group) > 1 else None
-                    for name, kind, se in (("law", "logits", "limit_se"), ("probs_law", "probs", "probs_limit_se"))}
-            yield path, {**group[0], "loss_by_k": by_k, **laws}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
+    return plt
 
 
-def read_results(sources, where=()):
-    """(runs, ensembles) of folders and of tables (.csv), what agrees with every "column=value" of where. The same run
-    from two places counts once. Raises ValueError."""
-    runs, ensembles = {}, {}
-    for source in sources:
-        for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
-            several = "loss_by_k" in result
-            result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
-            result["kind"] = "ensemble" if several else "run"
-            if any(str(result.get(column)) != value for column, value in split_pairs(where)):
-                continue
-            kind, needed = (ensembles, ("probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
-            missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
-            if missing:
-                raise ValueError(f"{path} has no {missing[0]}; remove it and ask for it again")
-            kind[result["name"], result["recipe"]] = result
-    if not runs and not ensembles:
-        raise ValueError(f"no finished run under {', '.join(map(str, sources))}"
-                         + (f" with {' and '.join(where)}" if where else " (no result.json); train one first"))
-    return list(runs.values()), list(ensembles.values())
+def list_laws():
+    """Print every law: formula, columns, source."""
+    for name, law in LAWS.items():
+        print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
+    print(LEFT_OUT)
 
 
-def grouped(items, key):
-    """[(key, items)] of items with equal key, sorted by it."""
-    return [(value, list(group)) for value, group in groupby(sorted(items, key=key), key=key)]
+def law_command(args):
+    """`fit.py LAW POINTS`: check the options, then law_report()."""
+    for name in ("delta", "sigma", "loss", "inference"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} {value} is out of range; it must be above 0")
+    if min(args.bootstrap, args.seed) < 0:
+        raise ValueError("--bootstrap and --seed must be at least 0")
+    if len(args.what) != 2:
+        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
+    if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
+        raise ValueError("--inference goes with chinchilla and --loss")
+    return law_report(*args.what, args)
 
 
+# --------------------------------------------------------------------------------------------------
+# Runs: means over seeds, the best settings, and whether they are certified
+
+SEEDS = ("seed", "init_seed", "data_seed")
+AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
+STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
+ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
+
+# what is compared with what: runs of one recipe on the same text
+TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
+OF_SIZE = ("size", "params", "params_nonembedding")
+
+# What a result says beside what was computed. A new option is not in here, so it tells settings
+# apart. A new measurement does as well, and then a certificate says "not run": no wrong margin.
+BESIDE = {
+    "kind", "study", "setting", "name", *SEEDS,  # labels and seeds
+    *AXES, "steps", "tokens_seen", "tau_epochs", "flops",  # axes, and what follows from them
+    "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",  # measurements
+    "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every",  # how it ran
+    "checkpoint_seconds", "force_resume", "out",
+    "members", "vary", "member_losses", "loss_by_k", "kl", "limit", "limit_interval",  # ensembles
+    "law", "free_law", "probs_law", "free_probs_law"}
 
 
-def best_of_recipes(runs, by=BEST_OF):
-    """(points, noise). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
-    settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. noise: of
-    each recipe the standard deviation of one run, pooled over its settings with several seeds if there are any, and
-    its degrees of freedom."""
-    best, variances = {}, {}  # variances: of each recipe (sum of squares, degrees of freedom)
-    for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
-        losses = np.array([run["val_loss"] for run in group])
+def values(item, names):
+    """The values of some keys, to compare or sort by; what an item lacks is None, the least."""
+    found = []
+    for name in names:
+        value = item.get(name)
+        # None, numbers and texts do not compare, so each has a rank before its value
+        if value is None:
+            found.append((0, 0))
+        else:
+            found.append((2 if isinstance(value, str) else 1, value))
+    return found
+
+
+def grouped(items, names):
+    """[[item]]: the groups of items that agree in these keys, sorted by them."""
+    def key(item):
+        return values(item, names)
+    return [list(group) for _, group in groupby(sorted(items, key=key), key=key)]
+
+
+def agreeing(items, other, names):
+    """The items that agree with another in these keys."""
+    wanted = values(other, names)
+    return [item for item in items if values(item, names) == wanted]
+
+
+def column(items, name):
+    """The values of one key, as an array."""
+    return np.array([item[name] for item in items])
+
+
+def pick(item, names):
+    """A dict of some keys; None for those that it lacks."""
+    return {name: item.get(name) for name in names}
+
+
+def rest_of(result, but=()):
+    """All that a result computes beside seeds, axes and the keys `but`, as a text to compare."""
+    rest = {"subset_seed": None}
+    for key, value in result.items():
+        # An older result lacks newer options, so None, empty and 0 count as absent; but a subset
+        # of seed 0 is another subset than none.
+        if key not in BESIDE and key not in but and (value or key == "subset_seed"):
+            rest[key] = value
+    return json.dumps(rest, sort_keys=True)
+
+
+def mean_settings(runs):
+    """The settings of runs, a dict each: the keys of its first run, `loss` (mean over seeds), `sd`
+    over them (None for one), `seeds` (their number) and `by_seed`, {seeds: loss}.
+
+    Runs differ in seed alone where recipe and `setting` agree: train.py hashes into `setting` all
+    that it computes but the seeds, so no option can be forgotten here.
+    """
+    settings = []
+    for group in grouped(runs, ("recipe", "setting")):
+        first, losses = group[0], column(group, "val_loss")
+        sd = None  # one run says nothing of noise
         if len(losses) > 1:
-            squares, freedom = variances.get(group[0]["recipe"], (0.0, 0))
-            squares += ((losses - losses.mean()) ** 2).sum()
-            variances[group[0]["recipe"]] = squares, freedom + len(losses) - 1
-        mean = {**group[0], "loss": float(losses.mean()), "seeds": len(losses),
-                "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
-        key = tuple(mean[name] for name in by)
-        best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
-    noise = {recipe: (math.sqrt(squares / freedom), freedom) for recipe, (squares, freedom) in variances.items()}
-    return sorted(best.values(), key=lambda m: -m["loss"]), noise
+            sd = float(losses.std(ddof=1))
+        by_seed = {}
+        for run in group:
+            seeds = [run.get(name) for name in SEEDS]
+            # --seed sets those that are not given
+            key = tuple(seeds[0] if seed is None else seed for seed in seeds)
+            by_seed[key] = run["val_loss"]
+        settings.append({
+            **first, "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
+            "by_seed": by_seed, "rest": rest_of(first), "rest_but_size": rest_of(first, OF_SIZE)})
+    return settings
 
 
-def epoch_curves(runs):
-    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by epochs: the best
-    setting of each count (paper, section on the standard recipe)."""
-    points, _ = best_of_recipes([run for run in runs if run["recipe"] == "standard"], (*BEST_OF, "epochs"))
-    curves = grouped(points, lambda p: (p["data_hash"], p["tokens"], p["params"]))
-    return [sorted(curve, key=lambda p: p["epochs"]) for _, curve in curves if len(curve) > 2]
+def pooled_noise(settings):
+    """{recipe: (standard deviation of one run, its degrees of freedom)}, pooled over the settings
+    that have several seeds."""
+    # two or three seeds a setting say little; together those of a recipe say enough
+    noise = {}
+    for group in grouped(settings, ("recipe",)):
+        freedom, squares = 0, 0.0
+        for s in group:
+            if s["seeds"] > 1:
+                freedom += s["seeds"] - 1
+                squares += (s["seeds"] - 1) * s["sd"] ** 2
+        if freedom:
+            noise[group[0]["recipe"]] = math.sqrt(squares / freedom), freedom
+    return noise
 
+
+def best_of(settings, by=BEST_OF):
+    """The setting of least loss of each (recipe, size, tokens), or of what `by` names, with
+    `tried`, the number of settings there; the worst first."""
+    best = []
+    for group in grouped(settings, by):
+        best.append({**min(group, key=lambda s: s["loss"]), "tried": len(group)})
+    return sorted(best, key=lambda s: -s["loss"])
+
+
+def certificate(center, settings, noise):
+    """Whether a setting is locally optimal: its keys, `neighbours` and `certified`.
+
+    Certified: it has several seeds, both sides of each axis that was searched were tried, a step of
+    the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
+    """
+    alike = agreeing(settings, center, ("recipe", "rest"))
+    found, good = [], []
+    for axis in AXES:
+        # an axis on which all have one value belongs to the recipe, as standard's weight decay
+        if len(set(column(alike, axis))) == 1:
+            continue
+        others = [other for other in AXES if other != axis]
+        line = sorted(agreeing(alike, center, others), key=lambda s: s[axis])
+        below = [s for s in line if s[axis] < center[axis]]
+        above = [s for s in line if s[axis] > center[axis]]
+        down, up = {"verdict": "not run"}, {"verdict": "not run"}
+        # the nearest that was tried, be it one step away or more
+        if below:
+            down = compare(center, below[-1], axis, noise)
+        elif center[axis] <= ENDS[axis]:
+            down = {"verdict": "end"}
+        if above:
+            up = compare(center, above[0], axis, noise)
+        for side, neighbour in (("down", down), ("up", up)):
+            found.append({"axis": axis, "side": side, **neighbour})
+            near = neighbour.get("near", True)
+            good.append(near and neighbour["verdict"] in ("tie", "worse", "end"))
+    # one seed may have been lucky
+    certified = bool(good) and all(good) and center["seeds"] > 1
+    return {**center, "neighbours": found, "certified": certified}
+
+
+def compare(center, other, axis, noise):
+    """A neighbour's value on the axis, its margin and a verdict. The margin is the mean difference
+    of losses over common seeds; within two standard errors of that it is a tie."""
+    low, high = sorted([center[axis], other[axis]])
+    found = {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
+             "setting": other["setting"]}
+    # both means rest on the same initial weights and orders of the data
+    common = center["by_seed"].keys() & other["by_seed"].keys()
+    if not common:
+        return {**found, "verdict": "not run"}
+    margins = [other["by_seed"][seeds] - center["by_seed"][seeds] for seeds in sorted(common)]
+    margin = float(np.mean(margins))
+    sd, _ = noise[center["recipe"]]
+    if abs(margin) <= 2 * sd * math.sqrt(2 / len(margins)):
+        verdict = "tie"
+    elif margin > 0:
+        verdict = "worse"
+    else:
+        verdict = "better"
+    return {**found, "margin": margin, "seeds": len(margins), "verdict": verdict}
+
+
+def certificates(settings, noise):
+    """The certificate of each best setting and, beyond it, of other local optima: certified, and no
+    tie with a better one that is certified as well. None where no seeds say what a tie is."""
+    found = []
+    known_noise = [s for s in settings if s["recipe"] in noise]
+    for group in grouped(known_noise, (*TASK, "params")):
+        # from the best on, so that a plateau is reported once, by its lowest point
+        optima, certified = [], set()
+        for center in sorted(group, key=lambda s: s["loss"]):
+            one = certificate(center, group, noise)
+            ties = {n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"}
+            other = one["certified"] and not ties & certified
+            if one["neighbours"] and (other or not optima):
+                optima.append(one)
+            if one["certified"]:
+                certified.add(one["setting"])
+        found += optima
+    return found
+
+
+def epoch_curves(settings):
+    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by
+    epochs: the best setting of each count (paper, section on the standard recipe)."""
+    standard = [s for s in settings if s["recipe"] == "standard"]
+    points = best_of(standard, (*BEST_OF, "epochs"))
+    curves = []
+    for curve in grouped(points, ("data_hash", "tokens", "params")):
+        if len(curve) > 2:
+            curves.append(sorted(curve, key=lambda p: p["epochs"]))
+    return curves
+
+
+def one_setting(points, settings):
+    """The smallest model's best setting where larger ones were trained by it, with `own`, the loss
+    of the larger size's own best."""
+    rows = []
+    for group in grouped(points, TASK):
+        # the paper: settings that suit a small model overfit with a large one
+        first, *larger = sorted(group, key=lambda p: p["params"])
+        alike = agreeing(settings, first, ("recipe", "rest_but_size", *AXES))
+        for own in larger:
+            for s in agreeing(alike, own, ("size",)):
+                rows.append({**s, "own": own["loss"]})
+    return rows
+
+
+def size_trends(points):
+    """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error,
+    for each (recipe, tokens) with three sizes or more."""
+    trends = []
+    for group in grouped(points, TASK):
+        if len(group) < 3:
+            continue
+        # seeds as points of their own: their spread is in the standard error
+        n, loss = [], []
+        for p in group:
+            n += [math.log2(p["params"])] * p["seeds"]
+            loss += p["by_seed"].values()
+        n, loss = np.array(n), np.array(loss)
+        slope, level = np.polyfit(n, loss, 1)
+        squares = ((loss - slope * n - level) ** 2).sum()
+        error = math.sqrt(squares / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
+        trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
+    return trends
+
+
+# --------------------------------------------------------------------------------------------------
+# Limits: over N, over K, over both, over D
 
 def size_laws(points, noise):
-    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as "nonembedding", for
-    N without embedding and head: the limit moves with the count."""
+    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as
+    "nonembedding", for N without embedding and head: the limit moves with the count."""
     laws = []
-    for (recipe, tokens, _), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
-        if len({p["params"] for p in group}) >= 3:
-            loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
-            sigma, freedom = noise.get(recipe, (None, 0))
-            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma, freedom)
-                          for n in ("params", "params_nonembedding"))
-            laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
-                         "sigma": sigma, "points": len(group), **law, "nonembedding": other})
+    for group in grouped(points, ("recipe", "tokens", "data_hash")):
+        first, loss = group[0], column(group, "loss")
+        if len(set(column(group, "params"))) < 3:  # as many as the law has parameters
+            continue
+        # a mean over seeds is as much surer as it has seeds
+        seeds = column(group, "seeds").astype(float)
+        sigma, freedom = noise.get(first["recipe"], (None, 0))
+        law = limit_of(column(group, "params"), loss, seeds, sigma, freedom)
+        other = limit_of(column(group, "params_nonembedding"), loss, seeds, sigma, freedom)
+        laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "points": len(group), **law,
+                     "nonembedding": other})
     return laws
 
 
 def member_laws(ensembles):
-    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over members and, as
-    "free", A / K^b + E where there are three K or more; of probability means, which fall more slowly, the free one."""
+    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over
+    members and, as "free", A / K^b + E where there are three K or more. Probability means fall more
+    slowly, so their limit is that of the free exponent."""
     laws = []
+    copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
     for e in ensembles:
-        if e["law"]:
-            k = range(1, len(e["loss_by_k"]["logits"]) + 1)
-            se, fit_probs = e["law"]["se"], fit_power if len(k) > 2 else fit_reciprocal
-            laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
-                         "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
-                         "settings": [e.get(key) for key in SETTING_KEYS],
-                         "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
-                         "probs_E": fit_probs(k, e["loss_by_k"]["probs"])["E"],
-                         "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
-                         "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
+        law = e["law"]
+        if not law:  # one member has no law
+            continue
+        k = len(e["loss_by_k"]["logits"])
+        interval = None
+        if law["se"] is not None:
+            interval = t_interval(law["E"], law["se"], k)
+        # of two members there is no free exponent
+        free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
+        laws.append({
+            "claim": "K", **pick(e, copied), "size": e["size"] or "mixed",
+            "vary": e["vary"] or "seed", "points": k,
+            # subsets of the text differ in these, and are compared with members that share one
+            "rest": rest_of(e, ("tokens", "subset_seed")),
+            "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
+            "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
+            "probs_E": free_probs["E"]})
     return laws
 
 
-def tiered_laws(members):
-    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more:
-    at each size the settings of the least limit, of those the ensemble with most members. The noise of a limit is that
-    of one member, pooled over the sizes, over the square root of K."""
+def best_ensembles(members):
+    """For each (recipe, tokens, size) of members that differ in seed alone the settings of the
+    least limit, of those the ensemble with most members."""
+    alike, best = [], []
+    for m in members:
+        if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed":
+            alike.append(m)
+    for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
+        # not the least limit of all: of two ensembles of one setting the smaller is the less sure
+        largest = [max(same, key=lambda m: m["points"]) for same in grouped(group, ("setting",))]
+        best.append(min(largest, key=lambda m: m["E"]))
+    return best
+
+
+def tiered_laws(members, average="logits"):
+    """K -> infinity at each N (A / K + E of one of the averages), then N -> infinity, for each
+    (recipe, tokens) with ensembles at three sizes or more. The noise of a limit is that of one
+    member, pooled over the sizes, over the square root of K."""
     laws = []
-    alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed"]
-    for (recipe, tokens, data), group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
-        best = {}
-        for _, same in grouped(group, lambda m: str(m["settings"])):
-            most = max(same, key=lambda m: m["points"])
-            best[most["params"]] = min(best.get(most["params"], most), most, key=lambda m: m["E"])
-        if len(best) >= 3:
-            n, k, limits = (np.array([m[key] for m in best.values()], float) for key in ("params", "points", "E"))
-            spread = [(m["points"] - 1, m["points"] * m["se"] ** 2) for m in best.values() if m["se"] is not None]
-            freedom = sum(degrees for degrees, _ in spread)
-            sigma = math.sqrt(sum(math.prod(both) for both in spread) / freedom) if spread else None
-            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
-                         "points": len(best), **limit_of(n, limits, k, sigma, freedom)})
+    for group in grouped(best_ensembles(members), ("recipe", "tokens", "data_hash")):
+        if len(group) < 3:
+            continue
+        over_k = group
+        if average == "probs":
+            over_k = column(group, "probs_law")
+        # a limit over K rests on K draws: its variance is that of one member over K
+        k = column(group, "points").astype(float)
+        freedom, squares = 0, 0.0
+        for count, law in zip(k, over_k):
+            if law["se"] is not None:  # of two members
+                freedom += count - 1
+                squares += (count - 1) * count * law["se"] ** 2
+        sigma = None
+        if freedom:
+            sigma = math.sqrt(squares / freedom)
+        law = limit_of(column(group, "params"), column(over_k, "E"), k, sigma, freedom)
+        laws.append({"claim": "N and K", "average": average, **pick(group[0], TASK),
+                     "sigma": sigma, "points": len(group), **law})
     return laws
+
+
+def half_width(law):
+    """Half the width of a limit's interval, None where there is none."""
+    if law["interval"] is None:
+        return None
+    return (law["interval"][1] - law["interval"][0]) / 2
+
+
+def vary_differences(members):
+    """Members that differ in something else than seed against the most that differ in seed, all
+    else equal: their laws with `apart`, the difference of the loss at each K, `limit_apart`, and
+    `half` the width of the latter's 95% interval."""
+    rows = []
+    for m in members:
+        alike = agreeing(members, {**m, "vary": "seed"}, ("rest", *AXES, "vary"))
+        if m["vary"] == "seed" or not alike:
+            continue
+        base = max(alike, key=lambda other: other["points"])  # the surest of them
+        pairs = zip(m["loss_by_k"]["logits"], base["loss_by_k"]["logits"])
+        half = None
+        if m["interval"] and base["interval"]:
+            # of a difference of two independent estimates
+            half = math.hypot(half_width(m), half_width(base))
+        rows.append({**m, "apart": [loss - other for loss, other in pairs],
+                     "limit_apart": m["E"] - base["E"], "half": half})
+    return rows
+
+
+def predictions(members):
+    """What an ensemble says of one with twice its members or more of the same setting, by A / K + E
+    of logit means and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
+    found = []
+    for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
+        by_count = sorted(group, key=lambda m: m["points"])
+        small, large = by_count[0], by_count[-1]
+        if large["points"] < 2 * small["points"]:  # else there is little to predict
+            continue
+        rows, free = [], small["free_probs"]
+        losses = zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"])
+        for k, (logits, probs) in enumerate(losses, 1):
+            rows.append({"k": k, "logits": logits, "probs": probs,
+                         "predicted": small["A"] / k + small["E"],
+                         "predicted_probs": free["A"] / k ** free["b"] + free["E"]})
+        found.append((small, large, rows))
+    return found
 
 
 def data_laws(points, sizes, tiered):
-    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss over N, of every
-    other recipe's limit over N, of the tiered limits (paper, section on data efficiency)."""
-    lines = {}
+    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss
+    over N, of every other recipe's limit over N, of the tiered limits (paper, section on data
+    efficiency)."""
+    lines = {}  # {(name, data hash): {tokens: loss}}
+
+    def add(name, item, loss):
+        line = lines.setdefault((name, item["data_hash"]), {})
+        line[item["tokens"]] = min(line.get(item["tokens"], math.inf), loss)
+
+    # the standard recipe has no limit over N to speak of: larger models do not help it
     for p in points:
         if p["recipe"] == "standard":
-            line = lines.setdefault(("standard, best N", p["data_hash"]), {})
-            line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
+            add("standard, best N", p, p["loss"])
     for law in sizes:
         if law["recipe"] != "standard":
-            lines.setdefault((f"{law['recipe']}, N to infinity", law["data_hash"]), {})[law["tokens"]] = law["E"]
+            add(f"{law['recipe']}, N to infinity", law, law["E"])
     for law in tiered:
-        name = f"{law['recipe']} ensembles, N and K to infinity"
-        lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
-    return [{"claim": "D", "recipe": name, "data_hash": data, "points": len(line), "tokens": sorted(line),
-             "loss": [line[tokens] for tokens in sorted(line)],
-             **limit_of(sorted(line), [line[tokens] for tokens in sorted(line)])}
-            for (name, data), line in lines.items() if len(line) >= 3]
+        add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"])
+    laws = []
+    for (name, data), line in lines.items():
+        if len(line) > 2:
+            tokens = sorted(line)
+            loss = [line[count] for count in tokens]
+            laws.append({"claim": "D", "recipe": name, "data_hash": data, "points": len(line),
+                         "tokens": tokens, "loss": loss, **limit_of(tokens, loss)})
+    return laws
 
 
 def efficiencies(laws):
-    """How many times the data the standard recipe needs for what each other line over D reaches: by the standard law,
-    with the range when one of its points is left out, and by interpolation between the measured losses."""
+    """How many times the data the standard recipe needs for what each other line over D reaches: by
+    the standard law, with the range when one of its points is left out, and by interpolation
+    between the measured losses."""
     def by_law(law, loss, own):
-        return data_efficiency(law, loss, own) if min(loss, own) > law["E"] and law["A"] > 0 else None
+        if min(loss, own) <= law["E"] or law["A"] <= 0:
+            return None  # it never gets there
+        return data_efficiency(law, loss, own)
 
     standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
     rows = []
     for law in laws:
-        standard = standards.get(law["data_hash"], law)
+        standard = standards.get(law["data_hash"], law)  # itself where there is none: no rows
+        own_losses = dict(zip(standard["tokens"], standard["loss"]))
         for tokens, loss in zip(law["tokens"], law["loss"]):
-            if law is standard or tokens not in standard["tokens"]:
+            if law is standard or tokens not in own_losses:
                 continue
-            own = standard["loss"][standard["tokens"].index(tokens)]
-            ends = [ratio for one in standard["left_out"] if (ratio := by_law(one, loss, own)) is not None]
-            measured, beyond = measured_efficiency(standard["tokens"], standard["loss"], loss, tokens)
-            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
-                         "by_law": by_law(standard, loss, own), "measured": measured, "extrapolated": beyond,
-                         "by_law_range": [min(ends), max(ends)] if ends else None})
+            own = own_losses[tokens]
+            ratios = [by_law(one, loss, own) for one in standard["left_out"]]
+            ends = sorted(ratio for ratio in ratios if ratio is not None)
+            ratio_range = None
+            if ends:
+                ratio_range = [ends[0], ends[-1]]
+            measured, beyond = measured_efficiency(*zip(*own_losses.items()), loss, tokens)
+            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss,
+                         "standard_loss": own, "by_law": by_law(standard, loss, own),
+                         "by_law_range": ratio_range, "measured": measured, "extrapolated": beyond})
     return rows
 
 
-def write_csv(path, runs, ensembles):
-    """One line a run and one a (ensemble, K), columns RUN_COLUMNS; written whole or not at all."""
-    rows = [{**run, "members": 1} for run in runs]
-    for e in ensembles:
-        for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            rows.append({**e, "members": k, "val_loss": logits, "probs_loss": probs,
-                         "limit_se": e["law"] and e["law"]["se"],
-                         "probs_limit_se": e["law"] and e["probs_law"]["se"]})
+# --------------------------------------------------------------------------------------------------
+# Tables, in Markdown; each appears when its points are there
+
+# the first columns of most tables
+SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epochs": "{epochs}",
+           "lr": "{lr:g}", "weight decay": "{weight_decay:g}"}
+
+
+def print_table(title, rows, columns):
+    """A Markdown table under its title; nothing where there are no rows. columns: {header: template
+    of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent."""
+    if not rows:
+        return
+    texts = []  # column by column
+    for header, template in columns.items():
+        names = re.findall(r"{(\w+)", template)  # the keys that it reads
+        cells = []
+        for row in rows:
+            known = all(row.get(name) is not None for name in names)
+            cells.append(template.format(**row) if known else "")
+        # words to the left, numbers to the right; padded, so that a terminal shows a table as well
+        words = any(re.search("^[a-z]|[a-z]{4}", cell) for cell in cells)
+        width = max(3, *map(len, [header, *cells]))
+        rule = "-" * width if words else "-" * (width - 1) + ":"
+        align = str.ljust if words else str.rjust
+        texts.append([align(cell, width) for cell in (header, rule, *cells)])
+    print(f"**{title}**\n")
+    for line in zip(*texts):
+        print(f"| {' | '.join(line)} |")
+    print()
+
+
+def print_settings(points, settings):
+    """The best settings; and by context and batch size where several of these were tried."""
+    columns = {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}",
+               "seeds": "{seeds}", "tried": "{tried}"}
+    print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
+    rows = []
+    for group in grouped(settings, BEST_OF):
+        for places in grouped(best_of(group, ("context", "batch_size")), ("context", "batch_size")):
+            best = dict(places[0])
+            if best.get("steps"):
+                best["steps_per_epoch"] = best["steps"] // best["epochs"]
+            if best["tried"] < len(group):  # there are other places
+                rows.append(best)
+    print_table("Best settings by context and batch size", rows,
+                {"context": "{context}", "batch": "{batch_size}",
+                 "steps an epoch": "{steps_per_epoch}", **columns})
+
+
+def print_certificates(found):
+    """A line a certificate: the setting, its neighbours' margins and which are not worse, and the
+    least margin of those that are."""
+    rows, margins = [], {}
+    for axis, side in product(AXES, ("down", "up")):
+        margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
+    for one in found:
+        row = {**one, "certified": "yes" if one["certified"] else "no"}
+        for neighbour in one["neighbours"]:
+            verdict, margin = neighbour["verdict"], neighbour.get("margin")
+            cell = verdict
+            if margin is not None:
+                cell = f"{margin:+.3f}"
+            if verdict in ("tie", "better"):
+                cell += f" {verdict}"
+            if not neighbour.get("near", True):  # a grid with a hole
+                cell += f" at {neighbour['value']:g}"
+            if verdict == "worse":
+                row["least"] = min(margin, row.get("least", margin))
+            row[f"{neighbour['axis']}_{neighbour['side']}"] = cell
+        rows.append(row)
+    print_table("Certificates on the axes that were searched: margins of the neighbours one step "
+                "away; a tie is within two standard errors", rows,
+                {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}",
+                 "certified": "{certified}"})
+
+
+def print_trends(curves, trends, rows):
+    """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
+    by_epochs, counts = [], {}  # a row a curve; a column an epoch count that any of them has
+    for curve in curves:
+        row = dict(curve[0])
+        for p in curve:
+            row[f"at{p['epochs']}"] = p["loss"]
+            counts[p["epochs"]] = f"{{at{p['epochs']}:.3f}}"
+        by_epochs.append(row)
+    in_order = {f"{count} epochs": counts[count] for count in sorted(counts)}
+    print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
+                {"size": "{size}", "tokens": "{tokens:,}", **in_order})
+    print_table("Slope of the best settings' losses, nats per doubling of N", trends,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
+                 "standard error": "{error:.3f}", "runs": "{count}"})
+    print_table("The smallest model's settings at larger sizes", rows,
+                {**SETTING, "loss": "{loss:.3f}", "seeds": "{seeds}", "with its own": "{own:.3f}"})
+
+
+def print_ensembles(members):
+    """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and
+    what fewer members predict of more."""
+    # settings beside each other, so that a column shows what one of them does
+    rows = []
+    order = ("recipe", "params", "epochs", "weight_decay", "vary", "points")
+    for m in sorted(members, key=lambda m: values(m, order)):
+        logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
+        row = {**m, **by_count(logits), "recipe": m["recipe"] or "mixed", "half": half_width(m),
+               "probs_last": probs[-1], "probs_b": m["free_probs"]["b"]}
+        if m["free"]:
+            row["free_b"] = m["free"]["b"]
+        rows.append(row)
+    print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
+                "(jackknife), b of A / K^b + E; probability means with that law's limit and b; "
+                "mean KL of pairs", rows,
+                {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
+                 "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
+                 "95%": "+-{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
+                 "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}", "KL": "{kl:.2f}"})
+    print_limit_grid(members)
+    rows = [{**m, **by_count(m["apart"])} for m in vary_differences(members)]
+    print_table("Members that differ in something else minus members that differ in seed, logit "
+                "means", rows,
+                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
+                 "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
+                 "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
+    for small, large, rows in predictions(members):
+        print_table(f"{large['points']} {large['recipe']} members of {large['size']}, and what "
+                    f"{small['points']} predict: A / K + E for logit means, A / K^b + E for "
+                    f"probability means", rows,
+                    {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
+                     "predicted logits": "{predicted:.3f}",
+                     "predicted probs": "{predicted_probs:.3f}"})
+
+
+def by_count(losses):
+    """The first three and the last of losses by K, as cells of a row."""
+    row = {"count": len(losses), "last": losses[-1]}
+    for k, loss in enumerate(losses[:3], 1):
+        row[f"k{k}"] = loss
+    return row
+
+
+def print_limit_grid(members):
+    """The limit over K by epochs and weight decay, where members of one size have two of each or
+    more; of ensembles of one setting that of most members."""
+    alike = [m for m in members if m["vary"] == "seed" and None not in pick(m, AXES).values()]
+    for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
+        # whatever the recipe: the member rule and the settings around it are one grid
+        decays = sorted(set(column(group, "weight_decay")))
+        rows, cells = [], 0
+        for line in grouped(group, ("epochs",)):
+            row = {"epochs": line[0]["epochs"]}
+            for same in grouped(line, ("weight_decay",)):
+                most = max(same, key=lambda m: m["points"])
+                row[f"decay{decays.index(most['weight_decay'])}"] = most["E"]
+                cells += 1
+            rows.append(row)
+        # two recipes at one size are not yet a grid
+        if len(rows) > 1 and len(decays) > 1 and cells > 3:
+            columns = {f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
+            print_table(f"Limit over K of {group[0]['size']} members, lr {group[0]['lr']:g}, by "
+                        f"epochs and weight decay", rows, {"epochs": "{epochs}", **columns})
+
+
+def print_laws(laws, ratios):
+    """The laws over N, N and K, D with what is known of their limits; then data efficiency."""
+    rows = []
+    for law in laws:
+        row = {**law, "of": law["recipe"], "x": law["claim"][0], "unit": "run"}
+        if row["x"] == "N":
+            row["at"] = f"{law['tokens']:,}"
+        if "K" in law["claim"]:
+            row["of"] += f" ensembles, K to infinity, {law['average']}"
+            row["unit"] = "member"
+        rows.append(row)
+        # which count of parameters is the right one is not known, so both limits are shown
+        if "nonembedding" in law:
+            rows.append({**row, **law["nonembedding"], "x": "N without embedding and head"})
+    for row in rows:
+        row["known"] = describe(
+            row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
+        if "b" in row["at_bounds"]:
+            row["known"] += "; b at its bound: no power law"
+    print_table("Laws A / x^b + E and how well their limits E are known", rows,
+                {"of": "{of}", "x": "{x}", "tokens": "{at}", "points": "{points}", "A": "{A:.3g}",
+                 "b": "{b:.3g}", "limit": "{E:.4f}", "known": "{known}"})
+    rows = []
+    for ratio in ratios:
+        row = {**ratio, "times": "never reached", "how": "interpolated"}
+        if ratio["by_law"] is not None:
+            row["times"] = f"{ratio['by_law']:.2f}"
+        if ratio["by_law_range"]:
+            row["low"], row["high"] = ratio["by_law_range"]
+        if ratio["extrapolated"]:  # the nearest measured point is a bound on the truth
+            bound = "more" if ratio["loss"] < ratio["standard_loss"] else "less"
+            row["how"] = f"warning: beyond its range, {bound} than that"
+        rows.append(row)
+    print_table("Data efficiency: times the data that the standard recipe needs for the same loss",
+                rows, {"recipe": "{recipe}", "tokens": "{tokens:,}", "by its law": "{times}",
+                       "leaving one out": "{low:.2f} to {high:.2f}", "measured": "{measured:.2f}",
+                       "how": "{how}"})
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+
+# marker, colour and line of a recipe, to be told apart in grey as well
+STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"),
+          "member": ("^", "tab:green", "--"), "student": ("D", "tab:red", ":")}
+OTHER_STYLE = ("*", "black", "-.")
+MARKERS = "osDv^P*X"
+
+
+@dataclass
+class Line:
+    """Points of a figure, and the law that was fitted to them if there is one."""
+    label: str
+    x: list
+    y: list
+    marker: str
+    color: str
+    style: str = "-"
+    error: list = None
+    law: dict = None
+    joined: bool = False  # by a line through the points
+    faint: bool = False  # hollow, and not in the legend
+
+
+def size_lines(points, laws, members):
+    """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
+    found = {}
+    for law in laws:
+        # a law whose exponent ran to its bound is no power law and would mislead as a line
+        if "b" not in law["at_bounds"]:
+            found[law["claim"], law["recipe"], law["tokens"]] = law
+    lines = []
+    for mine in grouped(points, ("recipe", "tokens")):
+        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+        marker, color, style = STYLES.get(recipe, OTHER_STYLE)
+        error = [p["sd"] or 0 for p in mine]
+        lines.append(Line(recipe, column(mine, "params"), column(mine, "loss"), marker, color,
+                          style, error, found.get(("N", recipe, tokens))))
+    for mine in grouped(best_ensembles(members), ("recipe", "tokens")):
+        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+        _, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        lines.append(Line(f"{recipe} ensembles, K to infinity", column(mine, "params"),
+                          column(mine, "E"), "*", color, "-.",
+                          law=found.get(("N and K", recipe, tokens))))
+    return lines
+
+
+def member_lines(members):
+    """Loss against K of the best ensemble of each recipe and size, with its law; faint, that of
+    their probability means."""
+    chosen = best_ensembles(members) or members
+    sizes = list(dict.fromkeys(m["size"] for m in chosen))
+    lines = []
+    for m in chosen:
+        # a colour a recipe, a marker a size
+        _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
+        marker = MARKERS[sizes.index(m["size"]) % len(MARKERS)]
+        k = list(range(1, m["points"] + 1))
+        lines += [Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker,
+                       color, style, law=m),
+                  Line("", k, m["loss_by_k"]["probs"], marker, color, faint=True)]
+    return lines
+
+
+def epoch_lines(curves):
+    """Loss of the standard recipe against epochs, a line a size and budget; faint, its train
+    loss."""
+    lines = []
+    for i, curve in enumerate(curves):
+        epochs, color = column(curve, "epochs"), f"C{i % 10}"
+        label = f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens"
+        lines.append(Line(label, epochs, column(curve, "loss"), MARKERS[i % len(MARKERS)], color,
+                          joined=True))
+        if all(p.get("train_loss") for p in curve):
+            lines.append(Line("", epochs, column(curve, "train_loss"), "", color, ":", joined=True,
+                              faint=True))
+    return lines
+
+
+def data_lines(laws):
+    """Loss against D of each recipe, with its law."""
+    lines = []
+    for i, law in enumerate(laws):
+        lines.append(Line(law["recipe"], law["tokens"], law["loss"], MARKERS[i % len(MARKERS)],
+                          f"C{i % 10}", law=law))
+    return lines
+
+
+def draw_points(axis, line):
+    """The points of a line with their errors."""
+    # ms, mfc: size of a marker, colour of its inside
+    look = {"label": line.label, "mfc": line.color}
+    if line.faint:
+        look = {"alpha": 0.6, "mfc": "white"}
+    join = line.style if line.joined else ""
+    axis.errorbar(line.x, line.y, line.error, fmt=line.marker + join, color=line.color, ms=5, lw=1,
+                  capsize=3, **look)
+
+
+def draw_limits_beside(axis, lines):
+    """The laws over K out to 16 members and, beside each other at the right, their limits with
+    their intervals: K to infinity. So many of them can be told apart."""
+    last = max(16, *(line.x[-1] for line in lines))
+    k = np.geomspace(1, last, 100)
+    for i, line in enumerate(lines):
+        # the limits a little apart, as their intervals overlap
+        axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
+        axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half_width(line.law), fmt=line.marker,
+                      color=line.color, ms=5, capsize=3)
+    # the axis has no place for infinity, so its tick is where the limits begin
+    ticks = [1, 2, 4, 8, 16]
+    axis.set(xticks=[*ticks, 2 * last], xticklabels=[*ticks, "∞"])
+    axis.tick_params(which="minor", bottom=False)
+
+
+def draw_laws(axis, lines):
+    """Each law ten times beyond its points, its limit dashed, the limit's interval (else the range
+    of limits with one point left out) as a band. A limit far below all points is left out."""
+    for line in lines:
+        x = np.geomspace(min(line.x), 10 * max(line.x), 100)
+        axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color,
+                  ls=line.style, lw=1)
+    # the heights of points and laws; a limit of 0 would press them into a corner
+    low, high = axis.get_ylim()
+    lowest, margin = low, (high - low) / 50
+    for line in lines:
+        if line.law["E"] > 2 * low - high:
+            lowest = min(lowest, line.law["E"] - margin)
+        axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
+        band = line.law["interval"] or line.law["leave_one_out"]
+        if band:
+            axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
+    axis.set_ylim(lowest, high)  # which lines and bands have stretched
+
+
+def draw(path, x_label, lines, levels=()):
+    """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
+    plt = load_pyplot(path)
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
+    for line in lines:
+        draw_points(axis, line)
+    if all(line.joined for line in lines):
+        ticks = sorted({x for line in lines for x in line.x})
+        axis.set(xticks=ticks, xticklabels=ticks)
+    # a limit over K has an interval of its own, many of which would hide each other as bands
+    with_law = [line for line in lines if line.law]
+    if with_law and with_law[0].law["claim"] == "K":
+        draw_limits_beside(axis, with_law)
+    else:
+        draw_laws(axis, with_law)
+    for name in levels:
+        axis.axhline(levels[name], color="0.5", ls=":", lw=1)
+        axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", fontsize=8)
+    axis.xaxis.set_minor_formatter("")  # between ticks numbers would overlap
+    if sum(not line.faint for line in lines) > 4:  # too many to lie between the points
+        figure.legend(loc="outside right upper", fontsize=8)
+    else:
+        axis.legend(fontsize=8)
+    drawn = io.BytesIO()  # in memory first: a figure is there whole or not at all
+    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+    plt.close(figure)
+    write_atomically(path, drawn.getvalue())
+
+
+def draw_claims(path, found):
+    """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data."""
+    points, members = found["points"], found["members"]
+    over_n = []
+    if len({p["params"] for p in points}) > 1:
+        over_n = size_lines(points, found["sizes"] + found["tiered"], members)
+    # beside ensembles of one size, the single models of that size; of several it would be too much
+    levels, sizes = {}, {m["size"] for m in members}
+    for p in points:
+        if sizes == {p["size"]}:
+            levels[f"{p['recipe']} {p['size']}"] = p["loss"]
+    figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
+               "sizes": ("parameters N", over_n),
+               "members": ("members K (hollow: probability means)", member_lines(members), levels),
+               "data": ("unique tokens D", data_lines(found["data"]))}
+    drawn = 0
+    for claim, figure in figures.items():
+        if figure[1]:
+            draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
+            drawn += 1
+    if not drawn:
+        print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
+
+
+# --------------------------------------------------------------------------------------------------
+# Results: folders of finished runs, and files of them as JSON lines
+
+# what the tables read of a result
+NEEDED = {"run": ("name", "recipe", "setting", "data_hash", "size", "params", "params_nonembedding",
+                  "tokens", *AXES, "val_loss"),
+          "ensemble": ("name", "recipe", "setting", "size", "params", "tokens", "vary",
+                       "loss_by_k", "law", "probs_law")}
+
+
+def read_results(sources, where=()):
+    """The results in folders and .jsonl files that meet every condition of keep_rows(), verbatim. A
+    result is one JSON object, of a run, an ensemble or an evaluation (`kind`). Raises
+    ValueError."""
+    rows = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise ValueError(f"there is no {source}: train a run first, or name a law: "
+                             f"{', '.join(LAWS)}")
+        if not source.is_dir() and source.suffix != ".jsonl":
+            raise ValueError(f"{source} is neither a folder of runs nor a .jsonl file of results; "
+                             f"to fit a law to its points name the law first")
+        rows += read_rows(source)
+    names = ", ".join(map(str, sources))
+    if not rows:
+        raise ValueError(f"no finished run in {names}; train one first")
+    kept = keep_rows(rows, where)
+    if not kept:
+        raise ValueError(f"no finished run in {names} with {' and '.join(where)}")
+    for row, place in kept:
+        for key in ("kind", *NEEDED.get(row.get("kind"), ())):
+            if key not in row:
+                raise ValueError(f"{place} has no {key}: it is no result, or one of an older "
+                                 f"version; remove it and ask for it again")
+    return [row for row, _ in kept]
+
+
+def count_once(results):
+    """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
+    Prints what this leaves out beside copies."""
+    found, changed, others = {}, set(), 0
+    for result in results:
+        if result["kind"] not in NEEDED:
+            others += 1
+            continue
+        # a run may stand under two recipes: a member by the rule can be another recipe's best
+        key = result["kind"], result["name"], result["recipe"]
+        if key in found and found[key].get("val_loss") != result.get("val_loss"):
+            changed.add(key)
+        found[key] = result
+    if changed:
+        print(f"{len(changed)} run(s) are there with two losses, of two machines or compiled and "
+              f"not: the last counts\n")
+    if others:
+        print(f"{others} result(s) of other kinds have no table here\n")
+    counted = list(found.values())
+    run, ensemble = {"kind": "run"}, {"kind": "ensemble"}
+    return agreeing(counted, run, ["kind"]), agreeing(counted, ensemble, ["kind"])
+
+
+def save_results(path, results):
+    """Merge results into a .jsonl file: a line for each (study, kind, name, recipe), sorted by
+    that, written whole or not at all. What the file holds stays, unless the same comes anew."""
+    before = []
+    if Path(path).exists():
+        before = [row for row, _ in read_rows(path)]
+    merged = {}
+    for result in before + results:  # the new ones last, so that they count
+        key = tuple(str(result.get(name)) for name in ("study", "kind", "name", "recipe"))
+        merged[key] = json.dumps(result, separators=(",", ":"), allow_nan=False)
+    lines = [merged[key] + "\n" for key in sorted(merged)]
+    write_atomically(path, "".join(lines).encode())
+
+
+def write_csv(path, results):
+    """The numbers and texts of each result, but no lists and laws, as a line of a CSV file for
+    other programs; written whole or not at all."""
+    rows, columns = [], {}
+    for result in results:
+        row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
+        rows.append(row)
+        columns |= row
     text = io.StringIO()
-    writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
@@ -956,221 +1721,89 @@ def write_atomically(path, content):
 
 
 # --------------------------------------------------------------------------------------------------
-# What the user sees
+# Command line
 
-def print_table(points, curves, members, laws, ratios):
-    """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
-    several = len({item["tokens"] for item in points + members}) > 1
-
-    def line(label, item, settings, loss, remark):
-        budget = f" on {item['tokens']:,} tokens" if several and item["tokens"] else ""
-        print(f"{label:<17} {item['size']:<5} {settings:<49} {loss:7.4f}   {remark}{budget}")
-
-    for p in points:
-        spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        tau = f", tau {p['tau_epochs']:.2f}" if p.get("tau_epochs") else ""  # AdamW's memory in epochs
-        line(p["recipe"], p, f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}{tau}",
-             p["loss"], spread)
-    for curve in curves:
-        print(f"standard {curve[0]['size']} at {curve[0]['tokens']:,} tokens, by epochs: "
-              + ", ".join(f"{p['epochs']}: {p['loss']:.3f}" for p in curve))
-    for m in members:
-        what = (m["recipe"] or "mixed") + " members" + (f", {m['vary']}" if m["vary"] != "seed" else "")
-        for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
-            line(f"ensemble K = {k}", m, f"logit mean ({what})", logits,
-                 f"probability mean {probs:.3f}")
-        spread = "95% {:.3f} to {:.3f} (jackknife); ".format(*m["interval"]) if m["interval"] else ""
-        line("ensemble K = inf", m, "limit of A / K + E", m["E"], f"{spread}probability mean {m['probs_E']:.3f}")
-        if m["free"]:
-            line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
-                 f"{m['points']} points for 3 parameters")
-    for law in laws:
-        x, unit = law["claim"][0], "member" if "K" in law["claim"] else "run"
-        at = f" at {law['tokens']:,} tokens" if x == "N" else ""
-        of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
-        print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
-              f"points\n    {describe(law['interval'], law['leave_one_out'], law.get('sigma'), unit)}"
-              + ("; b at its bound: no power law" if "b" in law["at_bounds"] else ""))
-        if "nonembedding" in law:
-            other = law["nonembedding"]
-            print(f"    by N without embedding and head: + {other['E']:.4f}; "
-                  f"{describe(other['interval'], other['leave_one_out'], law['sigma'], unit)}")
-    for r in ratios:
-        by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
-        spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""
-        print(f"{r['recipe']} at {r['tokens']:,} tokens: {by_law} by the standard law{spread}, "
-              + (f"{'more' if r['loss'] < r['standard_loss'] else 'less'} than {r['measured']:.2f} by measurement "
-                 f"(warning: beyond its range)" if r["extrapolated"] else f"{r['measured']:.2f} by interpolation"))
-    if not laws:
-        print("no law over N: it needs three sizes of one recipe")
-
-
-STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"), "member": ("^", "tab:green", "--"),
-          "student": ("D", "tab:red", ":")}  # marker, colour and line, to be told apart in grey, too
-OTHER_STYLE = ("*", "black", "-.")
-
-
-def draw_limit(axis, x, law, color, style):
-    """A law over x, its limit as a dashed line and the limit's interval as a band, which may leave the figure."""
-    from matplotlib.patches import Rectangle
-    axis.plot(x, law["A"] / x ** law["b"] + law["E"], color=color, ls=style, lw=1)
-    axis.axhline(law["E"], color=color, ls="--", lw=1)
-    band = law.get("interval") or law.get("leave_one_out")
-    if band:  # an artist does not stretch the axes as axhspan would
-        axis.add_artist(Rectangle((0, band[0]), 1, band[1] - band[0], transform=axis.get_yaxis_transform(), lw=0,
-                                  color=color, alpha=0.12))
-
-
-def draw_sizes(axis, points, sizes, tiered, members):
-    """Loss against N: the best of each recipe, ensemble limits, their laws and, dashed, the laws' limits."""
-    for recipe, mine in grouped(points, lambda p: p["recipe"]):
-        marker, color, _ = STYLES.get(recipe, OTHER_STYLE)
-        axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
-                      fmt=marker, color=color, capsize=3, label=recipe)
-    sized = [m for m in members if m["params"]]
-    if sized:
-        axis.plot([m["params"] for m in sized], [m["E"] for m in sized], "*", ms=9, color="black",
-                  label="ensemble, K to infinity")
-    n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
-    for law in sizes + tiered:
-        _, color, style = STYLES.get(law["recipe"], OTHER_STYLE) if law["claim"] == "N" else OTHER_STYLE
-        if "b" not in law["at_bounds"]:
-            draw_limit(axis, n, law, color, style)
-    axis.set(xscale="log", xlabel="parameters N")
-
-
-def draw_members(axis, points, members):
-    """Loss against K with the law A / K + E and its limit; single models of those sizes as dotted levels."""
-    for m, marker in zip(members, "o^sDvP*X" * len(members)):
-        k = np.arange(1, m["points"] + 1)
-        drawn, = axis.plot(k, m["loss_by_k"]["logits"], marker, label=f"{m['size']}, logit mean")
-        axis.plot(k, m["loss_by_k"]["probs"], "x", color=drawn.get_color(), label="probability mean")
-        draw_limit(axis, np.geomspace(1, max(16, k[-1]), 100), m, drawn.get_color(), "-")
-    for p in points:
-        if p["size"] in {m["size"] for m in members}:
-            axis.axhline(p["loss"], color=STYLES.get(p["recipe"], OTHER_STYLE)[1], ls=":", lw=1)
-            axis.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"),
-                          ha="right", va="bottom", fontsize=8)
-    axis.set(xscale="log", xlabel="members K", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
-
-
-def draw_epochs(axis, curves):
-    """Loss of the standard recipe against epochs, a line a size; its train loss dotted."""
-    for curve, marker in zip(curves, "so^DvP*X" * len(curves)):
-        epochs = [p["epochs"] for p in curve]
-        drawn, = axis.plot(epochs, [p["loss"] for p in curve], f"{marker}-", lw=1,
-                           label=f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens")
-        if all(p.get("train_loss") for p in curve):
-            axis.plot(epochs, [p["train_loss"] for p in curve], ":", lw=1, color=drawn.get_color())
-    ticks = sorted({p["epochs"] for curve in curves for p in curve})
-    axis.set(xscale="log", xlabel="epochs (dotted: train loss)", xticks=ticks, xticklabels=ticks)
-
-
-def draw_data(axis, laws):
-    """Loss against D of each recipe, with its law and limit."""
-    for law, marker in zip(laws, "so^DvP"):
-        drawn, = axis.plot(law["tokens"], law["loss"], marker, label=law["recipe"])
-        x = np.geomspace(law["tokens"][0], 10 * law["tokens"][-1], 100)
-        draw_limit(axis, x, law, drawn.get_color(), "-")
-    axis.set(xscale="log", xlabel="unique tokens D")
-
-
-def draw(path, points, curves, sizes, members, tiered, laws):
-    """One figure a claim that has points, beside each other's names: NAME-epochs, -sizes, -members, -data."""
-    try:
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import NullFormatter
-    except ImportError:
-        raise ValueError("--figure needs matplotlib; install it with pip install matplotlib") from None
-    claims = {"epochs": (curves, draw_epochs, (curves,)),
-              "sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
-              "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
-    if not any(there for there, _, _ in claims.values()):
-        print("no figure: it needs two sizes, an ensemble or three budgets")
-    for claim, (there, draw_claim, what) in claims.items():
-        if there:
-            figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-            draw_claim(axis, *what)
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_ylabel("validation loss (nats per token)")
-            axis.legend(fontsize=8)
-            drawn = io.BytesIO()
-            figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
-            plt.close(figure)
-            write_atomically(Path(path).with_stem(f"{Path(path).stem}-{claim}"), drawn.getvalue())
-
-
-def runs_report(args):
-    """The paper's analysis of folders or tables of runs: points, laws, limits, data efficiency; prints it, too."""
-    runs, ensembles = read_results(args.what, args.where)
-    points, noise = best_of_recipes(runs)
-    curves = epoch_curves(runs)
-    sizes, members = size_laws(points, noise), member_laws(ensembles)
+def analyse(runs, ensembles):
+    """The paper's whole analysis: {what: its rows or laws}."""
+    settings = mean_settings(runs)
+    noise = pooled_noise(settings)
+    points = best_of(settings)
+    sizes = size_laws(points, noise)
+    members = member_laws(ensembles)
     tiered = tiered_laws(members)
-    laws = data_laws(points, sizes, tiered)
-    ratios = efficiencies(laws)
-    print_table(points, curves, members, sizes + tiered + laws, ratios)
-    if args.csv:
-        write_csv(args.csv, runs, ensembles)
+    data = data_laws(points, sizes, tiered)
+    return {"settings": settings, "noise": noise, "points": points,
+            "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
+            "trends": size_trends(points), "one_setting": one_setting(points, settings),
+            "sizes": sizes, "members": members, "tiered": tiered,
+            "tiered_probs": tiered_laws(members, "probs"), "data": data,
+            "efficiencies": efficiencies(data)}
+
+
+def runs_command(args):
+    """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
+    JSON."""
     if args.figure:
-        draw(args.figure, points, curves, sizes, members, tiered, laws)
-    keys = ("recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "loss", "sd", "seeds")
-    return {"points": [{key: p[key] for key in keys} for p in points],
-            "sigma": {recipe: sigma for recipe, (sigma, _) in noise.items()},
-            "laws": sizes + members + tiered + laws, "data_efficiency": ratios}
+        load_pyplot(args.figure)  # refuses before any work
+    if args.save and Path(args.save).suffix != ".jsonl":
+        raise ValueError(f"--save {args.save} must end in .jsonl")
+    results = read_results(args.what, args.where)
+    # saved before they are counted once: a study keeps its own line of a shared run
+    if args.save:
+        save_results(args.save, results)
+    if args.csv:
+        write_csv(args.csv, results)
+    runs, ensembles = count_once(results)
+    found = analyse(runs, ensembles)
+    print_settings(found["points"], found["settings"])
+    print_certificates(found["certificates"])
+    print_trends(found["curves"], found["trends"], found["one_setting"])
+    print_ensembles(found["members"])
+    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
+    print_laws(over_n + found["data"], found["efficiencies"])
+    if not over_n:
+        print("No law over N: it needs three sizes of one recipe.")
+    hours = sum(run.get("seconds") or 0 for run in runs) / 3600
+    print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
+    if args.figure:
+        draw_claims(args.figure, found)
+    keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
+    of_certificates = (*keys, "neighbours", "certified")
+    return {"points": [pick(point, keys) for point in found["points"]],
+            "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
+            "laws": over_n + found["members"] + found["data"],
+            "data_efficiency": found["efficiencies"],
+            "certificates": [pick(one, of_certificates) for one in found["certificates"]]}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Laws, limits and figures of runs or of any table of points.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
-    parser.add_argument("what", nargs="*", default=["runs"], help="folders of finished runs and tables that --csv "
-                        "wrote; or the name of a law and a CSV file of points, columns by name, also those of --csv")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only such rows")
-    parser.add_argument("--list", action="store_true", help="print every law: formula, columns, source")
+    parser = argparse.ArgumentParser(
+        description="Laws, limits and figures of runs or of any table of points.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(
+        2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
+    parser.add_argument("what", nargs="*", default=["runs"],
+                        help="folders of finished runs and .jsonl files of results; or the name of "
+                        "a law, or several with commas, and a table of points, columns by name")
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
+                        help="keep only rows with COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
+    parser.add_argument("--list", action="store_true",
+                        help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    parser.add_argument("--figure", help="of a law: also draw points, law and residuals; of runs: "
+                        "also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
     runs = parser.add_argument_group("of runs")
-    runs.add_argument("--csv", help="also write every run and ensemble to this file")
-    runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
-    laws = parser.add_argument_group("of a law")
-    laws.add_argument("--x", help="the column that is x in power and reciprocal")
-    laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
-                      help="least squares on the target, or Huber or absolute deviations of its log")
-    laws.add_argument("--delta", type=float, default=1e-3, help="width of huber")
-    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
-    laws.add_argument("--sigma", type=float, help="noise of a point, from seeds, for the limit's interval")
-    laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
-    laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
-    laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
-    laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
-    laws.add_argument("--inference", type=float, metavar="TOKENS",
-                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
-    laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
+    runs.add_argument("--save", metavar="FILE.jsonl",
+                      help="also merge the results into this file, one a line")
+    runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
+    add_law_options(parser)
     args = parser.parse_args()
     if args.list:
-        for name, law in LAWS.items():
-            print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
-        return print(LEFT_OUT)
-    for name in ("delta", "sigma", "loss", "inference"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} {value} is out of range; it must be above 0")
-    if min(args.bootstrap, args.seed) < 0:
-        raise ValueError("--bootstrap and --seed must be at least 0")
-    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
-    of_law = args.what[0] in LAWS
-    absent = [source for source in args.what if not of_law and not Path(source).exists()]
-    if absent:
-        raise ValueError(f"there is no {absent[0]}: train a run first, or name a law: {', '.join(LAWS)}")
-    if of_law and len(args.what) != 2:
-        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
-    if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
-        raise ValueError("--inference goes with chinchilla and --loss")
-    report = law_report(*args.what, args) if of_law else runs_report(args)
+        return list_laws()
+    if names_laws(args.what):
+        report = law_command(args)
+    else:
+        report = runs_command(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 

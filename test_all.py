@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -2512,93 +2514,352 @@ def test_reciprocal_law():
             fit.fit_reciprocal(*points)
 
 
-def test_fit_command_over_runs(world, capsys):
-    """The paper's analysis on made-up runs and ensembles with known limits, over four sizes and three budgets."""
-    def write(name, **result):
-        (world / "runs" / name).mkdir(parents=True)
-        (world / "runs" / name / "result.json").write_text(json.dumps({**result, "name": name}))
+def made_run(config, loss, **changes):
+    """What train.py writes of a run, without training it."""
+    return {"kind": "run", "setting": train.setting_of(config), **dataclasses.asdict(config),
+            "name": train.run_name(config), "params": 300_000, "params_nonembedding": 150_000,
+            "study": "made", "val_loss": loss, **changes}
 
+
+def write_result(world, name, result):
+    """FOLDER/result.json under runs/."""
+    (world / "runs" / name).mkdir(parents=True, exist_ok=True)
+    (world / "runs" / name / "result.json").write_text(json.dumps(result))
+
+
+def write_made_ladder(world):
+    """Runs and ensembles with known limits, over four sizes and three budgets, each with two
+    settings and two seeds."""
     sizes, k = (150_000, 300_000, 600_000, 1_400_000), np.arange(1, 6)
-    for tokens, n, seed, worse in itertools.product((200_000, 400_000, 800_000), sizes, (0, 1), (0, 1)):
-        level = 40 / tokens ** 0.3
-        for recipe, loss in (("regularized", 5e4 / n ** 0.9 + level + 1.4), ("standard", level + 1.8)):
-            settings = dataclasses.asdict(tiny_config(seed=seed, epochs=2 + worse, recipe=recipe))
-            settings |= {"tokens": tokens, "size": f"{n // 1000}k", "params": n, "params_nonembedding": n // 2}
-            write(f"{recipe}-{tokens}-{n}-{seed}-{worse}", **settings, val_loss=loss + 0.01 * seed + 0.1 * worse)
-        if seed == worse == 0:
-            losses = {kind: (A / k + 0.3 - A + 2e4 / n ** 0.9 + level + 1.2).tolist()
-                      for kind, A in (("logits", 0.3), ("probs", 0.2))}
-            law, probs_law = ({**fit.fit_reciprocal(k, by_k), "se": 0.01} for by_k in losses.values())
-            for recipe in ("regularized", "standard"):
-                write(f"ensembles/{recipe}-{tokens}-{n}", recipe=recipe, size=f"{n // 1000}k", params=n, tokens=tokens,
-                      loss_by_k=losses, law=law, probs_law=probs_law, vary="seed", data_hash=settings["data_hash"])
-    assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
-    printed = capsys.readouterr().out.splitlines()
-    out = json.loads(printed[-1])
-    laws = {(law["claim"], law["recipe"], str(law["tokens"])): law for law in out["laws"] if law["claim"] != "K"}
+    for tokens, n in itertools.product((200_000, 400_000, 800_000), sizes):
+        level, size = 40 / tokens ** 0.3, {"size": f"{n // 1000}k", "params": n}
+        losses = {"regularized": 5e4 / n ** 0.9 + level + 1.4, "standard": level + 1.8}
+        for recipe, seed, worse in itertools.product(losses, (0, 1), (0, 1)):
+            config = tiny_config(seed=seed, epochs=2 + worse, recipe=recipe)
+            config = dataclasses.replace(config, tokens=tokens, size=size["size"])
+            loss = losses[recipe] + 0.01 * seed + 0.1 * worse
+            write_result(world, f"{recipe}-{tokens}-{n}-{seed}-{worse}", made_run(
+                config, loss, name=f"{recipe}-{tokens}-{n}-{seed}-{worse}", **size,
+                params_nonembedding=n // 2))
+        by_k = {average: (A / k + 0.3 - A + 2e4 / n ** 0.9 + level + 1.2).tolist()
+                for average, A in (("logits", 0.3), ("probs", 0.2))}
+        law, probs_law = ({**fit.fit_reciprocal(k, by_k[average]), "se": 0.01} for average in by_k)
+        for recipe in losses:
+            name = f"ensembles/{recipe}-{tokens}-{n}"
+            write_result(world, name, {
+                "kind": "ensemble", "study": "made", "setting": f"{recipe}{tokens}{n}",
+                "name": name, "recipe": recipe, **size, "tokens": tokens,
+                "data_hash": config.data_hash,
+                "members": [], "vary": "seed", "loss_by_k": by_k, "law": law,
+                "probs_law": probs_law, "free_law": None, "free_probs_law": None, "kl": 0.5})
+
+
+def markdown_tables(text):
+    """{title: [{header: cell}]} of printed tables."""
+    found, title, header = {}, None, None
+    for line in text.splitlines():
+        if line.startswith("**"):
+            title, header = line.strip("*"), None
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line[1:-1].split("|")]
+            if header is None:
+                header = cells
+            elif not set(line) <= set("|-: "):
+                found.setdefault(title, []).append(dict(zip(header, cells)))
+    return found
+
+
+def test_fit_command_over_runs(world, capsys):
+    """The paper's analysis on made-up runs and ensembles, from folders and from a file of them."""
+    write_made_ladder(world)
+    assert call(fit, "--save", "all.jsonl", "--csv", "all.csv", "--figure", "a.png", "--json") == 0
+    printed = capsys.readouterr().out
+    *_, last = printed.splitlines()
+    out, tables = json.loads(last), markdown_tables(printed)
+
+    # the limits that were put in: over N, over N and K, over D
+    laws = {(law["claim"], law["recipe"], str(law["tokens"])): law
+            for law in out["laws"] if law["claim"] != "K" and law.get("average") != "probs"}
     level = 40 / 200_000 ** 0.3
-    law = laws["N", "regularized", "200000"]  # the better settings, mean of two seeds
-    assert (law["E"], law["b"]) == (pytest.approx(level + 1.405, abs=1e-4), pytest.approx(0.9, rel=1e-3))
-    assert law["interval"][0] < law["E"] < law["interval"][1] and law["nonembedding"]["E"] == pytest.approx(law["E"])
-    assert laws["N and K", "regularized", "200000"]["E"] == pytest.approx(level + 1.2, abs=1e-4)
-    assert out["sigma"] == {recipe: pytest.approx(0.01 / 2 ** 0.5) for recipe in ("regularized", "standard")}
+    law = laws["N", "regularized", "200000"]  # the better setting, mean of two seeds
+    assert law["E"] == pytest.approx(level + 1.405, abs=1e-4)
+    assert law["b"] == pytest.approx(0.9, rel=1e-3)
+    assert law["interval"][0] < law["E"] < law["interval"][1]
+    assert law["nonembedding"]["E"] == pytest.approx(law["E"])
+    tiered = [law["E"] for law in out["laws"]
+              if law["claim"] == "N and K" and law["tokens"] == 200_000
+              and law["average"] == "logits"]
+    assert tiered == pytest.approx([level + 1.2] * 2, abs=1e-4)
+    assert out["sigma"] == {recipe: pytest.approx(0.01 / 2 ** 0.5)
+                            for recipe in ("regularized", "standard")}
     data = {law["recipe"]: law for law in out["laws"] if law["claim"] == "D"}
     assert data["standard, best N"]["E"] == pytest.approx(1.805, abs=1e-3)
-    assert data["regularized ensembles, N and K to infinity"]["E"] == pytest.approx(1.2, abs=1e-3)
+    limit = data["regularized ensembles, N and K to infinity"]["E"]
+    assert limit == pytest.approx(1.2, abs=1e-3)
     ratios = {(r["recipe"], r["tokens"]): r for r in out["data_efficiency"]}
-    found = ratios["regularized, N to infinity", 200_000]
-    assert found["by_law"] == pytest.approx((level / (level - 0.4)) ** (1 / 0.3), rel=1e-2)
-    found = ratios["standard ensembles, N and K to infinity", 200_000]  # measured by the single models, too
-    assert found["by_law"] == pytest.approx((level / (level - 0.605)) ** (1 / 0.3), rel=1e-2)
-    assert any("warning: beyond its range" in line for line in printed)
+    for recipe, gain in (("regularized, N to infinity", 0.4),
+                         ("standard ensembles, N and K to infinity", 0.605)):
+        expected = (level / (level - gain)) ** (1 / 0.3)
+        assert ratios[recipe, 200_000]["by_law"] == pytest.approx(expected, rel=1e-2)
+    assert "warning: beyond its range" in printed
+
+    # the tables say the same
+    row = tables["Best settings (tau: AdamW's memory in epochs)"][-1]
+    assert (row["recipe"], row["size"], row["tokens"]) == ("regularized", "1400k", "800,000")
+    assert (row["epochs"], row["seeds"], row["tried"]) == ("2", "2", "2")
+    title = next(title for title in tables if title.startswith("Ensembles of K members"))
+    row = next(row for row in tables[title] if (row["size"], row["tokens"]) == ("150k", "200,000"))
     limit = 2e4 / 150_000 ** 0.9 + level + 1.2
-    assert any(f"{limit:.4f}   95% {limit - .0278:.3f} to {limit + .0278:.3f} (jackknife); probability mean "
-               f"{limit + .1:.3f}" in line for line in printed)
+    half = 0.01 * 2.7764  # Student's t with four degrees of freedom
+    assert (row["limit"], row["95%"]) == (f"{limit:.3f}", f"+-{half:.3f}")
+    slope, = [row for row in tables["Slope of the best settings' losses, nats per doubling of N"]
+              if (row["recipe"], row["tokens"]) == ("standard", "200,000")]
+    assert slope["slope"] in ("+0.000", "-0.000") and slope["runs"] == "8"
     for claim in ("sizes", "members", "data"):
-        assert (world / f"claims-{claim}.png").read_bytes().startswith(b"\x89PNG")
-    # the table says all that the folders do, and both together no more
-    assert call(fit, "runs.csv", "--csv", "again.csv") == 0
-    assert capsys.readouterr().out.splitlines() == printed[:-1]
-    assert (world / "again.csv").read_text() == (world / "runs.csv").read_text()
-    assert call(fit, "runs", "runs.csv", "--where", "tokens=200000", "--json") == 0
+        assert (world / f"a-{claim}.png").read_bytes().startswith(b"\x89PNG")
+
+    # the file says all that the folders do, both together no more, and saving loses nothing
+    saved = (world / "all.jsonl").read_text()
+    lines = [json.loads(line) for line in saved.splitlines()]
+    assert len(lines) == 96 + 24
+    for line in lines:  # verbatim
+        assert json.loads((world / "runs" / line["name"] / "result.json").read_text()) == line
+    some = ("--where", "tokens=200000")
+    assert call(fit, "runs", "all.jsonl", *some, "--save", "all.jsonl", "--json") == 0
     chosen = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {p["tokens"] for p in chosen["points"]} == {200_000} and not chosen["data_efficiency"]
+    assert (world / "all.jsonl").read_text() == saved
     assert [p for p in out["points"] if p["tokens"] == 200_000] == chosen["points"]
-    # the standard recipe by epochs: the best of each count, once there are three
-    write("longer", **{**settings, "recipe": "standard", "tokens": 200_000, "epochs": 9}, val_loss=9.0)
-    assert call(fit, "--where", "tokens=200000", "--figure", "curves.png") == 0
-    assert f"1400k at 200,000 tokens, by epochs: 2: {level + 1.805:.3f}, 3: {level + 1.905:.3f}, 9: 9.000" \
-        in capsys.readouterr().out and (world / "curves-epochs.png").exists()
-    (world / "runs" / "longer" / "result.json").unlink()
-    assert subprocess.run([sys.executable, HERE / "fit.py", "--figure", "a.foo"], capture_output=True).returncode == 2
-    assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 24 * 5
-    # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
-    law = {**fit.fit_reciprocal([1, 2], [3.5, 3.3]), "se": None}
-    write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law,
-          probs_law=law, loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]), vary="size")
-    settings |= {"recipe": "another", "size": "300k", "params": 300_000, "params_nonembedding": 150_000}
+    assert not chosen["data_efficiency"]
+    assert len((world / "all.csv").read_text().splitlines()) == 1 + 96 + 24
+    header, row = (world / "all.csv").read_text().splitlines()[:2]
+    assert "val_loss" in header and "loss_by_k" not in header
+
+    # a result of another study with the same name is a line of its own, and counts once
+    again = {**lines[-1], "study": "other"}
+    write_result(world, "other", again)
+    assert call(fit, "runs/other", "--save", "all.jsonl") == 0
+    assert len((world / "all.jsonl").read_text().splitlines()) == 96 + 24 + 1
+    runs, ensembles = fit.count_once(fit.read_results(["runs", "all.jsonl"], some[1:]))
+    assert (len(runs), len(ensembles)) == (32, 8)
+
+
+def test_runs_that_differ_in_an_option_are_never_averaged_as_seeds(prepared, monkeypatch):
+    """Every option that train.py counts as identity, and one that nobody has thought of yet."""
+    monkeypatch.chdir(prepared)
+    config = tiny_config()
+    seeds = [made_run(dataclasses.replace(config, seed=seed), 3.0 + seed) for seed in (0, 1)]
+    setting, = fit.mean_settings(seeds)
+    assert (setting["loss"], setting["seeds"]) == (3.5, 2)
+    changed = 0
+    for f in dataclasses.fields(train.TrainConfig):
+        if not f.metadata.get("identity", True) or f.name in train.SEEDS:
+            continue
+        value = getattr(config, f.name)
+        other = dataclasses.replace(config, **{f.name: 7 if value is None else 2 * (value or "x")})
+        alone = made_run(other, 9.0)
+        assert [s["seeds"] for s in fit.mean_settings([*seeds, alone])] in ([1, 2], [2, 1]), f.name
+        changed += 1
+    assert changed >= 14
+    # a later version has one more option, whose default is what older results were made with
+    field = dataclasses.field(default=0.0, metadata={"identity": True})
+    later = dataclasses.make_dataclass("TrainConfig", [("new", float, field)],
+                                       bases=(train.TrainConfig,))
+    monkeypatch.setattr(train, "TrainConfig", later)
+    as_before = made_run(later(**dataclasses.asdict(config) | {"seed": 2}), 5.0)
+    unlike = made_run(later(**dataclasses.asdict(config) | {"seed": 3, "new": 0.5}), 5.0)
+    settings = fit.mean_settings([*seeds, as_before, unlike])
+    assert sorted(s["seeds"] for s in settings) == [1, 3]
+    # nor is it taken for a neighbour, where all but the axis has to agree
+    wider = made_run(later(**dataclasses.asdict(config) | {"lr": 0.01, "new": 0.5}), 2.0)
+    alike = made_run(later(**dataclasses.asdict(config) | {"lr": 0.001}), 2.0)
+    settings = fit.mean_settings([*seeds, wider, alike])
+    center, = [s for s in settings if s["seeds"] == 2]
+    found = fit.certificate(center, settings, {"regularized": (0.1, 1)})["neighbours"]
+    assert {(n["side"], n["verdict"]) for n in found} == {("down", "better"), ("up", "not run")}
+
+
+def made_search(losses, recipe="regularized"):
+    """Runs at {(epochs, lr, weight decay): losses over seeds from 0 on}."""
+    runs = []
+    for (epochs, lr, weight_decay), by_seed in losses.items():
+        for seed, loss in enumerate(by_seed):
+            config = train.TrainConfig(tokens=4096, epochs=epochs, lr=lr, recipe=recipe, seed=seed,
+                                       weight_decay=weight_decay, context=32, batch_size=4)
+            runs.append(made_run(config, loss))
+    return runs
+
+
+def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
+    center, sd = (8, 3e-3, 0.1), math.sqrt(2) * 0.01
+    losses = {center: [3.0, 3.02], (16, 3e-3, 0.1): [3.01, 3.03], (4, 3e-3, 0.1): [3.1],
+              (8, 1e-3, 0.1): [3.5], (8, 1e-2, 0.1): [3.6], (8, 3e-3, 0.0): [3.7],
+              (8, 3e-3, 0.2): [3.8]}
+
+    def certify(losses, place=center):
+        settings = fit.mean_settings(made_search(losses))
+        noise = fit.pooled_noise(settings)
+        one, = [s for s in settings if tuple(s[axis] for axis in fit.AXES) == place]
+        found = fit.certificate(one, settings, noise)
+        verdicts = {f"{n['axis']} {n['side']}": n for n in found["neighbours"]}
+        return found["certified"], verdicts, noise["regularized"][0]
+
+    certified, found, noise = certify(losses)
+    assert certified and noise == pytest.approx(sd)
+    assert [n["verdict"] for n in found.values()] == ["worse", "tie", *["worse"] * 4]
+    # the mean over common seeds: two for the tie, seed 0 alone for the others
+    assert found["epochs up"]["margin"] == pytest.approx(0.01) and found["epochs up"]["seeds"] == 2
+    assert found["lr up"]["margin"] == pytest.approx(0.6) and found["lr up"]["seeds"] == 1
+    # a tie ends at two standard errors of a difference of means
+    edge = 2 * sd * math.sqrt(2 / 2)
+    for gap, verdict in ((edge - 1e-3, "tie"), (edge + 1e-3, "worse"), (-edge - 1e-3, "better")):
+        moved = {**losses, (16, 3e-3, 0.1): [3.0 + gap, 3.02 + gap]}
+        certified, found, _ = certify(moved)
+        assert (found["epochs up"]["verdict"], certified) == (verdict, verdict != "better")
+    # two steps away is a hole, nothing there is "not run", and one seed is no certificate
+    hole = {place: by_seed for place, by_seed in losses.items() if place != (4, 3e-3, 0.1)}
+    certified, found, _ = certify({**hole, (2, 3e-3, 0.1): [3.3]})
+    assert not certified and found["epochs down"]["value"] == 2
+    certified, found, _ = certify(hole)
+    assert not certified and found["epochs down"]["verdict"] == "not run"
+    assert not certify({**losses, center: [3.0]})[0]
+    # one epoch is the end of its axis, and so is weight decay 0
+    ends = {(1, 3e-3, 0.0): [3.0, 3.02], (2, 3e-3, 0.0): [3.4], (1, 3e-3, 0.1): [3.4]}
+    certified, found, _ = certify(ends, (1, 3e-3, 0.0))
+    assert certified and found["epochs down"]["verdict"] == "end" and len(found) == 4
+
+    # the best and, beyond it, another optimum, but not what ties with a certified one
+    second = {(64, e, d): [loss + 0.2 for loss in by_seed] for (_, e, d), by_seed in losses.items()
+              if _ == 8} | {(32, 3e-3, 0.1): [3.6], (128, 3e-3, 0.1): [3.6]}
+    tied = {(16, 1e-3, 0.1): [3.5], (16, 1e-2, 0.1): [3.5], (16, 3e-3, 0.0): [3.5],
+            (16, 3e-3, 0.2): [3.5]}
+    settings = fit.mean_settings(made_search(losses | second | tied))
+    found = fit.certificates(settings, fit.pooled_noise(settings))
+    assert [(one["epochs"], one["certified"]) for one in found] == [(8, True), (64, True)]
+    fit.print_certificates(found)
+    (title, rows), = markdown_tables(capsys.readouterr().out).items()
+    assert (rows[0]["epochs up"], rows[0]["least worse"]) == ("+0.010 tie", "+0.100")
+    assert fit.certificates(settings, {}) == []  # without seeds nobody knows what a tie is
+
+
+def test_epochs_and_one_setting_at_several_sizes(tmp_path, capsys):
+    """The standard recipe by epochs, the best of each count; the smallest model's settings."""
+    runs = []
+    for i, size in enumerate(("150k", "300k", "600k")):
+        losses = {(2, 1e-3, 0.1): [4.0], (4, 1e-3, 0.1): [3.8 + i], (8, 1e-3, 0.1): [4.5],
+                  (8, 1e-2, 0.1): [4.2 + i]}
+        for run in made_search(losses, "standard"):
+            runs.append({**run, "size": size, "params": 100_000 * 2 ** i, "train_loss": 3.0,
+                         "params_nonembedding": 50_000 * 2 ** i,
+                         "setting": run["setting"] + size, "name": run["name"] + size})
+    found = fit.analyse(runs, [])
+    fit.print_trends(found["curves"], found["trends"], found["one_setting"])
+    tables = markdown_tables(capsys.readouterr().out)
+    rows = tables["Standard recipe by epochs: the best loss of each count"]
+    assert [row["4 epochs"] for row in rows] == ["3.800", "4.800", "5.800"]
+    assert [row["8 epochs"] for row in rows] == ["4.200", "4.500", "4.500"]
+    # 150k is best at 4 epochs, the others at 2
+    rows = tables["The smallest model's settings at larger sizes"]
+    assert [(row["size"], row["epochs"], row["loss"], row["with its own"]) for row in rows] == [
+        ("300k", "4", "4.800", "4.000"), ("600k", "4", "5.800", "4.000")]
+    row, = tables["Slope of the best settings' losses, nats per doubling of N"]
+    assert row["slope"] == "+0.100" and row["runs"] == "3"
+    fit.draw_claims(str(tmp_path / "a.svg"), found)
+    assert {path.name for path in tmp_path.iterdir()} == {"a-epochs.svg", "a-sizes.svg"}
+
+
+def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
+    k3 = {"logits": [3.5, 3.3, 3.2], "probs": [3.5, 3.3, 3.2]}
+    k2 = {"logits": [3.5, 3.3], "probs": [3.5, 3.3]}
+    base = {"kind": "ensemble", "study": "made", "setting": None, "recipe": None, "size": None,
+            "params": None, "tokens": 200_000, "members": []}
+    law2, law3 = ({**fit.fit_reciprocal(range(1, 1 + len(k["logits"])), k["logits"]), "se": None}
+                  for k in (k2, k3))
+    write_result(world, "ensembles/mixed", {**base, "name": "mixed", "vary": "size", "law": law2,
+                                            "probs_law": law2, "loss_by_k": k2})
+    write_result(world, "ensembles/more", {**base, "name": "more", "vary": "recipe", "law": law3,
+                                           "probs_law": law3, "loss_by_k": k3, "params": 1})
+    run = made_run(tiny_config(), 4.0, recipe="another")
     for name in ("a", "copies/a"):
-        write(name, **settings, val_loss=4.0)
-        (world / "runs" / name / "result.json").write_text((world / "runs/a/result.json").read_text())
+        write_result(world, name, run)
     assert call(fit, "--figure", "more.png") == 0
     printed = capsys.readouterr().out
-    assert "ensemble K = 2    mixed" in printed and "nan" not in printed and printed.count("another") == 1
-    (world / "runs" / "a" / "result.json").write_text("[]")
-    done = subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True, text=True)
-    assert done.returncode == 2 and "a/result.json is not a JSON object" in done.stderr
-    (world / "runs" / "regularized-200000-150000-0-0" / "result.json").write_text("{")
-    assert subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True).returncode == 2
+    assert printed.count("| another") == 1 and printed.count("| mixed") == 4
+    assert "nan" not in printed
+    assert (world / "more-members.png").exists()
+    # the same run with another loss, and a result of another kind: neither is silent
+    write_result(world, "copies/a", {**run, "val_loss": 4.1})
+    write_result(world, "eval", {"kind": "eval", "name": "e"})
+    assert call(fit) == 0
+    printed = capsys.readouterr().out
+    assert "1 run(s) are there with two losses" in printed
+    assert "1 result(s) of other kinds" in printed
+
     (world / "points.csv").write_text("N,loss\n1,2\n")
-    for sources, message in ((["nowhere"], "there is no nowhere: train a run first, or name a law: power, "),
-                             (["points.csv"], "points.csv is not a table that fit.py --csv wrote"),
-                             (["ensembles"], "no finished run under ensembles (no result.json); train one first"),
-                             (["runs.csv", "--where", "tokens=7"], "no finished run under runs.csv with tokens=7"),
-                             (["power", "a.csv", "b.csv"], "the law power goes with one CSV file of points"),
-                             (["power"], "the law power goes with one CSV file of points")):
-        (world / "ensembles").mkdir(exist_ok=True)
-        done = subprocess.run([sys.executable, HERE / "fit.py", *sources], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith(f"fit.py: error: {message}"), done.stderr
-        assert done.stderr.count("\n") == 1
+    (world / "empty").mkdir()
+    for arguments, message in (
+            (["nowhere"], "there is no nowhere: train a run first, or name a law: power, "),
+            (["points.csv"], "points.csv is neither a folder of runs nor a .jsonl file"),
+            (["empty"], "no finished run in empty; train one first"),
+            (["runs", "--where", "tokens=7"], "no finished run in runs with tokens=7"),
+            (["--save", "a.json"], "--save a.json must end in .jsonl"),
+            (["--figure", "a.foo"], "--figure a.foo must end in .png, .pdf or .svg")):
+        assert message in fit_error(*arguments)
+    for text, message in (
+            (json.dumps({**run, "setting": 0}).replace("setting", "set"), "has no setting"),
+            ("[]", "a/result.json is not a JSON object"), ("{", "a/result.json is damaged")):
+        (world / "runs" / "a" / "result.json").write_text(text)
+        assert message in fit_error("--save", "kept.jsonl")
+    assert not (world / "kept.jsonl").exists()
+    done = subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("fit.py: error: runs/a/result.json is ")
+    assert done.stderr.count("\n") == 1
+
+
+def fit_error(*arguments):
+    """The message with which fit.py refuses; its last lines print it and exit with status 2."""
+    old, sys.argv = sys.argv, ["fit.py", *arguments]
+    try:
+        with pytest.raises(ValueError) as refusal:
+            fit.main()
+    finally:
+        sys.argv = old
+    return str(refusal.value)
+
+
+def test_what_members_say_of_more_and_of_other_members(capsys):
+    """Differences by what varies, predictions by fewer, and the grid of limits, on known laws."""
+    def ensemble_of(k, A, E, **changes):
+        counts = np.arange(1, k + 1)
+        law = {"A": A, "E": E, "se": 0.01}
+        free = {"A": 0.5, "b": 0.5, "E": 2.0, "se": None}
+        by_k = {"logits": (A / counts + E).tolist(), "probs": (0.5 / counts ** 0.5 + 2).tolist()}
+        return {"kind": "ensemble", "setting": "s", "recipe": "member", "size": "300k", "params": 3,
+                "tokens": 9, "data_hash": "d", "context": 32, "epochs": 4, "lr": 0.1, "kl": 1.0,
+                "weight_decay": 0.8, "vary": "seed", "loss_by_k": by_k, "law": law,
+                "probs_law": law, "free_law": free, "free_probs_law": free, **changes}
+    ensembles = [ensemble_of(3, 1, 2.4), ensemble_of(8, 1, 2.5),  # of both the larger counts
+                 ensemble_of(3, 1, 2.0, vary="seed+subset_seed", tokens=None, setting=None),
+                 ensemble_of(3, 1, 2.0, vary="data_seed", context=64)]  # with nothing to compare
+    for epochs, decay, E in ((4, 0.4, 2.6), (8, 0.8, 2.7), (8, 0.4, 2.9)):
+        ensembles.append(ensemble_of(3, 1, E, epochs=epochs, weight_decay=decay, setting=str(E)))
+    laws = fit.member_laws(ensembles)
+    assert [m["E"] for m in fit.best_ensembles(laws[:2])] == [2.5]
+    fit.print_ensembles(laws)
+    tables = markdown_tables(capsys.readouterr().out)
+    assert tables["Limit over K of 300k members, lr 0.1, by epochs and weight decay"] == [
+        {"epochs": "4", "0.4": "2.600", "0.8": "2.500"},
+        {"epochs": "8", "0.4": "2.900", "0.8": "2.700"}]
+    title = next(title for title in tables if title.startswith("Members that differ"))
+    row, = tables[title]
+    assert (row["differ in"], row["K members"], row["limit"]) == (
+        "seed+subset_seed", "-0.500", "-0.500")
+    half = math.hypot(0.01 * 4.3027, 0.01 * 2.3646)  # Student's t with two and seven degrees
+    assert row["95%"] == f"+-{half:.3f}"
+    title = next(title for title in tables if title.startswith("8 member members"))
+    assert len(tables[title]) == 8
+    assert tables[title][7] == {
+        "K": "8", "logits": "2.625", "probs": f"{2 + 0.5 / 8 ** 0.5:.3f}",
+        "predicted logits": "2.525", "predicted probs": f"{2 + 0.5 / 8 ** 0.5:.3f}"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2639,22 +2900,87 @@ def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys)
             assert len(option.split("\n\n")[0].replace(option.split()[0], "").split()) >= 3, option
 
 
-def test_readme_shows_what_a_committed_run_printed():
-    readme = (HERE / "README.md").read_text()
-    for name in ("miniature", "ladder", "certificates", "ensembles", "laws"):
-        assert (HERE / f"results/1000/{name}.txt").read_text().strip() in readme
+def committed_results(**wanted):
+    """The lines of results/1000.jsonl that have these values."""
+    lines = (HERE / "results" / "1000.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
-def test_the_settings_are_those_of_the_certificates_whose_runs_are_committed():
-    memo = train.read_memo(HERE / "results/1000/runs.csv")
+def test_readmes_show_what_their_commands_print(tmp_path):
+    """`make readme` on a copy changes nothing; the figures that a README shows are committed."""
+    (tmp_path / "results" / "1000").mkdir(parents=True)
+    texts = {}
+    for name in ("README.md", "results/README.md"):
+        texts[name] = (HERE / name).read_text("utf-8")
+        for name_of_figure in re.findall(r"\]\((\S+\.png)\)", texts[name]):
+            assert (HERE / name).parent.joinpath(name_of_figure).exists()
+    for name in ("fit.py", "results/1000.jsonl", *texts):
+        shutil.copy(HERE / name, tmp_path / name)
+    subprocess.run([sys.executable, HERE / "results" / "readme.py"], cwd=tmp_path, check=True)
+    for name, text in texts.items():
+        assert (tmp_path / name).read_text("utf-8") == text, f"{name}: run make readme"
+    commands = re.findall("<!-- python (.+?) -->", "".join(texts.values()))
+    studies = {row["study"] for row in committed_results()} - {"eager"}
+    assert all(any(f"study={study}" in command for command in commands) for study in studies)
+
+
+def test_every_study_has_a_target():
+    makefile = (HERE / "Makefile").read_text()
+    readme = (HERE / "results" / "README.md").read_text("utf-8")
+    targets = set(re.findall(r"(?m)^([a-z]+):", makefile))
+    studies = {row["study"] for row in committed_results()} - {"eager"}  # make without a compiler
+    named = {"members": "ensembles"}
+    for study in studies:
+        assert named.get(study, study) in targets, study
+    for target in re.findall("(?m)^## make (.+)", readme):
+        assert target in targets
+    assert {"readme", "bench", "test"} <= targets
+
+
+def test_committed_runs_are_named_by_their_settings():
+    """A run's name and setting follow from its line, so nothing that decides it is lacking."""
+    names = {f.name for f in dataclasses.fields(train.TrainConfig)}
+    runs = committed_results(kind="run")
+    assert len(runs) > 300
+    for row in runs:
+        config = train.TrainConfig(**{key: row[key] for key in names & row.keys()})
+        assert (train.run_name(config), train.setting_of(config)) == (row["name"], row["setting"])
+    known = {(row["study"], row["name"]): row for row in runs}
+    for row in committed_results(kind="ensemble"):
+        members = [known[row["study"], name] for name in row["members"]]
+        assert np.mean([member["val_loss"] for member in members]) == pytest.approx(
+            row["loss_by_k"]["logits"][0], rel=1e-6)
+        settings = {member["setting"] for member in members}
+        assert row["setting"] == (settings.pop() if len(settings) == 1 else None)
+
+
+def test_the_settings_are_certified_by_the_committed_runs():
+    """Margins of the ladder's certificates against their definition, from the lines themselves."""
+    rows = committed_results(study="ladder")
+    losses, settings = {}, fit.mean_settings(rows)
+    for row in rows:
+        place = (row["recipe"], row["size"], row["epochs"], row["lr"], row["weight_decay"])
+        losses.setdefault(place, {})[row["seed"]] = row["val_loss"]
+    found = fit.certificates(settings, fit.pooled_noise(settings))
+    certified = {}
+    for one in found:
+        place = [one[key] for key in ("recipe", "size", *fit.AXES)]
+        if one["certified"]:
+            certified.setdefault((one["recipe"], one["size"]), []).append(tuple(place[2:]))
+            assert one["seeds"] == 3
+        for neighbour in one["neighbours"]:
+            if neighbour["verdict"] == "not run":
+                continue
+            step = list(place)
+            step[2 + fit.AXES.index(neighbour["axis"])] = neighbour["value"]
+            own, other = losses[tuple(place)], losses[tuple(step)]
+            margins = [other[seed] - own[seed] for seed in own if seed in other]
+            assert neighbour["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-12)
+            assert neighbour["seeds"] == len(margins)
+            grid = train.GRID[neighbour["axis"]]  # a step of the search's grid
+            near = grid.index(neighbour["value"]) - grid.index(one[neighbour["axis"]])
+            assert near == (1 if neighbour["side"] == "up" else -1)
     for recipe, size in itertools.product(("standard", "regularized"), gpt.LADDER[1000]["sizes"]):
-        found = json.loads((HERE / f"results/1000/certificates/{recipe}-{size}.json").read_text())
-        center = tuple(found[axis] for axis in ("epochs", "lr", "weight_decay"))
-        assert train.recipe_settings(recipe, size, 0) == center and len(found["losses"]) == 3
-        names = {f.name for f in dataclasses.fields(train.TrainConfig)}
-        config = train.TrainConfig(**{name: value for name, value in found.items() if name in names})
-        for row in [{**found, "margin": 0, "verdict": ""}, *found["neighbours"]]:
-            place = dataclasses.replace(config, **{axis: row[axis] for axis in ("epochs", "lr", "weight_decay")})
-            seeds = range(len(row["losses"]))
-            assert row["losses"] == [memo[train.run_name(dataclasses.replace(place, seed=seed))] for seed in seeds]
-            assert row["verdict"] != "better"
+        assert train.recipe_settings(recipe, size, 0) in certified[recipe, size]
+    assert len(certified["regularized", "300k"]) == 2
