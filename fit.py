@@ -801,18 +801,6 @@ ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 # what is compared with what: runs of one recipe on the same text
 TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
-OF_SIZE = ("size", "params", "params_nonembedding")
-
-# What a result says beside what was computed. A new option is not in here, so it tells settings
-# apart. A new measurement does as well, and then a certificate says "not run": no wrong margin.
-BESIDE = {
-    "kind", "study", "setting", "name", *SEEDS,  # labels and seeds
-    *AXES, "steps", "tokens_seen", "tau_epochs", "flops",  # axes, and what follows from them
-    "val_loss", "train_loss", "seconds", "tokens_per_second", "mfu", "machine",  # measurements
-    "device", "compile", "threads", "micro_batch_size", "log_every", "eval_every",  # how it ran
-    "checkpoint_seconds", "force_resume", "out",
-    "members", "vary", "member_losses", "loss_by_k", "kl", "limit", "limit_interval",  # ensembles
-    "law", "free_law", "probs_law", "free_probs_law"}
 
 
 def values(item, names):
@@ -852,13 +840,13 @@ def pick(item, names):
 
 
 def rest_of(result, but=()):
-    """All that a result computes beside seeds, axes and the keys `but`, as a text to compare."""
-    rest = {"subset_seed": None}
-    for key, value in result.items():
-        # An older result lacks newer options, so None, empty and 0 count as absent; but a subset
-        # of seed 0 is another subset than none.
-        if key not in BESIDE and key not in but and (value or key == "subset_seed"):
-            rest[key] = value
+    """All that a result computes beside seeds, axes and the options `but`, as a text to compare.
+
+    train.py writes into `identity` whatever decides a result and is no default, so a new option is
+    compared as well. A result without it agrees with none but its own setting.
+    """
+    identity = result.get("identity") or {"setting": result["setting"]}
+    rest = {key: identity[key] for key in identity if key not in (*SEEDS, *AXES, *but)}
     return json.dumps(rest, sort_keys=True)
 
 
@@ -883,7 +871,7 @@ def mean_settings(runs):
             by_seed[key] = run["val_loss"]
         settings.append({
             **first, "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
-            "by_seed": by_seed, "rest": rest_of(first), "rest_but_size": rest_of(first, OF_SIZE)})
+            "by_seed": by_seed, "rest": rest_of(first), "rest_but_size": rest_of(first, ["size"])})
     return settings
 
 
@@ -1073,8 +1061,8 @@ def member_laws(ensembles):
         laws.append({
             "claim": "K", **pick(e, copied), "size": e["size"] or "mixed",
             "vary": e["vary"] or "seed", "points": k,
-            # subsets of the text differ in these, and are compared with members that share one
-            "rest": rest_of(e, ("tokens", "subset_seed")),
+            # members with a subset each are compared with those that share one
+            "rest": rest_of(e, ["subset_seed"]),
             "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
             "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
             "probs_E": free_probs["E"]})

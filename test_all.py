@@ -2516,7 +2516,8 @@ def test_reciprocal_law():
 
 def made_run(config, loss, **changes):
     """What train.py writes of a run, without training it."""
-    return {"kind": "run", "setting": train.setting_of(config), **dataclasses.asdict(config),
+    return {"kind": "run", "setting": train.setting_of(config),
+            "identity": train.identity(config), **dataclasses.asdict(config),
             "name": train.run_name(config), "params": 300_000, "params_nonembedding": 150_000,
             "study": "made", "val_loss": loss, **changes}
 
@@ -2946,6 +2947,7 @@ def test_committed_runs_are_named_by_their_settings():
     for row in runs:
         config = train.TrainConfig(**{key: row[key] for key in names & row.keys()})
         assert (train.run_name(config), train.setting_of(config)) == (row["name"], row["setting"])
+        assert train.identity(config) == row["identity"]
     known = {(row["study"], row["name"]): row for row in runs}
     for row in committed_results(kind="ensemble"):
         members = [known[row["study"], name] for name in row["members"]]
