@@ -9,6 +9,7 @@
 # make crossover   many members that have memorized their text
 # make repetition  more epochs than are good, three sizes and three budgets
 # make students    students of three teachers
+# make efficiency  both recipes at two, four and eight times the tokens: about 30 hours of one core
 #
 # Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for
 # again. What a study leaves in runs/ is added to the committed results by
@@ -24,7 +25,7 @@ EVERY = --eval_every 1000
 OPTIONS = --size $(SIZE) --out $(OUT) --study $(STUDY) $(EVERY)
 
 .PHONY: miniature table data standard-% regularized-% ensemble student ladder pilot ensembles \
-	crossover repetition students readme bench test
+	crossover repetition students efficiency readme bench test
 # independent runs side by side, one thread each
 miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
@@ -112,6 +113,27 @@ students: data
 	        --epochs $$1 --synthetic_weight $$2 --weight_decay $$3 --seed $$4 \
 	        --out runs/students || exit; done
 	$(PY) fit.py runs/students --where recipe=student
+
+# Of each size: epochs of both recipes and the standard one's lr, as at 209,715 tokens. Of each
+# budget: weight decays, around the one that keeps AdamW's memory in epochs.
+efficiency: data
+	printf '%s\n' "150k 64 16 1e-2" "300k 32 16 1e-2" "600k 16 8 1e-2" "1.4m 16 8 3e-3" | \
+	while read -r size epochs standard lr; do \
+	    printf '%s\n' "419430 1.6 0.8 0.4" "838860 0.8 0.4 0.2" "1677721 0.4 0.2 0.1" | \
+	    while read -r tokens more decay less; do \
+	        train="$(PY) train.py $(EVERY) --out runs/efficiency --size $$size --tokens $$tokens"; \
+	        regularized="$$train --recipe regularized --lr 3e-3"; \
+	        standard_recipe="$$train --recipe standard --lr $$lr --weight_decay 0.1"; \
+	        for seed in 0 1 2; do \
+	            $$regularized --epochs $$epochs --weight_decay $$decay --seed $$seed || exit; \
+	            $$standard_recipe --epochs $$standard --seed $$seed || exit; done; \
+	        for other in $$more $$less; do \
+	            $$regularized --epochs $$epochs --weight_decay $$other || exit; done; \
+	        $$regularized --epochs $$((epochs / 2)) --weight_decay $$decay || exit; \
+	        for other in $$((standard / 2)) $$((standard * 2)); do \
+	            $$standard_recipe --epochs $$other || exit; done; \
+	    done || exit; done
+	$(PY) fit.py runs/efficiency
 
 readme: .venv/installed
 	$(PY) results/readme.py
