@@ -587,7 +587,10 @@ def prepare_documents(folder, source, args):
     """Write train and validation tokens of documents. Returns (vocabulary, {part: starts of documents},
     what meta.json is to say). Raises InputError for too little text."""
     store = DocumentStore(folder / "text")
-    reader = Reader(args.text_key, args.separator, min(LONGEST, args.tokens or LONGEST))
+    longest = LONGEST
+    if args.tokens:  # a document longer than the budget would be all there is
+        longest = min(LONGEST, max(args.tokens, 2 * PASSAGE))
+    reader = Reader(args.text_key, args.separator, longest)
     in_val = read_documents(store, reader, source, args)
     val, train, found = drop_copies(store, in_val, args.dedup)
     if not len(train):
@@ -815,7 +818,7 @@ class Reader:
         try:
             for text in self.read_part(part):
                 if len(text) > self.longest or self.cut_all:
-                    yield from cut_passages(text, self.longest)
+                    yield from cut_passages(text)
                 else:
                     yield text
         except InputError:
@@ -851,7 +854,7 @@ class Reader:
             *whole, text = regex.split(pattern, text + block)
             yield from whole
             if len(text) > LONGEST:
-                *passages, text = cut_passages(text, self.longest)
+                *passages, text = cut_passages(text)
                 yield from passages
                 text = text.removesuffix("\n\n")
         yield text
@@ -894,28 +897,28 @@ class Reader:
                 f"and were left out, the first is {self.first}; --text_key names another key")
 
 
-def cut_passages(text, longest=LONGEST):
-    """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line; where
-    there are none for twice as long, at a line's or sentence's end, or between words."""
+def cut_passages(text):
+    """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line; if
+    none comes within twice as many, at a line's or sentence's end, or between words."""
     passages, passage = [], ""
     for paragraph in regex.split(r"\n[ \t]*\n", text):
         passage += paragraph + "\n\n"
         if len(passage) >= PASSAGE:
-            passages += cut_paragraph(passage, longest)
+            passages += cut_paragraph(passage)
             passage = ""
     if passage:
-        passages += cut_paragraph(passage, longest)
+        passages += cut_paragraph(passage)
     return passages
 
 
-def cut_paragraph(text, longest):
-    """Pieces of PASSAGE to twice as many letters, `longest` at most. A text without any white space
-    or full stop (DNA) is cut anywhere."""
-    size, begin, parts = max(1, min(PASSAGE, longest // 2)), 0, []
-    while len(text) - begin > 2 * size:
-        cut = begin + size
+def cut_paragraph(text):
+    """Pieces of PASSAGE to twice as many letters. A text without any white space or full stop (DNA) is
+    cut anywhere."""
+    begin, parts = 0, []
+    while len(text) - begin > 2 * PASSAGE:
+        cut = begin + PASSAGE
         for end in (r"\n", r"[.!?]\s|[。！？]", r"\s"):
-            found = regex.compile(end).search(text, begin + size, begin + 2 * size)
+            found = regex.compile(end).search(text, begin + PASSAGE, begin + 2 * PASSAGE)
             if found:
                 cut = found.end()
                 break

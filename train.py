@@ -479,7 +479,6 @@ class Run:
             raise InputError(f"--batch_size {config.batch_size} cannot be shared by {self.world} processes evenly")
         data = load_data(config.data)
         self.tokens, self.end_of_text = budget_tokens(config, data), data.meta["end_of_text"]
-        self.data_checked = data.checked()
         self.train = device_windows(self.tokens, config.context, self.device)
         self.val = device_windows(data.val, config.context, self.device)
         self.real, self.synthetic = len(self.train), 0
@@ -558,7 +557,7 @@ class Run:
             write_json(self.folder / "config.json", asdict(self.config))
         self.resume()
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        self.log(versions=versions, machine=self.machine, git=git_state(), data_checked=self.data_checked,
+        self.log(versions=versions, machine=self.machine, git=git_state(),
                  step=self.step, steps=self.steps, **more)
 
     def resume(self):
