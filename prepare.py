@@ -594,7 +594,7 @@ def prepare_documents(folder, source, args):
     in_val = read_documents(store, reader, source, args)
     val, train, found = drop_copies(store, in_val, args.dedup)
     if not len(train):
-        raise InputError(f"no text in {' '.join(args.source)}{reader.summary('; ')}")
+        raise InputError(f"all of {' '.join(args.source)} is also in validation; give other text")
     corpus = hashlib.sha256()
     for place, i in enumerate(progress("hashed", itertools.chain(val, train))):
         corpus.update(b"\0" * (place > 0))
@@ -655,6 +655,9 @@ def read_documents(store, reader, source, args):
     if reader.cut_all:
         print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} letters, some of "
               f"which may be in train and some in validation")
+    if len(store) == in_val or source.val and not in_val:
+        part = "no text" if len(store) == in_val else "no validation text"
+        raise InputError(f"{part} in {' '.join(args.source)}{reader.summary('; ')}")
     if reader.first:
         print(reader.summary("warning: "), file=sys.stderr)
     store.warn()
