@@ -477,7 +477,7 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("notes.md", b"# Notes", "no known kind (its suffix: .md)"),
             ("t.tar", None, "is a tar archive; unpack it"),
             ("tar.txt", None, "is a tar archive; unpack it"),
-            ("t.tar.gz", None, "t.tar.gz is packed by gzip; name it for what"),
+            ("t.tar.gz", None, "t.tar.gz is a tar archive; unpack it"),
             ("u.jsonl.gz", None, "begins with NUL bytes, which no text has: it may be an archive"),
             ("z.zip", None, "is a zip archive"),
             ("z.txt", None, "is a zip archive"),
