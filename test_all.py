@@ -409,6 +409,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, monkeypatch, caps
     texts = [*make_documents(150), 'signs: , "\t" ;\nand a line']
     texts += ["NA", "007", "你好 🙂", "None"]
     make_tables(tmp_path, texts)
+    capsys.readouterr()
     hashes = set()
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
     assert len(files) == 15
