@@ -1380,9 +1380,11 @@ def count_tokens(folder, part, dtype):
 
 def count_bytes(folder, part, dtype, lengths):
     """UTF-8 bytes of the text of a part's tokens."""
-    tokens, total = np.memmap(folder / f"{part}.bin", dtype, "r"), 0
-    for begin in range(0, len(tokens), 2 ** 22):
-        total += int(lengths[tokens[begin:begin + 2 ** 22]].sum())
+    total = 0
+    # read piece by piece: all pages of a memory map that were touched would count as memory in use
+    with open(folder / f"{part}.bin", "rb") as file:
+        while len(tokens := np.fromfile(file, dtype, 2 ** 22)):
+            total += int(lengths[tokens].sum())
     return total
 
 
