@@ -307,7 +307,7 @@ class Problem:
         self.law, self.method, self.delta, self.fixed = law, method, delta, fixed
         self.c, self.y, self.weights = law.prepare(columns, kept), y[kept], weights[kept]
         # absolute deviations are met up to a narrow Huber's loss until the end
-        self.tolerance = 1e-3 if method == "lad" else 1e-6
+        self.tolerance = {"ls": 1e-6, "lad": 1e-3}.get(method, 1e-4)
         self.on_logs = law.logs or method in ("huber", "lad")
         self.shape = [name for name in law.shape if name not in fixed]
         self.terms = [name for name in law.signs if name not in fixed]
@@ -661,7 +661,7 @@ def near_starts(law, params):
 def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=None, fixed=None):
     """((low, high), fit): the 95% profile-likelihood interval of the limit E by least squares, None
     without a degree of freedom, and the fit it belongs to. sigma, freedom: of profile_interval()."""
-    fixed = fixed or {}
+    fixed, given = fixed or {}, (sigma, freedom)
     options = dict(weights=weights, method="ls")
     best = found or fit(law, columns, y, fixed=fixed, **options)
     if sigma is None:
@@ -687,9 +687,10 @@ def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=N
     center, top = best["params"]["E"], math.sqrt(2 * (best["objective"] + allowed) / total)
     ends = [find_end(excess, center, bound) for bound in (0.0, float(np.max(y)) + top)]
     if lower[0] is not best:
-        again = fit(law, columns, y, fixed=fixed, starts=near_starts(law, lower[0]["params"]), **options)
+        starts = near_starts(law, lower[0]["params"])
+        again = fit(law, columns, y, fixed=fixed, starts=starts, **options)
         if again["objective"] < best["objective"] * (1 - 1e-6):
-            return profile(law, columns, y, weights, sigma, freedom, again, fixed)
+            return profile(law, columns, y, weights, *given, again, fixed)
     return tuple(ends), best
 
 
@@ -760,7 +761,7 @@ def leave_one_out(law, columns, y, found, weights=None, **options):
     if len(counted) <= len(found["z"]):
         return []
     weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
-    few = len(law.shape) < 3
+    few = len(law.shape) < 2  # so few that a whole search costs little
     fits = []
     for i in watched(counted, "leaving one out, fit"):
         left = np.where(np.arange(len(y)) == i, 0.0, weights)

@@ -2159,12 +2159,13 @@ def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
     p = SimpleNamespace(C=2.0, beta=.6, gamma=.7)
     changes, earlier = np.diff(lr, prepend=0.0), np.concatenate([[0.0], s1[:-1]])
     drop = (changes * (1 - (1 + p.C * lr ** -p.gamma * (s1[-1] - earlier)) ** -p.beta)).sum()
-    for kept in step, np.random.default_rng(0).permutation(step[199::50]):
+    rows_kept = step, np.random.default_rng(0).permutation(step[199::50])
+    for kept, near in zip(rows_kept, (1e-9, 0.03)):  # the latest changes are summed as one
         columns = dict(step=kept.astype(float), lr=lr[kept - 1], curve=np.full(len(kept), "a"))
         c, last = fit.read_changes(columns, np.ones(len(kept), dtype=bool)), np.argmax(kept)
         assert c.S1[last] == pytest.approx(s1[-1])
         assert fit.annealed(c, 0.99)[last] == pytest.approx(s2)
-        assert fit.multi_power_drop(c, p)[last] == pytest.approx(drop, rel=5e-3)
+        assert fit.multi_power_drop(c, p)[last] == pytest.approx(drop, rel=near)
 
 
 @pytest.mark.parametrize("name, truth", [
@@ -2223,7 +2224,7 @@ def test_a_bootstrap_draws_whole_curves(world, capsys):
     draws, total = fit.bootstrap(law, columns, loss, found, 40)
     assert total == 8 and np.std(draws["L0"]) > 0.004  # by row it is 0.002
     write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
-    assert "more than 2 curves" in refused(capsys, fit, "lr_annealing", "one.csv", "--bootstrap", 40)
+    assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
 
 
 def test_intervals_of_a_linear_law_are_the_textbooks():
@@ -2361,6 +2362,18 @@ def test_intervals_cover_the_truth_as_often_as_they_say(request, route, truth, q
     assert share >= (0.92 if COVER else 0.95 - 3 * math.sqrt(0.95 * 0.05 / count))
 
 
+def fit_refuses(*arguments):
+    """The message with which `fit.py arguments` stops."""
+    old, sys.argv = sys.argv, ["fit.py", *map(str, arguments)]
+    try:
+        with pytest.raises(ValueError) as error:
+            fit.main()
+    finally:
+        sys.argv = old
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def write_points(path, **columns):
     rows = zip(*columns.values())
     path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
@@ -2493,7 +2506,7 @@ def test_fixed_and_equal_parameters(world, capsys):
     assert report["objective"] * 1e3 <= best * (1 + 1e-6)
     for option, message in (("alpha=gamma", "neither a number nor another of the exponents"),
                             ("F=1", "the law has alpha, beta, A, B, E"), ("alpha=-1", "above 0")):
-        assert message in refused(capsys, fit, "chinchilla", "points.csv", "--fix", option)
+        assert message in fit_refuses("chinchilla", "points.csv", "--fix", option)
 
 
 def test_points_that_do_not_determine_a_law_say_so(world, capsys):
@@ -2505,10 +2518,10 @@ def test_points_that_do_not_determine_a_law_say_so(world, capsys):
     report, printed = law_json(capsys, "chinchilla", "line.csv")
     assert "N and D go together in all points" in printed and report["not_determined"]
     for option in (["--compute", 1e21], ["--inference", 1e12, "--loss", 2.5]):
-        assert "N and D go together" in refused(capsys, fit, "chinchilla", "line.csv", *option)
+        assert "N and D go together" in fit_refuses("chinchilla", "line.csv", *option)
     columns, y, _ = chinchilla_points(np.random.default_rng(0))
     write_points(world / "billions.csv", N=columns["N"] / 1e9, D=columns["D"] / 1e9, loss=y)
-    assert "looks like billions" in refused(capsys, fit, "chinchilla", "billions.csv", "--compute", 1e21)
+    assert "looks like billions" in fit_refuses("chinchilla", "billions.csv", "--compute", 1e21)
     write_points(world / "good.csv", **columns, loss=y)
     report, printed = law_json(capsys, "chinchilla", "good.csv")
     assert report["not_determined"] == [] and "note" not in printed
@@ -2570,7 +2583,7 @@ def test_tables_as_people_have_them(world, capsys):
                             (text + '"1,000,000",2e9,3\n', "without thousands separators"),
                             (text + ",2e9,3\n", "N is blank")):
         (world / "bad.csv").write_text(change)
-        assert message in refused(capsys, fit, "chinchilla", "bad.csv")
+        assert message in fit_refuses("chinchilla", "bad.csv")
 
 
 @pytest.mark.parametrize("law, columns, options, message", [
