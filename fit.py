@@ -675,7 +675,7 @@ def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=N
 
     def excess(value):
         held = {**fixed, "E": value}
-        few = len([name for name in law.shape if name not in held]) < 3
+        few = len([name for name in law.shape if name not in held]) < 2
         starts = None if few else near_starts(law, {**best["params"], "E": value})
         refit = fit(law, columns, y, fixed=held, starts=starts, **options)
         if refit["objective"] < lower[0]["objective"] * (1 - 1e-6):
