@@ -1,5 +1,5 @@
-"""Points to laws, limits and figures. Needs numpy and scipy (matplotlib for figures), nothing of ours:
-copy it freely.
+"""Points to laws, limits and figures. Needs numpy and scipy (matplotlib for figures), nothing of
+ours: copy it freely.
 
     python fit.py --list                                      # every law: formula, columns, source
     python fit.py chinchilla points.csv --bootstrap 1000      # by the method of its authors
@@ -182,8 +182,8 @@ LAWS = {
         method="huber"),
     "log_linear": log_linear("x"),
 }
-LEFT_OUT = ("left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, "
-            "convex bounds")
+LEFT_OUT = ("left out, as each would need its own solver: Bayesian optimization, PCA of "
+            "benchmarks, convex bounds")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -291,6 +291,13 @@ def bounded_least_squares(matrix, y, free):
     return x[:len(size)] / size
 
 
+def full_weights(weights, rows):
+    """Weights as an array, ones where there are none, (rows,)."""
+    if weights is None:
+        return np.ones(rows)
+    return np.asarray(weights, dtype=np.float64)
+
+
 class Problem:
     """A law on points, in variables z of about size 1: logs of the shape parameters, then the
     coefficients of basis columns scaled to mean square 1.
@@ -302,7 +309,7 @@ class Problem:
     """
 
     def __init__(self, law, columns, y, weights, method, delta, fixed):
-        weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
+        weights = full_weights(weights, len(y))
         kept = weights > 0
         self.law, self.method, self.delta, self.fixed = law, method, delta, fixed
         self.c, self.y, self.weights = law.prepare(columns, kept), y[kept], weights[kept]
@@ -313,6 +320,7 @@ class Problem:
         self.terms = [name for name in law.signs if name not in fixed]
         self.free = np.array([law.signs[name] == "" for name in self.terms], dtype=bool)
         self.log_ranges = np.log(np.array([law.shape[name] for name in self.shape]).reshape(-1, 2))
+        # signs are in the basis, so that what is subtracted is at least 0 as well
         self.low = np.concatenate([self.log_ranges[:, 0], np.where(self.free, -np.inf, 0.0)])
         self.high = np.concatenate([self.log_ranges[:, 1], np.full(len(self.free), np.inf)])
 
@@ -325,13 +333,16 @@ class Problem:
         p = SimpleNamespace(**p)
         columns, held = [], 0.0
         for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
-            column = np.broadcast_to(-column if sign == "-" else column, len(self.y))
+            column = np.broadcast_to(column, len(self.y))
+            if sign == "-":
+                column = -column
             if name in self.fixed:
                 held = held + self.fixed[name] * column
             else:
                 columns.append(column)
-        matrix = np.stack(columns, axis=1) if columns else np.zeros((len(self.y), 0))
-        return p, matrix, held
+        if not columns:
+            return p, np.zeros((len(self.y), 0)), held
+        return p, np.stack(columns, axis=1), held
 
     def residuals(self, z, slopes=False):
         """Prediction minus target, of logs where the law or the method wants logs, (rows,); with
@@ -340,16 +351,20 @@ class Problem:
         p, matrix, held = self.design(logs)
         matrix = matrix / (np.sqrt((matrix ** 2).mean(0)) + 1e-300)
         eta = matrix @ coefficients + held
-        if slopes:  # a complex step is exact to machine precision, as it has no cancellation
-            return self.compare(eta, p), matrix * self.compare(eta + 1e-30j, p).imag[:, None] / 1e-30
-        return self.compare(eta, p)
+        if not slopes:
+            return self.compare(eta, p)
+        # a complex step is exact to machine precision, as it has no cancellation
+        by_eta = self.compare(eta + 1e-30j, p).imag / 1e-30
+        return self.compare(eta, p), matrix * by_eta[:, None]
 
     def compare(self, eta, p):
         """The residuals of what the basis sums to."""
         if self.law.logs:
             return eta - np.log(self.y)
         value = self.law.inverse(eta, p, self.c)
-        return np.log(value / self.y) if self.on_logs else value - self.y
+        if self.on_logs:
+            return np.log(value / self.y)
+        return value - self.y
 
     def jacobian(self, z):
         """Derivatives of the residuals by z, (rows, variables): by shapes as central differences,
@@ -390,7 +405,7 @@ class Problem:
         residuals: narrow from the start, few points would have a say. "lad" is its limit."""
         z = np.clip(z, self.low, self.high)
         if self.method == "ls":
-            return self.descend(z, None, precision)
+            return self.descend(z, math.inf, precision)
         width = float(np.median(np.abs(self.residuals(z)))) + 1e-300
         last = 1e-3 * width if self.method == "lad" else self.delta
         while width > last:
@@ -401,25 +416,28 @@ class Problem:
     def descend(self, z, width, precision):
         """least_squares from z, with Huber's loss of this width."""
         def huber(square):  # rho, rho', rho'' of the squared residual
+            if width == math.inf:  # least squares
+                return np.stack([self.weights * square, self.weights, np.zeros(len(square))])
             inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
             rho = np.where(inside, square, 2 * width * root - width ** 2)
             slope = np.where(inside, 1.0, width / root)
             bend = np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))
             return self.weights * np.stack([rho, slope, bend])
 
-        def squares(square):
-            return np.stack([self.weights * square, self.weights, np.zeros(len(square))])
+        # a search need not follow every flat valley to its end; the last step does
+        evaluations = 60 if precision > 1e-12 else 500
         try:
             return least_squares(
                 self.residuals, z, self.jacobian, bounds=(self.low, self.high), x_scale="jac",
-                loss=huber if width else squares, xtol=precision, ftol=precision,
-                gtol=1e-15, max_nfev=60 if precision > 1e-12 else 500).x
+                loss=huber, xtol=precision, ftol=precision, gtol=1e-15, max_nfev=evaluations).x
         except (ValueError, np.linalg.LinAlgError):  # not finite here: no better than its start
             return z
 
     def finish(self, z):
         """The minimum near z to all its digits."""
-        return self.polish_corner(z) if self.method == "lad" else self.polish(z, 1e-15)
+        if self.method == "lad":
+            return self.polish_corner(z)
+        return self.polish(z, 1e-15)
 
     def polish_corner(self, z):
         """The least absolute deviations near z, where as many points as parameters are met
@@ -493,32 +511,43 @@ def take_apart(found, count, shapes):
     return chosen, left
 
 
-def search(problem, shapes, each=8, rounds=12):
+def search(problem, shapes, each=8, rounds=11):
     """(value, z) of every minimum reached, the best first, and whether the search is done.
 
     Each round polishes some of the best starts left and some steps from the best minimum. It is
     done when rounds bring nothing better (two where there are more than two shapes) and two starts
     reached the best."""
     rng, apart = np.random.default_rng(0), len(problem.shape)
-    left, reached, quiet = scan(problem, shapes), [], 0
+    left, quiet = scan(problem, shapes), 0
     if not left:
         raise ValueError("no start of this law fits these points; check their units and columns")
-    for number in watched(range(rounds), "search, round"):
-        chosen, left = take_apart(left, each if number == 0 else each // 2, apart)
-        if reached and apart:
-            best = reached[0][1][:apart]
-            hops = best + rng.normal(0, 0.5, (each - len(chosen), apart))
-            chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
-        before = reached[0][0] if reached else math.inf
-        polished = [problem.polish(z) for _, z in chosen]
-        reached += chosen + [(problem.value(z), z) for z in polished]
-        reached.sort(key=lambda pair: pair[0])
+    # the first round takes the best starts alone
+    chosen, left = take_apart(left, each, apart)
+    reached = polish_all(problem, chosen)
+    if not apart:  # linear: there is one minimum
+        return reached, True
+    enough = 2 if apart > 2 else 1
+    for _ in watched(range(rounds), "search, round"):
+        before = reached[0][0]
+        chosen, left = take_apart(left, each // 2, apart)
+        hops = reached[0][1][:apart] + rng.normal(0, 0.5, (each - len(chosen), apart))
+        chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
+        reached = sorted(reached + polish_all(problem, chosen), key=lambda pair: pair[0])
         least = reached[0][0]
-        quiet = quiet + 1 if least > before * (1 - problem.tolerance) else 0
-        again = sum(value <= least * (1 + problem.tolerance) + 1e-20 for value, _ in reached) > 1
-        if not apart or again and quiet >= (2 if apart > 2 else 1):
+        quiet += 1
+        if least < before * (1 - problem.tolerance):
+            quiet = 0
+        same = [value for value, _ in reached if value <= least * (1 + problem.tolerance) + 1e-20]
+        if len(same) > 1 and quiet >= enough:
             return reached, True
     return reached, False
+
+
+def polish_all(problem, chosen):
+    """[(value, z)] of starts and of the minima near them, the best first."""
+    polished = [problem.polish(z) for _, z in chosen]
+    found = chosen + [(problem.value(z), z) for z in polished]
+    return sorted(found, key=lambda pair: pair[0])
 
 
 FEW_ROWS = 120  # of curves, on which the search begins
@@ -540,7 +569,7 @@ def fit(law, columns, y, weights=None, method=None, delta=1e-3, fixed=None, star
             shapes = [[start[name] for name in problem.shape] for start in starts]
             shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
             reached = scan(problem, np.clip(shapes, *np.exp(problem.log_ranges.T)))
-            reached += [(problem.value(z), z) for z in [problem.polish(z) for _, z in reached]]
+            reached = polish_all(problem, reached)
         elif law.prepare is not take_rows and len(problem.y) > 2 * FEW_ROWS:
             reached, done = search_few_rows(problem, columns, y, weights, options)
         else:
@@ -560,7 +589,7 @@ def fit(law, columns, y, weights=None, method=None, delta=1e-3, fixed=None, star
 def search_few_rows(problem, columns, y, weights, options):
     """search() where loss curves have many rows: they are smooth, so that a few rows tell where to
     look, and all of them what is best there."""
-    counted = np.flatnonzero(np.ones(len(y)) if weights is None else weights)
+    counted = np.flatnonzero(full_weights(weights, len(y)))
     few = counted[::len(counted) // FEW_ROWS]
     some = {name: column[few] for name, column in columns.items()}
     rough = Problem(problem.law, some, y[few], None, *options)
@@ -575,8 +604,11 @@ def predict(law, params, columns):
     c, p = law.prepare(columns, np.ones(rows, dtype=bool)), SimpleNamespace(**params)
     eta = np.zeros(rows)
     for (name, sign), column in zip(law.signs.items(), law.basis(p, c)):
-        eta = eta + (-params[name] if sign == "-" else params[name]) * column
-    return np.exp(eta) if law.logs else law.inverse(eta, p, c)
+        term = params[name] * column
+        eta = eta - term if sign == "-" else eta + term
+    if law.logs:
+        return np.exp(eta)
+    return law.inverse(eta, p, c)
 
 
 def watched(items, what):
@@ -604,11 +636,14 @@ def noise_of(problem, z, rows):
 
 
 def movement(problem, z):
-    """How far each variable z may move at a loss that noise does not tell from the best, (variables,):
-    the half-width of its 95% interval if the law were linear. A loss is never taken to be
+    """How far each variable z may move at a loss that noise does not tell from the best: the
+    half-width of its 95% interval if the law were linear, (variables,). A loss is never taken to be
     known to more than four digits."""
     noise, freedom = noise_of(problem, z, len(problem.y))
-    floor = 1e-4 if problem.on_logs else 1e-4 * float(np.sqrt((problem.y ** 2).mean()))
+    floor = 1e-4
+    if not problem.on_logs:
+        floor = 1e-4 * float(np.sqrt((problem.y ** 2).mean()))
+    # columns of one size, so that a small singular value means a direction without a slope
     slope = problem.jacobian(z) * np.sqrt(problem.weights)[:, None]
     size = np.sqrt((slope ** 2).sum(0)) + 1e-150
     _, singular, axes = np.linalg.svd(slope / size, full_matrices=False)
@@ -635,6 +670,7 @@ def standard_errors(problem, z):
     """{name: s.e.} of the parameters sought, by least squares to first order; none without a
     degree of freedom."""
     noise, freedom = noise_of(problem, z, len(problem.y))
+    # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
     slope = problem.jacobian(z) * np.sqrt(problem.weights)[:, None]
@@ -660,20 +696,22 @@ def near_starts(law, params):
 
 def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=None, fixed=None):
     """((low, high), fit): the 95% profile-likelihood interval of the limit E by least squares, None
-    without a degree of freedom, and the fit it belongs to. sigma, freedom: of profile_interval()."""
+    without a degree of freedom, and the fit it belongs to. sigma, freedom: of
+    profile_interval()."""
     fixed, given = fixed or {}, (sigma, freedom)
     options = dict(weights=weights, method="ls")
     best = found or fit(law, columns, y, fixed=fixed, **options)
     if sigma is None:
-        freedom = len(y) if weights is None else np.count_nonzero(weights)
-        freedom = freedom - len(best["z"])
+        freedom = np.count_nonzero(full_weights(weights, len(y))) - len(best["z"])
         if freedom < 1:
             return None, best
         sigma = math.sqrt(2 * best["objective"] / freedom)
+    # twice the objective over sigma^2 grows by t^2 from the best fit to an end of the interval
     allowed = 0.5 * sigma ** 2 * student_t.ppf(0.975, freedom) ** 2
     lower = [best]  # refits that found a lower minimum than the fit, if any
 
     def excess(value):
+        # the limit is held, all other parameters are sought anew
         held = {**fixed, "E": value}
         few = len([name for name in law.shape if name not in held]) < 2
         starts = None if few else near_starts(law, {**best["params"], "E": value})
@@ -683,7 +721,7 @@ def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=N
         return refit["objective"] - best["objective"] - allowed
 
     # a limit above all points misses each by so much at least that it is out of the interval
-    total = len(y) if weights is None else np.sum(weights)
+    total = full_weights(weights, len(y)).sum()
     center, top = best["params"]["E"], math.sqrt(2 * (best["objective"] + allowed) / total)
     ends = [find_end(excess, center, bound) for bound in (0.0, float(np.max(y)) + top)]
     if lower[0] is not best:
@@ -695,12 +733,17 @@ def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=N
 
 
 def find_end(excess, center, bound):
-    """Where excess, negative at the center, crosses zero towards the bound: the bound if nowhere."""
+    """Where excess, negative at the center, crosses zero towards the bound; the bound if
+    nowhere."""
+    if bound == center:
+        return float(bound)
     inner = center
-    for share in 2.0 ** np.arange(-13, 1):
+    for share in 2.0 ** np.arange(-13, 1):  # outward in growing steps
         outer = center + share * (bound - center)
-        if outer != center and excess(outer) >= 0:
-            return float(brentq(excess, inner, outer, xtol=1e-7)) if inner != outer else float(outer)
+        if excess(outer) >= 0:
+            if excess(inner) >= 0:  # no noise, no doubt
+                return float(inner)
+            return float(brentq(excess, inner, outer, xtol=1e-7))
         inner = outer
     return float(bound)
 
@@ -717,12 +760,12 @@ def profile_interval(law, columns, y, weights=None, sigma=None, freedom=math.inf
 
 
 def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
-    """(draws, groups): the parameters and derived quantities of `count` refits to points drawn with
-    replacement, {name: (count,)}, and how many were drawn from; curves are drawn whole. Refits
-    start at the fit; a draw is left out whose points do not determine the law. Raises ValueError
-    where there are too few to draw from."""
+    """(draws, number): the parameters and derived quantities of `count` refits to points drawn with
+    replacement, [name -> value], and how many were drawn from; curves are drawn whole. Refits start
+    at the fit; draws of too few different points are drawn again. Raises ValueError where there are
+    too few to draw from."""
     rng, draws = np.random.default_rng(seed), []
-    weights = np.ones(len(y)) if weights is None else weights
+    weights = full_weights(weights, len(y))
     needed = len(found["z"])
     groups, names = np.arange(len(y)), "points"
     if "curve" in law.columns:
@@ -736,7 +779,7 @@ def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
             drawn = rng.multinomial(total, np.full(total, 1 / total))
         refit = fit(law, columns, y, drawn[groups] * weights, starts=[found["params"]], **options)
         draws.append(quantities(law, refit["params"]))
-    return {name: np.array([draw[name] for draw in draws]) for name in draws[0]}, total
+    return draws, total
 
 
 def percentile_interval(values, estimate, total, sought):
@@ -757,10 +800,10 @@ def quantities(law, params):
 def leave_one_out(law, columns, y, found, weights=None, **options):
     """The parameters when each point is left out in turn, [name -> value]; none when too few points
     remain."""
-    counted = np.flatnonzero(np.ones(len(y)) if weights is None else weights)
+    weights = full_weights(weights, len(y))
+    counted = np.flatnonzero(weights)
     if len(counted) <= len(found["z"]):
         return []
-    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
     few = len(law.shape) < 2  # so few that a whole search costs little
     fits = []
     for i in watched(counted, "leaving one out, fit"):
@@ -782,18 +825,19 @@ def limit_range(left_out):
 # What to train: the optimum of a law
 
 def compute_optimum(law, params, flops):
-    """(N, D, loss) of least loss with 6 N D = flops, of a law in N and D (arXiv 2203.15556, approach
-    3). Raises ValueError where the law has no such optimum."""
+    """(N, D, loss) of least loss with 6 N D = flops, of a law in N and D (arXiv 2203.15556,
+    approach 3). Raises ValueError where the law has no such optimum."""
     def loss(log_n):
         n = np.exp(log_n)
         columns = {"N": np.array([n]), "D": np.array([flops / 6 / n])}
         return float(predict(law, params, columns)[0])
 
     low, high = 0.0, math.log(flops / 6)  # one parameter, or one token
+    # a coarse grid brackets the minimum wherever it lies
     grid = np.linspace(low, high, 60)
     best = int(np.argmin([loss(log_n) for log_n in grid]))
     if best in (0, len(grid) - 1):
-        raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs: one term is missing")
+        raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
     found = minimize_scalar(loss, bounds=(grid[best - 1], grid[best + 1]), method="bounded",
                             options=dict(xatol=1e-7))
     return float(np.exp(found.x)), float(flops / 6 / np.exp(found.x)), float(found.fun)
@@ -804,7 +848,8 @@ def optimum_with_inference(params, loss, inference_tokens):
     2401.00448)."""
     p = SimpleNamespace(**params)
     if loss <= p.E or min(p.A, p.B) <= 0:
-        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is {p.E:.4f}")
+        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is "
+                         f"{p.E:.4f}")
     smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
     def data(log_n):
@@ -822,13 +867,16 @@ def optimum_with_inference(params, loss, inference_tokens):
 # The paper's laws
 
 def fit_power(x, loss):
-    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss: (points,)."""
-    return fit(LAWS["power"], *check_points(LAWS["power"], {"x": x, "loss": loss}))["params"]
+    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss:
+    (points,)."""
+    law = LAWS["power"]
+    return fit(law, *check_points(law, {"x": x, "loss": loss}))["params"]
 
 
 def fit_reciprocal(x, loss):
     """A / x + E by least squares: {"A", "E"}."""
-    return fit(LAWS["reciprocal"], *check_points(LAWS["reciprocal"], {"x": x, "loss": loss}))["params"]
+    law = LAWS["reciprocal"]
+    return fit(law, *check_points(law, {"x": x, "loss": loss}))["params"]
 
 
 def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
@@ -845,7 +893,8 @@ def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
 
 
 def jackknife(left_out):
-    """The standard error of an estimate from its n values with one of n independent draws left out."""
+    """The standard error of an estimate from its n values with one of n independent draws left
+    out."""
     n, values = len(left_out), np.asarray(left_out)
     return math.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum())
 
@@ -865,9 +914,9 @@ def tokens_for(law, loss):
 
 
 def data_efficiency(law, loss, standard_loss):
-    """How many times the data the standard recipe would need for `loss`: D_std(loss) / D_std(its own
-    loss), both by the standard recipe's law over D, as the authors compute it (paper, section on
-    data efficiency)."""
+    """How many times the data the standard recipe would need for `loss`: D_std(loss) / D_std(its
+    own loss), both by the standard recipe's law over D, as the authors compute it (paper, section
+    on data efficiency)."""
     return tokens_for(law, loss) / tokens_for(law, standard_loss)
 
 
@@ -884,8 +933,9 @@ def measured_efficiency(tokens, losses, loss, at):
 # Points of a table
 
 # other names of a column, in this kit's results and elsewhere
-ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"), "U": ("tokens",),
-           "K": ("members",), "loss": ("val_loss",), "sigma": ("sd",), "V": ("vocab_size",)}
+ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
+           "U": ("tokens",), "K": ("members",), "loss": ("val_loss",), "sigma": ("sd",),
+           "V": ("vocab_size",)}
 COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 
@@ -898,7 +948,8 @@ def read_rows(path):
         texts = [(file.read_text(), str(file)) for file in sorted(Path(path).rglob("result.json"))]
     elif Path(path).suffix == ".jsonl":
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-        texts = [(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        texts = [(line, f"{path} line {number}") for number, line in enumerate(lines, 1)
+                 if line.strip()]
     else:
         return read_csv(path)
     rows = []
@@ -953,8 +1004,8 @@ def keep_rows(rows, where):
             raise ValueError(f"condition {condition}: there is no column {column}; there are "
                              f"{', '.join(map(str, known))}")
         if sign != "=" and not is_number(wanted):
-            raise ValueError(f"condition {condition}: {wanted!r} is no number; there are COLUMN=VALUE, "
-                             f"COLUMN<VALUE and COLUMN>VALUE")
+            raise ValueError(f"condition {condition}: {wanted!r} is no number; a condition is "
+                             f"COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
         rows = [(row, place) for row, place in rows if meets(row.get(column), sign, wanted)]
     return rows
 
@@ -1007,8 +1058,8 @@ def find_column(name, header, chosen):
     for one in names:
         alike = [column for column in header if plain(column) == plain(one)]
         if len(alike) > 1:
-            raise ValueError(f"the columns {' and '.join(alike)} may both be {name}; say which with "
-                             f"--columns {name}=...")
+            raise ValueError(f"the columns {' and '.join(alike)} may both be {name}; say which "
+                             f"with --columns {name}=...")
         if alike:
             return alike[0]
     return None
@@ -1034,13 +1085,14 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
     written; its rows (of read_rows()); what the reader should know.
 
     where: conditions of keep_rows(); constants: "name=value" columns that the table lacks; columns:
-    "name=header" choices; blank: names whose cells may be blank (nan); absent: names of columns that
-    need not be there. D and C are found from each other and N by C = 6 N D. Raises ValueError.
+    "name=header" choices; blank: names whose cells may be blank (nan); absent: names of columns
+    that need not be there. D and C are found from each other and N by C = 6 N D. Raises ValueError.
     """
     constants, chosen = dict(split_pairs(constants)), dict(split_pairs(columns))
     rows = keep_rows(read_rows(path), where)
     if not rows:
-        raise ValueError(f"{path} has no rows" + (" left by --where" if where else ""))
+        left = " left by --where" if where else ""
+        raise ValueError(f"{path} has no rows{left}")
     header, table, notes = dict.fromkeys(name for row, _ in rows for name in row), {}, []
 
     def read(name):
@@ -1049,12 +1101,14 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
             return None
         if there not in (None, name):
             notes.append(f"{name} is the column {there}")
-        cells = [constants[name] if there is None else row.get(there) for row, _ in rows]
-        if name == "curve":
-            return np.array([str(cell) for cell in cells])
-        places = [place for _, place in rows]
-        return np.array([read_number(cell, there or name, place, name in blank)
-                         for cell, place in zip(cells, places)])
+        values = []
+        for row, place in rows:
+            cell = row.get(there, constants.get(name))
+            if name == "curve":
+                values.append(str(cell))
+            else:
+                values.append(read_number(cell, there or name, place, name in blank))
+        return np.array(values)
 
     for name in names:
         values = read(name)
@@ -1062,13 +1116,16 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
         if values is None and other:
             n, counterpart = read("N"), read(other)
             if n is not None and counterpart is not None:
-                values = counterpart / (6 * n) if name == "D" else 6 * n * counterpart
                 notes.append(f"{name} is from C = 6 N D")
+                values = 6 * n * counterpart
+                if name == "D":
+                    values = counterpart / (6 * n)
         if values is not None:
             table[name] = values
         elif name not in absent:
-            raise ValueError(f"{path} has no column {name}; it has {', '.join(map(str, header))} (say "
-                             f"which is meant with --columns {name}=..., or give --set {name}=VALUE)")
+            raise ValueError(f"{path} has no column {name}; it has {', '.join(map(str, header))} "
+                             f"(say which is meant with --columns {name}=..., or give --set "
+                             f"{name}=VALUE)")
     return table, rows, notes
 
 
@@ -1076,9 +1133,10 @@ def check_values(law, columns):
     """The columns as float64 (but `curve`); raises ValueError for values the law cannot take."""
     checked = {}
     for name, column in columns.items():
-        checked[name] = column = np.asarray(column, dtype=None if name == "curve" else np.float64)
         if name == "curve":
+            checked[name] = np.asarray(column)
             continue
+        checked[name] = column = np.asarray(column, dtype=np.float64)
         good = np.isfinite(column) & (column > 0)
         if name in ("lr", "step"):
             good |= column == 0
@@ -1120,8 +1178,8 @@ def check_points(law, columns):
     least = len(law.shape) + len(law.signs)
     points = len(set(zip(*(columns[name][known].tolist() for name in law.columns))))
     if points < least:
-        raise ValueError(f"a law of {least} parameters needs {least} different points, not {points}; "
-                         f"add some")
+        raise ValueError(f"a law of {least} parameters needs {least} different points, not "
+                         f"{points}; add some")
     return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
@@ -1144,8 +1202,8 @@ def columns_together(law, columns):
 # --------------------------------------------------------------------------------------------------
 # A law and a table
 
-METHODS = {"ls": "least squares", "huber": "Huber's loss of logs", "lad": "absolute deviations of logs",
-           "raw_huber": "Huber's loss of raw residuals"}
+METHODS = {"ls": "least squares", "huber": "Huber's loss of logs",
+           "raw_huber": "Huber's loss of raw residuals", "lad": "absolute deviations of logs"}
 DRAWS = 200  # refits for the intervals of predictions and optima, where --bootstrap says no number
 
 
@@ -1172,13 +1230,14 @@ def add_law_options(parser):
                       help="pool both from the columns sigma (or sd) and seeds")
     laws.add_argument("--bootstrap", type=int, metavar="B", help="refits for intervals of all")
     laws.add_argument("--seed", type=int, help="of the bootstrap, 0 if not given")
-    laws.add_argument("--predict", metavar="TABLE", help="predict these points, with or without loss")
+    laws.add_argument("--predict", metavar="TABLE",
+                      help="predict these points, with or without their loss")
     laws.add_argument("--hold_out", action="append", default=[], metavar="CONDITION",
-                      help="fit the other rows and predict these, one error a condition; like --where")
+                      help="fit the other rows and predict these, an error a condition")
     laws.add_argument("--compute", type=float, metavar="FLOPS",
                       help="the N and D of least loss with 6 N D = FLOPS")
     laws.add_argument("--inference", type=float, metavar="TOKENS",
-                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
+                      help="of chinchilla: the cheapest N and D to generate so many tokens later")
     laws.add_argument("--loss", type=float, help="the loss that --inference is to reach")
 
 
@@ -1194,9 +1253,9 @@ def check_options(names, args):
     """Raises ValueError for options of a law that are out of range or would do nothing."""
     for name in names:
         if name not in LAWS:
-            near = difflib.get_close_matches(name, LAWS, 1)
-            hint = f"; do you mean {near[0]}?" if near else ""
-            raise ValueError(f"there is no law {name}{hint} The laws: {', '.join(LAWS)}")
+            near = difflib.get_close_matches(name, LAWS, 1, cutoff=0.0)
+            raise ValueError(f"there is no law {name}; do you mean {near[0]}? The laws: "
+                             f"{', '.join(LAWS)}")
     if len(args.what) != 2:
         raise ValueError(f"the law {args.what[0]} goes with one table of points")
     for name in ("delta", "loss", "inference", "compute"):
@@ -1211,33 +1270,33 @@ def check_options(names, args):
     if args.delta is not None and not methods & {"huber", "raw_huber"}:
         raise ValueError(f"--delta is the width of Huber's loss; the method is {methods.pop()}")
     if (args.sigma or args.pooled) and methods != {"ls"}:
-        raise ValueError("--sigma and --pooled are for the profile of least squares; add --method ls, "
-                         "or take --bootstrap")
+        raise ValueError("--sigma and --pooled are for the profile of least squares; add --method "
+                         "ls, or take --bootstrap")
     if args.sigma and args.pooled:
         raise ValueError("--pooled takes the noise from the table and --sigma gives it; take one")
     if args.loss is not None and args.inference is None:
         raise ValueError("--loss is what --inference is to reach; give both")
     if args.inference is not None and (args.loss is None or names != ["chinchilla"]):
         raise ValueError("--inference goes with chinchilla and --loss")
-    if args.compute is not None and not all(set(LAWS[name].columns) == {"N", "D"} for name in names):
-        raise ValueError("--compute goes with a law in N and D: "
-                         + ", ".join(k for k, law in LAWS.items() if set(law.columns) == {"N", "D"}))
-    several = len(names) > 1 or args.hold_out
-    unused = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")
-    for name in unused if several else ():
-        if getattr(args, name):
-            raise ValueError(f"--{name} goes with one law and all its points, not with several laws "
-                             f"or --hold_out")
+    of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
+    if args.compute is not None and not set(names) <= set(of_both):
+        raise ValueError(f"--compute goes with a law in N and D: {', '.join(of_both)}")
+    alone = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")
+    for name in alone:
+        if getattr(args, name) and (len(names) > 1 or args.hold_out):
+            raise ValueError(f"--{name} goes with one law and all its points, not with several "
+                             f"laws or --hold_out")
+    # without a bootstrap nothing is drawn
     drawn = args.bootstrap or args.predict or args.compute or args.inference
     if args.seed is not None and not drawn:
         raise ValueError("--seed is of --bootstrap; give both")
     for name in ("csv", "save"):
         if getattr(args, name, None):
-            raise ValueError(f"--{name} is of runs; a law's result is printed, and with --json complete")
+            raise ValueError(f"--{name} is of runs; a law's result is printed, by --json in full")
 
 
 def law_command(args):
-    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", "predict", ...}; prints it."""
+    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
     names = args.what[0].split(",")
     check_options(names, args)
     if len(names) > 1 or args.hold_out:
@@ -1270,14 +1329,14 @@ def fixed_of(law, pairs):
         if value in law.shape and name in law.shape and value != name:
             fixed[name] = value
         elif not is_number(value) or not math.isfinite(float(value)):
-            raise ValueError(f"--fix {name}={value} is neither a number nor another of the exponents "
-                             f"{', '.join(law.shape)}")
+            raise ValueError(f"--fix {name}={value} is neither a number nor another of the "
+                             f"exponents {', '.join(law.shape)}")
         else:
             fixed[name] = float(value)
         if name in law.shape and not isinstance(fixed[name], str) and fixed[name] <= 0:
             raise ValueError(f"--fix {name}={value}: it must be above 0")
     if any(value in fixed for value in fixed.values() if isinstance(value, str)):
-        raise ValueError("--fix: an exponent can equal one that is sought, not one that is fixed too")
+        raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
     return fixed
 
 
@@ -1298,12 +1357,17 @@ class Points:
 def read_law(name, path, args):
     """The Points of a law's command. Raises ValueError."""
     law = law_of(name, args)
-    names = [*law.columns, law.target]
-    wanted = names + [args.weights] * bool(args.weights) + ["sigma", "seeds"] * args.pooled
-    known = ["V"] * ("L0" in law.shape)
-    curves = "curve" in law.columns
-    table, rows, notes = read_points(args.what[1], wanted + known, args.where, args.set, args.columns,
-                                     blank=(law.target,) if curves else (), absent=("V", "seeds"))
+    names, wanted, blank = [*law.columns, law.target], [*law.columns, law.target], ()
+    if args.weights:
+        wanted.append(args.weights)
+    if args.pooled:
+        wanted += ["sigma", "seeds"]
+    if "L0" in law.shape:
+        wanted.append("V")
+    if "curve" in law.columns:
+        blank = (law.target,)
+    table, rows, notes = read_points(path, wanted, args.where, args.set, args.columns, blank,
+                                     absent=("V", "seeds"))
     fixed = fixed_of(law, args.fix)
     if "V" in table and "L0" in law.shape and "L0" not in fixed:
         if len(np.unique(table["V"])) > 1:
@@ -1312,10 +1376,10 @@ def read_law(name, path, args):
     elif "L0" in law.shape and "L0" not in fixed:
         notes.append("L0 is fitted: no column V and no --set V=VOCABULARY gives it")
     columns, y = check_points(law, {column: table[column] for column in names})
-    weights = np.where(np.isfinite(y), table[args.weights] if args.weights else 1.0, 0.0)
+    weights = np.where(np.isfinite(y), table.get(args.weights, 1.0), 0.0)
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
-    if curves:
+    if "curve" in law.columns:
         notes += schedule_notes(columns)
     method = args.method or law.method
     if method in ("huber", "lad") or law.logs:
@@ -1339,13 +1403,15 @@ def read_noise(args, table):
         degrees = table["seeds"] - 1
         if (degrees < 0).any() or degrees.sum() == 0:
             raise ValueError("--pooled needs two seeds or more at some point")
+        # each variance counts by its degrees of freedom, one of a single run not at all
         squares = np.where(degrees > 0, table["sigma"] ** 2, 0.0)
         return math.sqrt((degrees * squares).sum() / degrees.sum()), float(degrees.sum())
     if args.sigma is None:
         return None, math.inf
     noise, _, degrees = args.sigma.partition(":")
     if not is_number(noise) or not 0 < float(noise) < math.inf:
-        raise ValueError(f"--sigma {args.sigma} is out of range; it is NOISE above 0, or NOISE:DEGREES")
+        raise ValueError(f"--sigma {args.sigma} is out of range; it is NOISE above 0, or "
+                         f"NOISE:DEGREES")
     if degrees and (not is_number(degrees) or not float(degrees) >= 1):
         raise ValueError(f"--sigma {args.sigma}: the degrees of freedom must be at least 1")
     return float(noise), float(degrees or math.inf)
@@ -1357,8 +1423,8 @@ def schedule_notes(columns):
     if not late:
         return []
     first = ", ".join(dict.fromkeys(f"{columns['step'][row]:g}" for row in late))
-    return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to there; "
-            f"rows without a loss can give another schedule"]
+    return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to "
+            f"there; rows without a loss can give another schedule"]
 
 
 def repeat_notes(law, rows):
@@ -1368,8 +1434,8 @@ def repeat_notes(law, rows):
     epochs = [float(row["epochs"]) for row, _ in rows if is_number(row.get("epochs"))]
     if max(epochs, default=1) <= 1:
         return []
-    return [f"tokens are seen up to {max(epochs):g} times, which this law does not know: a repeated "
-            f"token counts as D says"]
+    return [f"tokens are seen up to {max(epochs):g} times, which this law does not know: a "
+            f"repeated token counts as D says"]
 
 
 def law_report(name, path, args):
@@ -1386,17 +1452,19 @@ def law_report(name, path, args):
     draws, total = draw_refits(points, found, args)
     report = describe_fit(name, points, found, problem, open_names, draws, total, args)
     if limit:
-        left_out = leave_one_out(law, columns, y, found, points.weights, **options) \
-            if len(y) <= 50 and "curve" not in law.columns else []
-        report["limit"], report["leave_one_out"] = found["params"]["E"], limit_range(left_out)
+        report["limit"] = found["params"]["E"]
+        report["leave_one_out"] = None
+        if len(y) <= 50:
+            left_out = leave_one_out(law, columns, y, found, points.weights, **options)
+            report["leave_one_out"] = limit_range(left_out)
         if options["method"] == "ls":
             report["limit_interval"] = interval
             noise = describe(interval, report["leave_one_out"], points.sigma)
             print(f"limit {report['limit']:.4f}; {noise}")
             compare_intervals(interval, report["params"]["E"])
         else:
-            print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here of "
-                  f"--bootstrap")
+            print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here "
+                  f"of --bootstrap")
     if name == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
     if args.compute is not None or args.inference is not None:
@@ -1416,9 +1484,9 @@ def has_limit(law, fixed):
 def draw_refits(points, found, args):
     """(draws, number drawn from) of bootstrap(), where it is asked for or an answer needs it."""
     needed = args.predict or args.compute is not None or args.inference is not None
-    count = args.bootstrap or (DRAWS if needed else 0)
-    if not count:
-        return {}, 0
+    if not (args.bootstrap or needed):
+        return [], 0
+    count = args.bootstrap or DRAWS
     try:
         draws, total = bootstrap(points.law, points.columns, points.y, found, count, points.weights,
                                  args.seed or 0, **points.options)
@@ -1426,7 +1494,7 @@ def draw_refits(points, found, args):
         if args.bootstrap:
             raise
         points.notes.append(f"no intervals of predictions and optima: {error}")
-        return {}, 0
+        return [], 0
     if "curve" in points.law.columns and total < 10:
         points.notes.append(f"{total} curves are drawn from: their intervals are rough")
     return draws, total
@@ -1440,50 +1508,61 @@ def describe_fit(name, points, found, problem, open_names, draws, total, args):
     for key, value in values.items():
         params[key] = {"value": value, "se": errors.get(key), "low": None, "high": None}
         if draws and key not in points.options["fixed"]:
-            low, high = percentile_interval(draws[key], value, total, len(found["z"]))
+            drawn = [draw[key] for draw in draws]
+            low, high = percentile_interval(drawn, value, total, len(found["z"]))
             if law.signs.get(key) in ("+", "-") or key in law.shape:
                 low = max(low, 0.0)
-            params[key] |= {"se": float(np.std(draws[key], ddof=1)), "low": low, "high": high}
-    counted = points.weights > 0
+            params[key] |= {"se": float(np.std(drawn, ddof=1)), "low": low, "high": high}
+    counted, delta, title = points.weights > 0, None, METHODS[method]
     residuals = (found["prediction"] - points.y)[counted]
-    own = "" if args.method else ", the law's own (--method for another)"
-    delta = points.options["delta"] if "huber" in method else None
-    width = f", width {delta:g}" if delta else ""
-    report = {"law": name, "formula": law.formula, "points": int(counted.sum()), "method": method,
-              "delta": delta, "weights": args.weights, "sigma": points.sigma,
-              "sigma_freedom": points.freedom if math.isfinite(points.freedom) else None,
-              "bootstrap": len(next(iter(draws.values()))) if draws else 0, "seed": args.seed or 0,
-              "fixed": points.options["fixed"], "objective": found["objective"],
-              "rmse": float(np.sqrt((residuals ** 2).mean())), "at_bounds": found["at_bounds"],
-              "not_determined": open_names, "done": found["done"], "params": params}
-    print(f"{name}: {law.formula}\n{report['points']} points; {METHODS[method]}{width}{own}; "
-          f"rmse {report['rmse']:.4g}, objective {found['objective']:.6g}")
+    if "huber" in method:
+        delta = points.options["delta"]
+        title += f", width {delta:g}"
+    if args.method is None:
+        title += ", the law's own (--method for another)"
     if not found["done"]:
         points.notes.append("new starts still found better fits, or one alone found the best: a "
                             "better one may exist")
     if open_names:
-        points.notes.append(f"not determined by these points: {', '.join(open_names)} (at equal loss "
-                            f"an exponent may double or halve, a term vanish)")
-    report["notes"] = points.notes
+        points.notes.append(f"not determined by these points: {', '.join(open_names)} (at equal "
+                            f"loss an exponent may double or halve, a term vanish)")
+    report = {"law": name, "formula": law.formula, "points": int(counted.sum()), "method": method,
+              "delta": delta, "weights": args.weights, "sigma": points.sigma,
+              "sigma_freedom": None, "bootstrap": len(draws), "seed": args.seed or 0,
+              "fixed": points.options["fixed"], "objective": found["objective"],
+              "rmse": float(np.sqrt((residuals ** 2).mean())), "at_bounds": found["at_bounds"],
+              "not_determined": open_names, "done": found["done"], "params": params,
+              "notes": points.notes}
+    if math.isfinite(points.freedom):
+        report["sigma_freedom"] = points.freedom
+    print(f"{name}: {law.formula}\n{report['points']} points; {title}; rmse {report['rmse']:.4g}, "
+          f"objective {found['objective']:.6g}")
     for note in points.notes:
         print(f"note: {note}")
     for key, one in params.items():
-        error = "" if one["se"] is None else f"  s.e. {one['se']:<10.4g}"
-        interval = "" if one["low"] is None else f"  95% {one['low']:.4g} to {one['high']:.4g}"
-        bound = "  at its bound" if key in found["at_bounds"] else ""
-        held = "  fixed" if key in points.options["fixed"] else ""
-        print(f"{key:>8} {one['value']:12.6g}{error}{interval}{bound}{held}")
+        line = f"{key:>8} {one['value']:12.6g}"
+        if one["se"] is not None:
+            line += f"  s.e. {one['se']:<10.4g}"
+        if one["low"] is not None:
+            line += f"  95% {one['low']:.4g} to {one['high']:.4g}"
+        if key in found["at_bounds"]:
+            line += "  at its bound"
+        if key in points.options["fixed"]:
+            line += "  fixed"
+        print(line.rstrip())
     return report
 
 
 def compare_intervals(interval, drawn):
-    """Says so where profile and bootstrap disagree on the limit by more than half of the profile."""
+    """Says so where profile and bootstrap disagree on the limit by more than half of the
+    profile."""
     if interval is None or drawn["low"] is None:
         return
     width = interval[1] - interval[0]
     if max(abs(interval[0] - drawn["low"]), abs(interval[1] - drawn["high"])) > width / 2:
-        print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the profile "
-              f"{interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; trust the wider")
+        print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the "
+              f"profile {interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; "
+              f"trust the wider")
 
 
 def report_optima(points, found, open_names, draws, total, args):
@@ -1493,32 +1572,35 @@ def report_optima(points, found, open_names, draws, total, args):
     together = columns_together(points.law, points.columns)
     if doubt or together:
         why = together[0] if together else f"these points do not determine {', '.join(doubt)}"
-        raise ValueError(f"there is no optimum to tell: {why}; add runs in which N and D vary apart")
+        raise ValueError(f"there is no optimum to tell: {why}; add runs in which N and D vary "
+                         f"apart")
     for name in ("N", "D"):
         if points.columns[name].max() < 1e5:
-            raise ValueError(f"{name} is at most {points.columns[name].max():g} in these points, which "
-                             f"looks like billions; an optimum needs plain counts")
+            raise ValueError(f"{name} is at most {points.columns[name].max():g} in these points, "
+                             f"which looks like billions; an optimum needs plain counts")
     report = {}
     if args.compute is not None:
-        report["compute"] = {"flops": args.compute} | describe_optimum(
-            f"{args.compute:g} FLOPs",
-            lambda params: compute_optimum(points.law, params, args.compute),
-            found, draws, total, ("N", "D", "loss"))
+        def solve(params):
+            return compute_optimum(points.law, params, args.compute)
+        asked = f"{args.compute:g} FLOPs"
+        answer = describe_optimum(asked, solve, found, draws, total, ("N", "D", "loss"))
+        report["compute"] = {"flops": args.compute, **answer}
     if args.inference is not None:
+        def solve(params):
+            return optimum_with_inference(params, args.loss, args.inference)
         asked = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
-        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference} | describe_optimum(
-            asked, lambda params: optimum_with_inference(params, args.loss, args.inference),
-            found, draws, total, ("N", "D"))
+        answer = describe_optimum(asked, solve, found, draws, total, ("N", "D"))
+        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference, **answer}
     return report
 
 
 def describe_optimum(title, solve, found, draws, total, names):
-    """{name: value, name_low, name_high} of what solve(params) gives, printed; draws without such an
-    optimum are counted."""
+    """{name: value, name_low, name_high} of what solve(params) gives, printed; draws without such
+    an optimum are counted."""
     best, drawn, failed = solve(found["params"]), [], 0
-    for number in range(len(next(iter(draws.values()))) if draws else 0):
+    for draw in draws:
         try:
-            drawn.append(solve({name: draws[name][number] for name in found["params"]}))
+            drawn.append(solve(draw))
         except ValueError:
             failed += 1
     out, line = {}, []
@@ -1529,8 +1611,9 @@ def describe_optimum(title, solve, found, draws, total, names):
             low, high = percentile_interval(np.log(values), math.log(value), total, len(found["z"]))
             out |= {f"{name}_low": math.exp(low), f"{name}_high": math.exp(high)}
             line[-1] += f" (95% {math.exp(low):.4g} to {math.exp(high):.4g})"
-    without = f"; {failed} of {failed + len(drawn)} refits have none" if failed else ""
-    print(f"{title}: {', '.join(line)}{without}")
+    if failed:
+        line.append(f"none in {failed} of {len(draws)} refits")
+    print(f"{title}: {', '.join(line)}")
     return out
 
 
@@ -1547,47 +1630,52 @@ def report_predictions(points, found, draws, total, args):
     low, high = predicted_range(points, found, draws, total, other, predicted)
     for note in notes:
         print(f"note: {args.predict}: {note}")
-    names = [name for name in law.columns if name != "curve"]
-    shown = [*law.columns, "predicted", *(["low", "high"] if draws else []),
-             *([target, "relative error"] if known else [])]
+    shown = [*law.columns, "predicted"]
+    if draws:
+        shown += ["low", "high"]
+    if known:
+        shown += [target, "relative error"]
     print(f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}")
     rows, errors = [], []
     for i in range(len(predicted)):
-        row = {name: float(other[name][i]) for name in names}
-        if "curve" in law.columns:
-            row["curve"] = str(other["curve"][i])
+        row = {name: other[name][i].item() for name in law.columns}
         row["predicted"] = float(predicted[i])
-        row |= {"low": float(low[i]), "high": float(high[i])} if draws else {}
+        if draws:
+            row |= {"low": float(low[i]), "high": float(high[i])}
         if known and np.isfinite(truth[i]):
             error = float(predicted[i] - truth[i])
             row |= {target: float(truth[i]), "relative error": error / float(truth[i])}
             errors.append(abs(error))
         rows.append(row)
-        cells = [row.get(name, "") for name in shown]
-        print("| " + " | ".join(f"{c:.5g}" if isinstance(c, float) else c for c in cells) + " |")
-    mae = float(np.mean(errors)) if errors else None
-    if errors:
-        print(f"{args.predict}: mean absolute error {mae:.4g} over {len(errors)} points")
+        print_cells([row.get(name, "") for name in shown])
+    if not errors:
+        return {"mae": None, "rows": rows}
+    mae = float(np.mean(errors))
+    print(f"{args.predict}: mean absolute error {mae:.4g} over {len(errors)} points")
     return {"mae": mae, "rows": rows}
+
+
+def print_cells(cells):
+    """A row of a Markdown table, numbers to five digits."""
+    texts = [cell if isinstance(cell, str) else f"{cell:.5g}" for cell in cells]
+    print(f"| {' | '.join(texts)} |")
 
 
 def predicted_range(points, found, draws, total, columns, predicted):
     """(low, high) of a new point at each row of columns, (rows,); (None, None) without draws."""
     if not draws:
         return None, None
-    rng, on_logs = np.random.default_rng(0), points.law.logs or points.options["method"] in (
-        "huber", "lad")
-    counted = points.weights > 0
-    fitted, truth = found["prediction"][counted], points.y[counted]
-    residuals = np.log(truth / fitted) if on_logs else truth - fitted
+    rng, counted, changes = np.random.default_rng(0), points.weights > 0, []
+    # noise adds to the loss or to its log, as the method has it
+    on_logs = points.law.logs or points.options["method"] in ("huber", "lad")
+    scale = np.log if on_logs else np.asarray
+    residuals = scale(points.y[counted]) - scale(found["prediction"][counted])
     residuals = residuals - np.median(residuals)
-    changes = []
-    for number in range(len(next(iter(draws.values())))):
-        params = {name: draws[name][number] for name in found["params"]}
-        value, noise = predict(points.law, params, columns), rng.choice(residuals, len(predicted))
-        change = np.log(value / predicted) if on_logs else value - predicted
-        changes.append(change + noise)
-    ranges = [percentile_interval(change, 0.0, total, len(found["z"])) for change in np.array(changes).T]
+    for draw in draws:
+        change = scale(predict(points.law, draw, columns)) - scale(predicted)
+        changes.append(change + rng.choice(residuals, len(predicted)))
+    ranges = [percentile_interval(change, 0.0, total, len(found["z"]))
+              for change in np.array(changes).T]
     low, high = np.array(ranges).T
     if on_logs:
         return predicted * np.exp(low), predicted * np.exp(high)
@@ -1610,32 +1698,40 @@ def compare_laws(names, path, args):
             rows[condition] = held_error(points, held)
         best = best_found(points, everything["prediction"])
         report[name] = {"method": points.options["method"], **rows, "best T found": best}
-        lines.append([name, points.options["method"], *(f"{error:.4f}" for error in rows.values()),
-                      *([f"{best[0]} of {best[1]}"] if best else [""])])
+        line = [name, points.options["method"], *(f"{error:.4f}" for error in rows.values())]
+        if best:
+            line.append(f"{best[0]} of {best[1]}")
+        lines.append(line)
         notes += [f"{name}: {note}" for note in points.notes]
-        notes += [] if everything["done"] else [f"{name}: a better fit may exist"]
+        if not everything["done"]:
+            notes.append(f"{name}: a better fit may exist")
     counted = int((points.weights > 0).sum())
+    header = ["law", "method", "none held out", *args.hold_out]
+    if any(one["best T found"] for one in report.values()):
+        header.append("best T found")
     print(f"mean absolute error of {points.law.target} by what is held out, {counted} points\n")
-    header = ["law", "method", "none held out", *args.hold_out, "best T found"]
-    if not any(one["best T found"] for one in report.values()):
-        header, lines = header[:-1], [line[:-1] for line in lines]
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    print_cells(header)
+    print(f"|{'---|' * len(header)}")
     for line in lines:
-        print(f"| {' | '.join(line)} |")
-    for note in notes:
+        print_cells([*line, *[""] * (len(header) - len(line))])
+    print()
+    for note in dict.fromkeys(notes):
         print(f"note: {note}")
     return {"laws": report, "points": counted, "notes": notes}
 
 
 def held_error(points, held):
-    """The mean absolute error of the held rows by a fit to the others; of all where none is held."""
+    """The mean absolute error of the held rows by a fit to the others; of all where none is
+    held."""
     known = points.weights > 0
     weights = np.where(held, 0.0, points.weights)
     left = {name: column[~held & known] for name, column in points.columns.items()}
     check_points(points.law, {**left, points.law.target: points.y[~held & known]})
     found = fit(points.law, points.columns, points.y, weights, **points.options)
     error = np.abs(found["prediction"] - points.y)
-    return float(error[known & held if held.any() else known].mean())
+    if held.any():
+        return float(error[known & held].mean())
+    return float(error[known].mean())
 
 
 def best_found(points, prediction):
@@ -1657,32 +1753,38 @@ def draw_law(path, name, points, found, draws, total):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
     plt = load_pyplot(path)
-    law, known = points.law, points.weights > 0
-    chief = "step" if "curve" in law.columns else max(
-        law.columns, key=lambda column: np.ptp(np.log(points.columns[column])))
+    law, known, columns = points.law, points.weights > 0, points.columns
+    chief = "step"
+    if "curve" not in law.columns:
+        chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
     others = [column for column in law.columns if column not in (chief, "lr")]
-    keys = list(zip(*(points.columns[column].tolist() for column in others))) or [()]
-    keys = keys if len(keys) == len(points.y) else [()] * len(points.y)
+    settings = [tuple(columns[column][i] for column in others) for i in range(len(points.y))]
+    lines = len(set(settings)) <= 8
+    if not lines:  # too many for lines: one colour, and a cross where the law lies
+        settings = [()] * len(points.y)
     figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
                                         height_ratios=(3, 1))
-    low, high = predicted_range(points, found, draws, total, points.columns, found["prediction"])
-    residuals, groups = points.y - found["prediction"], dict.fromkeys(keys)
-    for key in groups:
-        rows = np.flatnonzero([one == key for one in keys] & known)
-        rows = rows[np.argsort(points.columns[chief][rows])]
-        x = points.columns[chief][rows]
+    low, high = predicted_range(points, found, draws, total, columns, found["prediction"])
+    for setting in dict.fromkeys(settings):
+        rows = np.array([i for i in np.flatnonzero(known) if settings[i] == setting])
+        rows = rows[np.argsort(columns[chief][rows])]
+        x, predicted = columns[chief][rows], found["prediction"][rows]
         label = ", ".join(f"{column} {value:.3g}" if column != "curve" else str(value)
-                          for column, value in zip(others, key))
-        drawn, = top.plot(x, points.y[rows], ".", label=label if len(groups) <= 8 else None)
-        style = "-" if len(groups) <= 8 else "x"  # of many settings, a cross where the law lies
-        top.plot(x, found["prediction"][rows], style, lw=1, ms=4, color=drawn.get_color())
-        if draws:
-            top.fill_between(x, low[rows], high[rows], color=drawn.get_color(), alpha=0.15, lw=0)
-        below.plot(x, residuals[rows], ".", color=drawn.get_color())
-    top.set(ylabel=law.target, title=name)
+                          for column, value in zip(others, setting))
+        drawn, = top.plot(x, points.y[rows], ".", label=label)
+        color = drawn.get_color()
+        top.plot(x, predicted, "-" if lines else "x", lw=1, ms=5, color=color)
+        if draws and lines:
+            top.fill_between(x, low[rows], high[rows], color=color, alpha=0.15, lw=0)
+        elif draws:
+            top.vlines(x, low[rows], high[rows], color=color, alpha=0.3)
+        below.plot(x, points.y[rows] - predicted, ".", color=color)
+    top.set(ylabel=law.target, title=f"{name} (line or cross) and points")
     below.axhline(0, color="0.5", lw=1)
-    below.set(xlabel=chief, ylabel="residual", xscale="linear" if chief == "step" else "log")
-    if 1 < len(groups) <= 8:
+    below.set(xlabel=chief, ylabel="residual")
+    if chief != "step":
+        below.set_xscale("log")
+    if lines and others:
         top.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
