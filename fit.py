@@ -521,6 +521,8 @@ def search(problem, shapes, each=8, rounds=11):
     left, quiet = scan(problem, shapes), 0
     if not left:
         raise ValueError("no start of this law fits these points; check their units and columns")
+    if apart == 1:
+        each = min(each, 4)  # the scan of one shape is fine enough to see every basin
     # the first round takes the best starts alone
     chosen, left = take_apart(left, each, apart)
     reached = polish_all(problem, chosen)
@@ -1257,7 +1259,7 @@ def check_options(names, args):
             raise ValueError(f"there is no law {name}; do you mean {near[0]}? The laws: "
                              f"{', '.join(LAWS)}")
     if len(args.what) != 2:
-        raise ValueError(f"the law {args.what[0]} goes with one table of points")
+        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
     for name in ("delta", "loss", "inference", "compute"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
