@@ -1451,6 +1451,8 @@ def law_report(name, path, args):
                                   found, options["fixed"])
     problem = Problem(law, columns, y, points.weights, *options.values())
     open_names = not_determined(problem, found["z"])
+    if args.compute is not None or args.inference is not None:
+        check_optimum(points, found, open_names)
     draws, total = draw_refits(points, found, args)
     report = describe_fit(name, points, found, problem, open_names, draws, total, args)
     if limit:
@@ -1470,7 +1472,7 @@ def law_report(name, path, args):
     if name == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
     if args.compute is not None or args.inference is not None:
-        report |= report_optima(points, found, open_names, draws, total, args)
+        report |= report_optima(points, found, draws, total, args)
     if args.predict:
         report["predict"] = report_predictions(points, found, draws, total, args)
     if args.figure:
@@ -1567,9 +1569,8 @@ def compare_intervals(interval, drawn):
               f"trust the wider")
 
 
-def report_optima(points, found, open_names, draws, total, args):
-    """{"compute", "inference"} of --compute and --inference, printed. Raises ValueError where the
-    points do not say."""
+def check_optimum(points, found, open_names):
+    """Raises ValueError where the points do not say what is optimal."""
     doubt = [*open_names, *found["at_bounds"]]
     together = columns_together(points.law, points.columns)
     if doubt or together:
@@ -1580,6 +1581,10 @@ def report_optima(points, found, open_names, draws, total, args):
         if points.columns[name].max() < 1e5:
             raise ValueError(f"{name} is at most {points.columns[name].max():g} in these points, "
                              f"which looks like billions; an optimum needs plain counts")
+
+
+def report_optima(points, found, draws, total, args):
+    """{"compute", "inference"} of --compute and --inference, printed."""
     report = {}
     if args.compute is not None:
         def solve(params):
