@@ -2,6 +2,7 @@
 import bz2
 import csv
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
@@ -2689,34 +2690,51 @@ def test_every_teacher_has_a_turn(world, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------
-# fit.py
+# fit.py: the solver against peers
 
-FITS = int(os.environ.get("FITS", 1))  # problems for each law; FITS=5 pytest -k every_law: all methods, 100 starts
+# FITS=5 pytest -s -k every_law prints the table of all methods: 5 problems a law, 100 starts of
+# the peer (25 of curves)
+FITS = int(os.environ.get("FITS", 1))
 # ranges of true shape parameters; of exponents 0.2 to 0.9
-USUAL = {"E": (1, 2), "RD": (2, 30), "RN": (2, 30), "n": (.1, 10), "forget": (5e-4, .01), "C": (.3, 5),
-         "gamma": (.3, 1.2), "epsilon": (.02, .3), "alphaN": (.05, .2), "alphaD": (.05, .2)}
+USUAL = {"E": (1, 2), "L0": (6.9, 7.0), "RD": (2, 30), "RN": (2, 30), "n": (.1, 10),
+         "forget": (5e-4, .01), "C": (.3, 5), "gamma": (.3, 1.2), "epsilon": (.02, .3),
+         "alphaN": (.05, .2), "alphaD": (.05, .2)}
+
+
+def every_row(law, columns):
+    """What the basis of a law reads of all rows."""
+    rows = len(next(iter(columns.values())))
+    return law.prepare(columns, np.ones(rows, dtype=bool))
+
+
+def synthetic_curves(rows=60):
+    """Three curves of steps 50, 100, ... after a short warm-up: cosine, constant and decay, line."""
+    step, curve = np.tile(np.arange(1, rows + 1) * 50.0, 3), np.repeat(list("abc"), rows)
+    t = step / (50 * rows)
+    decay = np.where(t < 0.7, 1.0, (1 - t) / 0.3 + 0.003)
+    linear, cosine = np.minimum(1, 2.05 - 2 * t), 0.55 + 0.45 * np.cos(np.pi * t)
+    schedule = np.select([curve == "a", curve == "b"], [cosine, decay], linear)
+    return dict(step=step, lr=0.3 * schedule * np.minimum(1, step / 200), curve=curve)
 
 
 def synthetic_columns(law, rng, rows=40):
-    """Columns a law reads, in raw units; for laws of curves three schedules of 60 rows."""
-    ranges = dict(x=(.1, 10), N=(1e6, 1e10), D=(1e8, 1e12), U=(1e8, 1e9), TPP=(1, 1e3), C=(1e17, 1e22), r=(.05, .95),
-                  Nnv=(1e7, 1e10), Nv=(1e6, 1e9), loss=(2, 4), V=(1024, 1025))
+    """Columns a law reads, in raw units."""
     if "curve" in law.columns:
-        step, curve = np.tile(np.arange(1, 61) * 50.0, 3), np.repeat([0, 1, 2], 60)
-        t = step / 3000
-        decay = np.where(t < 0.7, 1.0, (1 - t) / 0.3 + 0.003)
-        linear, cosine = np.minimum(1, 2.05 - 2 * t), 0.55 + 0.45 * np.cos(np.pi * t)
-        schedule = np.select([curve == 0, curve == 1], [cosine, decay], linear)
-        return dict(step=step, lr=0.3 * schedule * np.minimum(1, step / 200), curve=curve)
-    columns = {name: np.exp(rng.uniform(*np.log(ranges[name]), rows)) for name in law.columns if name != "T"}
-    return columns | ({"T": columns["U"] * 2.0 ** rng.integers(0, 7, rows)} if "T" in law.columns else {})
+        return synthetic_curves()
+    ranges = dict(x=(.1, 10), N=(1e6, 1e10), D=(1e8, 1e12), U=(1e8, 1e9), C=(1e17, 1e22),
+                  r=(.05, .95), Nnv=(1e7, 1e10), Nv=(1e6, 1e9), loss=(2, 4))
+    columns = {name: np.exp(rng.uniform(*np.log(ranges[name]), rows))
+               for name in law.columns if name != "T"}
+    if "T" in law.columns:
+        columns["T"] = columns["U"] * 2.0 ** rng.integers(0, 7, rows)
+    return columns
 
 
 def synthetic_problem(law, rng, noise):
-    """(columns, targets, true parameters): every basis column contributes a third to one to the sum."""
+    """(columns, targets, true parameters): every basis column contributes a third to one."""
     columns = synthetic_columns(law, rng)
     shape = {name: math.exp(rng.uniform(*np.log(USUAL.get(name, (.2, .9))))) for name in law.shape}
-    c, p = SimpleNamespace(**columns), SimpleNamespace(**shape)
+    c, p = every_row(law, columns), SimpleNamespace(**shape)
     size = [np.sqrt(np.mean(np.square(column))) for column in law.basis(p, c)]
     share = [0.9, 0.5] if law.target == "error" else rng.uniform(0.3, 1.0, len(size))
     truth = shape | {name: s / z for name, s, z in zip(law.signs, share, size)}
@@ -2724,10 +2742,24 @@ def synthetic_problem(law, rng, noise):
     return columns, y * np.exp(rng.normal(0, noise, len(y))), truth
 
 
-def best_of_random_starts(law, columns, y, method, rng, starts):
-    """The peer: L-BFGS-B from random starts on the objective from its definition, gradient by complex steps."""
+def spoil(columns, y, how, rng):
+    """Points as real tables have them: "outliers" (one run in twenty a third worse), "repeats" (each
+    point three times), "over-fitted" (loss rises again with repetition, more in larger models)."""
+    if how == "outliers":
+        return columns, y * np.where(rng.random(len(y)) < 0.05, 1.3, 1.0)
+    if how == "repeats":
+        columns = {name: np.repeat(column, 3) for name, column in columns.items()}
+        return columns, np.repeat(y, 3) * np.exp(rng.normal(0, 0.003, 3 * len(y)))
+    if how == "over-fitted":
+        worse = np.maximum(columns["T"] / columns["U"] / 8, 1) * (columns["N"] / 1e8) ** 0.2
+        return columns, y + 0.1 * np.log(np.maximum(worse, 1))
+    return columns, y
+
+
+def best_of_random_starts(law, columns, y, method, rng, starts, delta=1e-3):
+    """The peer: L-BFGS-B from random starts on the objective from its definition."""
     from scipy.optimize import minimize
-    c, k, h = SimpleNamespace(**columns), len(law.shape), 1e-30
+    c, k = every_row(law, columns), len(law.shape)
     ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
     sign = np.array([-1.0 if s == "-" else 1.0 for s in law.signs.values()])
 
@@ -2739,46 +2771,94 @@ def best_of_random_starts(law, columns, y, method, rng, starts):
         if law.logs:
             return eta - np.log(y)
         value = law.inverse(eta, p, c)
-        return value - y if method == "ls" else np.log(value / y)
+        return value - y if method in ("ls", "raw_huber") else np.log(value / y)
 
     def objective(z):
         r = residuals(z)
-        huber = np.where(abs(r) < 1e-3, r * r / 2, 1e-3 * abs(r) - 5e-7)
-        value, slope = {"ls": (r * r / 2, r), "huber": (huber, np.clip(r, -1e-3, 1e-3)),
-                        "lad": (abs(r), np.sign(r))}[method]
+        huber = np.where(abs(r) < delta, r * r / 2, delta * (abs(r) - delta / 2))
+        value, slope = {"ls": (r * r / 2, r), "lad": (abs(r), np.sign(r))}.get(
+            method, (huber, np.clip(r, -delta, delta)))
         if not np.isfinite(value).all():
             return 1e9, np.zeros(len(z))
-        gradient = [slope @ (residuals(z + 1j * h * unit).imag / h) for unit in np.eye(len(z))]
+        steps = 1e-6 * np.eye(len(z))
+        gradient = [slope @ (residuals(z + h) - residuals(z - h)) / 2e-6 for h in steps]
         return 1e3 * value.sum(), 1e3 * np.array(gradient)
-    bounds = [*map(tuple, ranges), *[(None, None) if s == "" else (0, None) for s in law.signs.values()]]
-    options, best = dict(maxiter=3000, maxfun=6000, ftol=1e-15, gtol=1e-10, maxcor=20), math.inf
+    free = [(None, None) if s == "" else (0, None) for s in law.signs.values()]
+    options = dict(maxiter=3000, maxfun=6000, ftol=1e-15, gtol=1e-10, maxcor=20)
+    best = math.inf
     with np.errstate(all="ignore"):
         for _ in range(starts):
             start = np.concatenate([rng.uniform(*ranges.T), rng.uniform(0, 2, len(sign))])
-            found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options,
+                             bounds=[*map(tuple, ranges), *free])
             best = min(best, found.fun)
     return best / 1e3
 
 
-@pytest.mark.parametrize("name", [name for name in fit.LAWS if name != "inference"])
+def checked_methods(law, y):
+    """The law's own method and least squares; with FITS every method that its targets allow."""
+    if FITS == 1:
+        return dict.fromkeys([law.method, "ls"])
+    return [method for method in fit.METHODS if (y > 0).all() or method in ("ls", "raw_huber")]
+
+
+@pytest.mark.parametrize("name", list(fit.LAWS))
 def test_every_law_is_recovered_and_its_optimum_is_global(name):
-    law = fit.LAWS[name]
-    slow = "curve" in law.columns
+    """With FITS, a line a method: the worst excess over the peer's objective (negative: better), the
+    largest error of a prediction against the truth relative to its mean, seconds of fit and peer."""
+    law, slow = fit.LAWS[name], "curve" in fit.LAWS[name].columns
+    worst = {}
     for seed in range(FITS):
         columns, y, truth = synthetic_problem(law, np.random.default_rng(seed), 0.0)
         found = fit.fit(law, columns, y)
-        assert np.abs(found["prediction"] / y - 1).max() < 1e-5 or found["objective"] < 1e-12, name
+        assert np.abs(found["prediction"] / y - 1).max() < 1e-5 or found["objective"] < 1e-12
         columns, y, truth = synthetic_problem(law, np.random.default_rng(seed), 0.003)
         right = fit.predict(law, truth, columns)
-        for method in ("ls", "huber", "lad") if FITS > 1 or len(law.shape) < 3 and not slow else ("ls",):
-            if (y <= 0).any() and method != "ls":
-                continue
+        for method in checked_methods(law, y):
+            begin = time.process_time()
             found = fit.fit(law, columns, y, method=method)
+            middle = time.process_time()
+            starts, rng = (5 if slow else 20) * FITS, np.random.default_rng(seed)
+            if FITS == 1:
+                starts = 2
+            peer = best_of_random_starts(law, columns, y, method, rng, starts)
+            seconds = middle - begin, time.process_time() - middle
             error = np.abs(found["prediction"] - right) / np.abs(right).mean()
             assert error.max() < 0.02 and np.sqrt((error ** 2).mean()) < 0.003, (method, error.max())
-            starts = 20 * FITS if FITS > 1 else 2
-            peer = best_of_random_starts(law, columns, y, method, np.random.default_rng(seed), starts)
-            assert found["objective"] <= peer * (1 + 1e-8), method
+            assert found["objective"] <= peer * (1 + 1e-6), method
+            worst.setdefault(method, []).append([found["objective"] / peer - 1, error.max(), *seconds])
+    for method, rows in worst.items() if FITS > 1 else ():
+        excess, error, ours, peers = np.array(rows).T
+        print(f"{name:<17}{method:<10}{excess.max():9.1e}{error.max():9.4f}{ours.mean():8.2f}"
+              f"{peers.mean():8.1f}")
+
+
+@pytest.mark.parametrize("name, how", [
+    ("power", "outliers"), ("chinchilla", "outliers"), ("chinchilla", "repeats"),
+    ("data_constrained", "outliers"), ("data_constrained", "over-fitted"),
+    ("data_constrained", "repeats"), ("practical", "over-fitted"), ("overfit", "over-fitted")])
+def test_the_optimum_is_global_on_points_like_those_of_real_tables(name, how):
+    law = fit.LAWS[name]
+    for seed in range(FITS):
+        rng = np.random.default_rng(100 + seed)
+        columns, y, _ = synthetic_problem(law, rng, 0.01)
+        columns, y = spoil(columns, y, how, rng)
+        for method in ("ls", "huber", "lad") if FITS > 1 else ("ls", law.method):
+            found = fit.fit(law, columns, y, method=method)
+            peer = best_of_random_starts(law, columns, y, method, rng, 60 if FITS > 1 else 6)
+            assert found["objective"] <= peer * (1 + 1e-6) and found["done"], (method, seed)
+
+
+def test_a_narrow_huber_loss_ends_at_the_least_absolute_deviations():
+    """At width 1e-6 hardly a residual is inside: the corner that linear programs find is as good."""
+    law = fit.LAWS["chinchilla"]
+    columns, y, _ = synthetic_problem(law, np.random.default_rng(3), 0.01)
+    corner, narrow = fit.fit(law, columns, y, method="lad"), fit.fit(law, columns, y, delta=1e-6)
+    r = np.abs(np.log(corner["prediction"] / y))
+    at_corner = np.where(r < 1e-6, r * r / 2, 1e-6 * (r - 5e-7)).sum()
+    assert narrow["done"] and narrow["objective"] <= at_corner * (1 + 1e-9)
+    assert corner["objective"] <= np.abs(np.log(narrow["prediction"] / y)).sum()
+    assert (r < 1e-9).sum() >= 5  # as many points as parameters are met
 
 
 @pytest.mark.parametrize("truth", [(0.05, 1.02, 3.43), (2.0, 0.3, 1.7), (0.5, 2.5, 0.0)])
@@ -2853,21 +2933,88 @@ def test_published_coefficients():
 
 
 def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
-    """S1 and S2 from every 50th row, shuffled, are those of every step, summed from their definitions."""
+    """S1, S2 and the drop of the multi-power law from every 50th row, shuffled, against the sums over
+    every step of their definitions. Rows kept begin after the warm-up, which is linear."""
     step = np.arange(1, 1001)
-    lr = np.interp(step, [1, 200, 1000], [1.0, 1.0, 0.1])
-    momentum = s2 = 0.0
-    for before, after in zip(lr, lr[1:]):
+    lr = np.interp(step, [0, 200, 1000], [0.0, 1.0, 0.1])
+    s1, momentum, s2 = np.cumsum(lr), 0.0, 0.0
+    for before, after in zip(lr[199:], lr[200:]):
         momentum = 0.99 * momentum + before - after
         s2 += momentum
-    for kept in (step, np.random.default_rng(0).permutation(np.r_[step[199::50], 1])):
-        c = SimpleNamespace(step=kept.astype(float), lr=lr[kept - 1], curve=np.full(len(kept), "a"))
-        last = np.argmax(kept)
-        assert fit.lr_area(c)[last] == pytest.approx(lr.sum()) and fit.annealed(c, 0.99)[last] == pytest.approx(s2)
+    p = SimpleNamespace(C=2.0, beta=.6, gamma=.7)
+    changes, earlier = np.diff(lr, prepend=0.0), np.concatenate([[0.0], s1[:-1]])
+    drop = (changes * (1 - (1 + p.C * lr ** -p.gamma * (s1[-1] - earlier)) ** -p.beta)).sum()
+    rows_kept = step, np.random.default_rng(0).permutation(step[199::50])
+    for kept, near in zip(rows_kept, (1e-9, 0.03)):  # the latest changes are summed as one
+        columns = dict(step=kept.astype(float), lr=lr[kept - 1], curve=np.full(len(kept), "a"))
+        c, last = fit.read_changes(columns, np.ones(len(kept), dtype=bool)), np.argmax(kept)
+        assert c.S1[last] == pytest.approx(s1[-1])
+        assert fit.annealed(c, 0.99)[last] == pytest.approx(s2)
+        assert fit.multi_power_drop(c, p)[last] == pytest.approx(drop, rel=near)
+
+
+@pytest.mark.parametrize("name, truth", [
+    ("lr_annealing", dict(alpha=.5, forget=.003, L0=3.15, A=.524, C=1.9)),
+    ("multi_power", dict(alpha=.508, beta=.583, gamma=.641, C=2.066, L0=3.04, A=.525, B=364.0))])
+def test_curves_begin_after_a_warmup(world, capsys, name, truth):
+    """1,500 rows of three curves that begin where their warm-up of 2,160 steps ends, like the public
+    ones: the exponent of the area is right, in seconds. A row without a loss gives another schedule."""
+    law, rng = fit.LAWS[name], np.random.default_rng(0)
+    step, curve = np.tile(np.linspace(2160, 24000, 500).round(), 3), np.repeat(list("abc"), 500)
+    t = (step - 2160) / 21840
+    cosine, wsd = .1 + .45 * (1 + np.cos(np.pi * t)), np.where(t < .7, 1, 1 - .9 * (t - .7) / .3)
+    lr = 3e-4 * np.select([curve == "a", curve == "b"], [cosine, wsd], 1.0)
+    area = np.zeros(1500)  # by its definition, over every step
+    for one in "abc":
+        rows = curve == one
+        every = np.interp(np.arange(1, 24001), [0, *step[rows]], [0.0, *lr[rows]])
+        area[rows] = np.cumsum(every)[step[rows].astype(int) - 1]
+    columns = dict(step=step, lr=lr, curve=curve)
+    c = every_row(law, columns)
+    last = -truth["C"] * fit.annealed(c, 1 - truth["forget"]) if name == "lr_annealing" \
+        else truth["B"] * fit.multi_power_drop(c, SimpleNamespace(**truth))
+    loss = truth["L0"] + truth["A"] * area ** -truth["alpha"] + last
+    loss = loss * np.exp(rng.normal(0, 1e-3, 1500))
+    begin = time.process_time()
+    found = fit.fit(law, columns, loss)
+    assert time.process_time() - begin < 15  # 0.5 to 3 s on a free core
+    assert found["params"]["alpha"] == pytest.approx(truth["alpha"], rel=0.03)
+    assert found["params"]["L0"] == pytest.approx(truth["L0"], rel=0.01) and found["done"]
+    few = np.arange(0, 1500, 25)
+    write_points(world / "curves.csv", step=step[few], lr=lr[few], curve=curve[few], loss=loss[few])
+    assert call(fit, name, "curves.csv", "--json") == 0
+    printed = capsys.readouterr().out
+    assert "3 curves begin at step 2160: lr is taken to rise linearly" in printed
+    report = json.loads(printed.splitlines()[-1])
+    assert report["points"] == 60
+    # a first row without a loss at step 0: no warm-up
+    text = "".join(f"0,0.0003,{one},\n" for one in "abc")
+    (world / "told.csv").write_text((world / "curves.csv").read_text() + text)
+    assert call(fit, name, "told.csv", "--json") == 0
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert "begin at step" not in printed and told["points"] == 60
+    assert abs(told["params"]["alpha"]["value"] - truth["alpha"]) > 0.02
+
+
+def test_a_bootstrap_draws_whole_curves(world, capsys):
+    """The rows of one curve have an error in common: drawn by row, intervals would be too narrow."""
+    law, rng = fit.LAWS["lr_annealing"], np.random.default_rng(0)
+    step, curve = np.tile(np.arange(1, 21) * 100.0, 8), np.repeat(list("abcdefgh"), 20)
+    end = np.repeat(rng.uniform(0.1, 0.9, 8), 20)
+    columns = dict(step=step, lr=1 - (1 - end) * step / 2000, curve=curve)
+    truth = dict(alpha=.5, forget=.01, L0=3.0, A=5.0, C=.01)
+    loss = fit.predict(law, truth, columns) + np.repeat(rng.normal(0, 0.02, 8), 20)
+    found = fit.fit(law, columns, loss)
+    draws, total = fit.bootstrap(law, columns, loss, found, 40)
+    assert total == 8 and np.std([d["L0"] for d in draws]) > 0.004  # by row it is 0.002
+    write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
+    assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
 
 
 def test_intervals_of_a_linear_law_are_the_textbooks():
-    """A / K + E is linear: the profile is Student's interval, or the normal one where the noise is known."""
+    """A / K + E is linear: the profile is Student's interval, or the normal one where the noise is
+    known."""
     from scipy import optimize, stats
     k, rng = np.arange(1, 9), np.random.default_rng(1)
     loss = 0.5 / k + 3 + rng.normal(0, 0.01, 8)
@@ -2878,9 +3025,10 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     assert (low, high) == pytest.approx((line.intercept - half, line.intercept + half), abs=1e-6)
     residual = np.sqrt(((loss - line.slope / k - line.intercept) ** 2).sum() / 6)
     low, high = fit.profile_interval(law, columns, loss, sigma=0.02)
-    assert (high - low) / 2 == pytest.approx(1.95996 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
-    low, high = fit.profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # known from four seeds
-    assert (high - low) / 2 == pytest.approx(3.18245 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
+    error = 0.02 * line.intercept_stderr / residual
+    assert (high - low) / 2 == pytest.approx(1.95996 * error, rel=1e-4)
+    low, high = fit.profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # of four seeds
+    assert (high - low) / 2 == pytest.approx(3.18245 * error, rel=1e-4)
     assert fit.profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
     exact = fit.profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
     assert exact == pytest.approx((3, 3), abs=1e-4)
@@ -2895,25 +3043,128 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     assert high == pytest.approx(end, abs=1e-4) and end > 3.67
     # the bootstrap agrees with them and is seeded
     found = fit.fit(law, columns, loss)
-    drawn = fit.bootstrap(law, columns, loss, found, 300)
-    assert drawn == fit.bootstrap(law, columns, loss, found, 300)
-    assert drawn != fit.bootstrap(law, columns, loss, found, 300, seed=1)
-    assert drawn["E"][0] < found["params"]["E"] < drawn["E"][1] and 0.3 < (drawn["E"][1] - drawn["E"][0]) / half < 2
+    draws, total = fit.bootstrap(law, columns, loss, found, 300)
+    again, _ = fit.bootstrap(law, columns, loss, found, 300)
+    other, _ = fit.bootstrap(law, columns, loss, found, 300, seed=1)
+    assert draws == again and draws != other
+    low, high = fit.percentile_interval([d["E"] for d in draws], found["params"]["E"], total, 2)
+    assert low < found["params"]["E"] < high and 0.6 < (high - low) / 2 / half < 2
     # without the first point, the limit by hand
     left = fit.limit_range(fit.leave_one_out(law, columns, loss, found))
     ends = [stats.linregress(np.delete(1 / k, i), np.delete(loss, i)).intercept for i in range(8)]
     assert left == (pytest.approx(min(ends)), pytest.approx(max(ends)))
 
 
-def test_profiles_cover_the_truth_as_often_as_they_say():
-    """The limit of the paper's four sizes, noise known from seeds: 95% intervals of 20 draws."""
-    rng, n = np.random.default_rng(0), np.array([0.15, 0.3, 0.6, 1.4])
-    covered, flat = 0, 0
-    for _ in range(20):
-        loss = 0.05 / n ** 1.02 + 3.43 + rng.normal(0, 0.008, 4)
-        low, high = fit.profile_interval(fit.LAWS["power"], {"x": n}, loss, sigma=0.008)
-        covered, flat = covered + (low <= 3.43 <= high), flat + (low == 0)
-    assert 17 <= covered <= 20 and flat < 10
+def cover(draw, count, truth):
+    """The share of `count` intervals of draw(seed) that hold the truth."""
+    held = 0
+    for seed in range(count):
+        low, high = draw(seed)
+        held += low <= truth <= high
+    return held / count
+
+
+# COVER=200 pytest -s -k "cover" prints the coverage of each route over 200 draws
+COVER = int(os.environ.get("COVER", 0))
+
+
+def sizes_at_the_limit(rng, noise=0.008):
+    """The paper's four sizes around its law."""
+    n = np.array([0.15, 0.3, 0.6, 1.4])
+    return {"x": n}, 0.05 / n ** 1.02 + 3.43 + rng.normal(0, noise, 4)
+
+
+def twelve_points(rng):
+    """Twelve points of a power law with an exponent that they determine."""
+    x = np.geomspace(1, 100, 12)
+    return {"x": x}, 2 / x ** 0.5 + 3 + rng.normal(0, 0.01, 12)
+
+
+def chinchilla_points(rng, rows=40):
+    design = np.random.default_rng(5)
+    n, d = np.exp(design.uniform(18, 23, rows)), np.exp(design.uniform(21, 26, rows))
+    truth = dict(alpha=.35, beta=.37, A=480.0, B=2100.0, E=1.8)
+    columns = {"N": n, "D": d}
+    right = fit.predict(fit.LAWS["chinchilla"], truth, columns)
+    return columns, right * np.exp(rng.normal(0, 0.003, rows)), truth
+
+
+def known_noise(seed):
+    rng = np.random.default_rng(seed)
+    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=0.008)
+
+
+def noise_of_seeds(seed):
+    rng = np.random.default_rng(seed)
+    sigma = np.std(rng.normal(0, 0.008, 3), ddof=1)  # three seeds: two degrees of freedom
+    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=2)
+
+
+def pooled_noise(seed):
+    rng = np.random.default_rng(seed)
+    sigma = np.sqrt(np.mean([np.var(rng.normal(0, 0.008, 3), ddof=1) for _ in range(4)]))
+    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=8)
+
+
+def noise_of_residuals(seed):
+    rng = np.random.default_rng(seed)
+    return fit.profile_interval(fit.LAWS["power"], *twelve_points(rng))
+
+
+def bootstrap_of_twelve(seed):
+    rng = np.random.default_rng(seed)
+    law, (columns, y) = fit.LAWS["power"], twelve_points(rng)
+    found = fit.fit(law, columns, y)
+    draws, total = fit.bootstrap(law, columns, y, found, 100)
+    return fit.percentile_interval([d["E"] for d in draws], found["params"]["E"], total, 3)
+
+
+@functools.lru_cache(maxsize=None)
+def chinchilla_intervals(seed):
+    """{quantity: interval} of Chinchilla's law by its authors' method, for one draw of 40 points."""
+    law, (columns, y, _) = fit.LAWS["chinchilla"], chinchilla_points(np.random.default_rng(seed))
+    found = fit.fit(law, columns, y)
+    draws, total = fit.bootstrap(law, columns, y, found, 100)
+    return {name: fit.percentile_interval([d[name] for d in draws], value, total, 5)
+            for name, value in fit.quantities(law, found["params"]).items()}
+
+
+def t_of_members(seed):
+    """The limit of five members' average by its jackknife, here the mean of five draws."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(3.43, 0.008, 5)
+    left_out = [np.delete(values, i).mean() for i in range(5)]
+    return fit.t_interval(values.mean(), fit.jackknife(left_out), 5)
+
+
+@pytest.mark.parametrize("route, truth, quick", [
+    (known_noise, 3.43, 20), (noise_of_seeds, 3.43, 20), (pooled_noise, 3.43, 20),
+    (noise_of_residuals, 3.0, 20), (bootstrap_of_twelve, 3.0, 16), (t_of_members, 3.43, 100),
+    (lambda seed: chinchilla_intervals(seed)["E"], 1.8, 12),
+    (lambda seed: chinchilla_intervals(seed)["alpha"], .35, 12),
+    (lambda seed: chinchilla_intervals(seed)["a"], .37 / .72, 12)], ids=[
+        "profile, noise known", "profile, noise of 3 seeds", "profile, noise pooled",
+        "profile, noise of residuals", "bootstrap, 12 points", "jackknife of 5 members",
+        "bootstrap, chinchilla E", "bootstrap, chinchilla alpha", "bootstrap, chinchilla a"])
+def test_intervals_cover_the_truth_as_often_as_they_say(request, route, truth, quick):
+    count = COVER or quick
+    share = cover(route, count, truth)
+    if COVER:
+        print(f"{request.node.callspec.id}: {share:.1%} of {count} draws (nominal 95%)")
+    # three standard errors of the count below 95%; the whole check is at least 92% of 200
+    assert share >= (0.92 if COVER else 0.95 - 3 * math.sqrt(0.95 * 0.05 / count))
+
+
+def fit_refuses(*arguments):
+    """The message with which `fit.py arguments` stops."""
+    old, sys.argv = sys.argv, ["fit.py", *map(str, arguments)]
+    try:
+        with pytest.raises(ValueError) as error:
+            fit.main()
+    finally:
+        sys.argv = old
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def write_points(path, **columns):
@@ -2922,32 +3173,210 @@ def write_points(path, **columns):
     return path
 
 
+def law_json(capsys, *arguments):
+    """The report of `fit.py LAW POINTS` and all that it printed before."""
+    capsys.readouterr()
+    assert call(fit, *arguments, "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    return json.loads(lines[-1]), "\n".join(lines[:-1])
+
+
 def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
-    rng = np.random.default_rng(0)
-    n, d = np.exp(rng.uniform(18, 23, 60)), np.exp(rng.uniform(21, 26, 60))
-    loss = 1.8 + 480 / n ** .35 + 2100 / d ** .37
-    noisy = loss * np.exp(rng.normal(0, 0.003, 60))
+    columns, noisy, truth = chinchilla_points(np.random.default_rng(0), 60)
+    n, d = columns["N"], columns["D"]
     write_points(world / "points.csv", N=n[:50], D=d[:50], loss=noisy[:50], w=[1] * 50)
-    write_points(world / "other.csv", N=n[50:], D=d[50:], loss=loss[50:])
-    assert call(fit, "chinchilla", "points.csv", "--method", "huber", "--bootstrap", 40, "--predict", "other.csv",
-                "--weights", "w", "--inference", 1e12, "--loss", 2.2, "--json") == 0
-    printed = capsys.readouterr().out.splitlines()
-    report = json.loads(printed[-1])
-    assert report["predict"]["mae"] < 0.01 and len(report["predict"]["rows"]) == 10
-    for name, true in dict(alpha=.35, beta=.37, E=1.8).items():
-        low, high = report["params"][name]["low"], report["params"][name]["high"]
-        assert low < report["params"][name]["value"] < high and 2 * low - high < true < 2 * high - low
+    write_points(world / "other.csv", N=n[50:], D=d[50:], loss=noisy[50:])
+    report, printed = law_json(
+        capsys, "chinchilla", "points.csv", "--bootstrap", 60, "--predict", "other.csv", "--weights",
+        "w", "--inference", 1e12, "--loss", 2.2, "--compute", 1e21, "--figure", "law.png")
+    assert "Huber's loss of logs, width 0.001, the law's own" in printed
+    assert (report["method"], report["delta"], report["weights"]) == ("huber", 0.001, "w")
+    assert (report["sigma"], report["seed"], report["bootstrap"]) == (None, 0, 60)
+    assert (world / "law.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("alpha", "beta", "E"):
+        one = report["params"][name]
+        assert set(one) == {"value", "se", "low", "high"} and one["se"] > 0
+        assert one["low"] < one["value"] < one["high"]
+        assert 2 * one["low"] - one["high"] < truth[name] < 2 * one["high"] - one["low"]
     assert report["limit"] == report["params"]["E"]["value"] and report["inference"]["N"] > 0
-    # columns of this kit's runs.csv, chosen rows, constants
-    rows = dict(params=[1e6, 2e6, 4e6, 8e6] * 2, val_loss=[3.5, 3.3, 3.2, 3.15, 9, 9, 9, 9], recipe=list("aaaabbbb"))
+    # predictions: with intervals that hold new points, with N, D and relative error
+    rows = report["predict"]["rows"]
+    assert report["predict"]["mae"] < 0.02 and len(rows) == 10
+    assert sum(row["low"] < row["loss"] < row["high"] for row in rows) >= 8
+    for row, size in zip(rows, n[50:]):
+        assert row["N"] == pytest.approx(size)
+        assert row["relative error"] == pytest.approx(row["predicted"] / row["loss"] - 1, abs=1e-12)
+    assert "| N | D | predicted | low | high | loss | relative error |" in printed
+    # the optimum is the closed form's, and its interval holds the truth's
+    fitted = {name: one["value"] for name, one in report["params"].items()}
+    optimum = report["compute"]
+    assert optimum["N"] == pytest.approx(math.exp(fitted["log_G"]) * (1e21 / 6) ** fitted["a"], rel=1e-4)
+    assert 6 * optimum["N"] * optimum["D"] == pytest.approx(1e21)
+    right = fit.allocation(truth)
+    best_n = math.exp(right["log_G"]) * (1e21 / 6) ** right["a"]
+    assert optimum["N_low"] < best_n < optimum["N_high"]
+    assert optimum["loss_low"] < optimum["loss"] < optimum["loss_high"]
+    # without the answer, and without intervals of parameters: the same keys
+    write_points(world / "ask.csv", N=[1e9], D=[2e10])
+    report, _ = law_json(capsys, "chinchilla", "points.csv", "--predict", "ask.csv", "--method", "ls")
+    row, = report["predict"]["rows"]
+    assert report["predict"]["mae"] is None and "loss" not in row
+    assert row["low"] < row["predicted"] < row["high"]
+    assert set(report["params"]["E"]) == {"value", "se", "low", "high"}
+    # columns of this kit's results, chosen rows, noise from the table
+    rows = dict(params=[1e6, 2e6, 4e6, 8e6] * 2, val_loss=[3.5, 3.3, 3.2, 3.15, 9, 9, 9, 9],
+                recipe=list("aaaabbbb"), sd=[0.01] * 8, seeds=[3] * 8)
     write_points(world / "runs.csv", **rows)
-    assert call(fit, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--sigma", 0.01, "--json") == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["params"]["b"] == pytest.approx(1.0, rel=1e-4) and report["limit"] == pytest.approx(3.1, abs=1e-4)
-    assert report["limit_interval"][0] < 3.1 < report["limit_interval"][1] and report["points"] == 4
+    report, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--pooled")
+    assert report["params"]["b"]["value"] == pytest.approx(1.0, rel=1e-4) and report["points"] == 4
+    assert report["limit"] == pytest.approx(3.1, abs=1e-4)
+    assert (report["sigma"], report["sigma_freedom"]) == (pytest.approx(0.01), 8)
+    same, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--sigma", "0.01:8")
+    assert same["limit_interval"] == report["limit_interval"]
+    assert same["limit_interval"][0] < 3.1 < same["limit_interval"][1]
     assert call(fit, "--list") == 0
     listed = capsys.readouterr().out
     assert all(f"{name}: " in listed for name in fit.LAWS) and "left out" in listed
+
+
+def test_standard_errors_are_those_of_curve_fit(world, capsys):
+    from scipy.optimize import curve_fit
+    columns, y = twelve_points(np.random.default_rng(0))
+    write_points(world / "points.csv", N=columns["x"], loss=y)
+    report, _ = law_json(capsys, "power", "points.csv", "--x", "N")
+    popt, covariance = curve_fit(lambda x, a, b, e: a / x ** b + e, columns["x"], y, (2, .5, 3))
+    for name, value, error in zip("AbE", popt, np.sqrt(np.diag(covariance))):
+        assert report["params"][name]["value"] == pytest.approx(value, rel=1e-5)
+        assert report["params"][name]["se"] == pytest.approx(error, rel=1e-3)
+
+
+def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, capsys):
+    """What --where keeps of the fitted points must not choose the points to predict; numbers compare
+    as numbers; several laws, one table of errors that a loop by hand gives too."""
+    columns, y, _ = chinchilla_points(np.random.default_rng(0), 60)
+    n, d = columns["N"], np.where(np.arange(60) < 50, 1e9, 4e9) * (1 + np.arange(60) % 5)
+    y = fit.predict(fit.LAWS["chinchilla"], dict(alpha=.35, beta=.37, A=480., B=2100., E=1.8),
+                    dict(N=n, D=d)) * y / y.mean()
+    path = write_points(world / "points.csv", N=n, D=d, loss=y)
+    path.write_text(path.read_text().replace("1000000000.0,", "1e+09,"))
+    report, _ = law_json(capsys, "chinchilla", "points.csv", "--where", "D<3.5e9", "--predict", "points.csv",
+                         "--method", "ls")
+    assert report["points"] == int((d < 3.5e9).sum()) and len(report["predict"]["rows"]) == 60
+    report, _ = law_json(capsys, "power", "points.csv", "--x", "N", "--where", "D=1000000000")
+    assert report["points"] == 10
+    report, printed = law_json(capsys, "chinchilla,kaplan", "points.csv", "--hold_out", "D>9e9",
+                               "--hold_out", "N<1e8", "--method", "ls")
+    assert "| law | method | none held out | D>9e9 | N<1e8 |" in printed
+    for name, errors in report["laws"].items():
+        for condition, held in (("D>9e9", d > 9e9), ("N<1e8", n < 1e8)):
+            kept = fit.fit(fit.LAWS[name], dict(N=n[~held], D=d[~held]), y[~held], method="ls")
+            right = np.abs(fit.predict(fit.LAWS[name], kept["params"], dict(N=n, D=d)) - y)[held].mean()
+            assert errors[condition] == pytest.approx(right, rel=1e-4)
+    # the law of repeated tokens says where more epochs stop to help
+    rows = [dict(N=size, U=1e6, T=1e6 * t, loss=3 - .3 * math.log(t) + worse * (math.log(t)) ** 2)
+            for size, worse in ((1e5, .08), (4e5, .12), (16e5, .16)) for t in (1, 2, 4, 8, 16)]
+    write_points(world / "epochs.csv", **{key: [row[key] for row in rows] for key in rows[0]})
+    report, _ = law_json(capsys, "overfit", "epochs.csv", "--hold_out", "T=16e6")
+    assert report["laws"]["overfit"]["best T found"][1] == 3
+
+
+def test_fixed_and_equal_parameters(world, capsys):
+    columns, y, truth = chinchilla_points(np.random.default_rng(0))
+    write_points(world / "points.csv", **columns, loss=y)
+    report, printed = law_json(capsys, "chinchilla", "points.csv", "--fix", "E=1.6", "--fix", "alpha=beta")
+    values = {name: one["value"] for name, one in report["params"].items()}
+    assert values["E"] == 1.6 and values["alpha"] == values["beta"] and "fixed" in printed
+    # against a plain fit of the three that are left
+    from scipy.optimize import minimize
+
+    def objective(z):
+        r = np.abs(np.log((np.exp(z[0]) * columns["N"] ** -z[2] + np.exp(z[1]) * columns["D"] ** -z[2]
+                           + 1.6) / y))
+        return 1e3 * np.where(r < 1e-3, r * r / 2, 1e-3 * (r - 5e-4)).sum()
+    best = min(minimize(objective, start, method="Nelder-Mead",
+                        options=dict(maxiter=20_000, maxfev=20_000, xatol=1e-9, fatol=1e-13)).fun
+               for start in ([5, 6, .3], [6, 7, .35], [4, 4, .25]))
+    assert report["objective"] * 1e3 <= best * (1 + 1e-6)
+    for option, message in (("alpha=gamma", "neither a number nor another of the exponents"),
+                            ("F=1", "the law has alpha, beta, A, B, E"), ("alpha=-1", "above 0")):
+        assert message in fit_refuses("chinchilla", "points.csv", "--fix", option)
+
+
+def test_points_that_do_not_determine_a_law_say_so(world, capsys):
+    """D = 20 N in all rows, N and D in billions, our tables whose tokens are unique ones."""
+    n = np.geomspace(1e7, 1e10, 30)
+    loss = 1.8 + 480 / n ** .35 + 2100 / (20 * n) ** .37
+    loss = loss * np.exp(np.random.default_rng(0).normal(0, 1e-3, 30))
+    write_points(world / "line.csv", N=n, D=20 * n, loss=loss)
+    report, printed = law_json(capsys, "chinchilla", "line.csv")
+    assert "N and D go together in all points" in printed and report["not_determined"]
+    for option in (["--compute", 1e21], ["--inference", 1e12, "--loss", 2.5]):
+        assert "N and D go together" in fit_refuses("chinchilla", "line.csv", *option)
+    columns, y, _ = chinchilla_points(np.random.default_rng(0))
+    write_points(world / "billions.csv", N=columns["N"] / 1e9, D=columns["D"] / 1e9, loss=y)
+    assert "looks like billions" in fit_refuses("chinchilla", "billions.csv", "--compute", 1e21)
+    write_points(world / "good.csv", **columns, loss=y)
+    report, printed = law_json(capsys, "chinchilla", "good.csv")
+    assert report["not_determined"] == [] and "note" not in printed
+    # two exponents of one size at nearly the same D: nothing tells beta
+    narrow = np.exp(np.random.default_rng(1).uniform(0, 0.02, 40)) * 1e10
+    noise = np.random.default_rng(2).normal(0, 0.01, 40)
+    flat = 1.8 + 480 / columns["N"] ** .35 + 2100 / narrow ** .37 + noise
+    write_points(world / "narrow.csv", N=columns["N"], D=narrow, loss=flat)
+    report, printed = law_json(capsys, "chinchilla", "narrow.csv")
+    assert "beta" in report["not_determined"] and "not determined by these points" in printed
+    # tokens seen are D, tokens are the unique ones
+    seen = columns["D"] * 4
+    write_points(world / "ours.csv", params=columns["N"], tokens=columns["D"], tokens_seen=seen,
+                 epochs=[4] * 40, val_loss=y)
+    report, printed = law_json(capsys, "chinchilla", "ours.csv")
+    assert "D is the column tokens_seen" in printed and "tokens are seen up to 4 times" in printed
+    assert report["params"]["B"]["value"] == pytest.approx(
+        4 ** report["params"]["beta"]["value"] * law_json(capsys, "chinchilla", "good.csv")[0][
+            "params"]["B"]["value"], rel=1e-2)
+
+
+def test_a_profile_that_finds_a_better_fit_starts_anew_from_it():
+    """From a fit in the wrong basin the interval is that of the best one."""
+    law = fit.LAWS["power"]
+    columns, y = twelve_points(np.random.default_rng(0))
+    right, best = fit.profile(law, columns, y)
+    wrong = fit.fit(law, columns, y, fixed={"b": 9.0}, method="ls")
+    wrong = {**fit.fit(law, columns, y), "objective": wrong["objective"],
+             "params": wrong["params"]}
+    interval, found = fit.profile(law, columns, y, found=wrong)
+    assert interval == pytest.approx(right, abs=1e-5)
+    assert found["objective"] == pytest.approx(best["objective"])
+
+
+def test_tables_as_people_have_them(world, capsys):
+    """Headers with blanks or other case, chosen columns, D from C and N, blanks where nobody looks."""
+    columns, y, _ = chinchilla_points(np.random.default_rng(0))
+    write_points(world / "good.csv", **columns, loss=y)
+    right, _ = law_json(capsys, "chinchilla", "good.csv")
+    compute = 6 * columns["N"] * columns["D"]
+    write_points(world / "theirs.csv", **{"Model Size": columns["N"], "c": compute, "smooth loss": y,
+                                          "remark": ["", "x"] * 20})
+    report, printed = law_json(capsys, "chinchilla", "theirs.csv", "--columns", "N=Model Size",
+                               "loss=smooth loss")
+    assert report["params"]["alpha"]["value"] == pytest.approx(right["params"]["alpha"]["value"], rel=1e-4)
+    assert "D is from C = 6 N D" in printed and "N is the column Model Size" in printed
+    write_points(world / "case.csv", **{" n ": columns["N"], "d": columns["D"], "Loss": y})
+    report, _ = law_json(capsys, "chinchilla", "case.csv")
+    assert report["objective"] == pytest.approx(right["objective"])
+    # one law for lines in logs, of chosen columns
+    best = 1.8 * columns["N"] ** -.7 * columns["D"] ** .3
+    write_points(world / "lr.csv", **columns, lr=best)
+    report, _ = law_json(capsys, "log_linear", "lr.csv", "--x", "N,D", "--columns", "y=lr")
+    assert report["params"]["k"]["value"] == pytest.approx(1.8, rel=1e-4)
+    assert report["params"]["a_N"]["value"] == pytest.approx(-.7)
+    text = (world / "good.csv").read_text()
+    for change, message in (("# a remark\n" + text, "is a comment line"),
+                            (text.replace(",", ";"), "separated by semicolons"),
+                            (text + '"1,000,000",2e9,3\n', "without thousands separators"),
+                            (text + ",2e9,3\n", "N is blank")):
+        (world / "bad.csv").write_text(change)
+        assert message in fit_refuses("chinchilla", "bad.csv")
 
 
 @pytest.mark.parametrize("law, columns, options, message", [
@@ -2963,16 +3392,28 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     ("power", dict(N=[.15, .3, 6e8, 1.4e9], loss=[4, 3, 2, 1]), ["--x", "N"], "are units mixed"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "no column a;"),
-    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"], "goes with chinchilla and --loss"),
-    ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8], loss=[3, 2, 2, 3, 1.5, 1.5, 1.25, 1.25]),
-     ["--inference", "1e9", "--loss", "2"], "is at its bound: these points do not say"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "has no rows left by --where"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "take NAME=VALUE, not V"),
-    ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than the header"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0.0 is out of range"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "9"], "more than 3 points"),
-    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the first row"),
-    ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "name a law: power, reciprocal, chinchilla")])
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"], "'=2' is no number"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"],
+     "goes with chinchilla and --loss"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--sigma", "0.1"], "add --method ls"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--csv", "a.csv"], "--csv is of runs"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of --bootstrap"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"], "a law in N and D: chin"),
+    ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8],
+                        loss=[3, 2, 2, 3, 1.5, 1.5, 1.25, 1.25]),
+     ["--inference", "1e9", "--loss", "2"], "these points do not determine"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "left by --where"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "NAME=VALUE, not V"),
+    ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0 is out of"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--pooled"], "has no column sigma"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"], "more than 3 points"),
+    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the"),
+    ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
+    ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
+    ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?")])
 def test_bad_points_are_refused(tmp_path, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
