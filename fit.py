@@ -1692,7 +1692,7 @@ def predicted_range(points, found, draws, total, columns, predicted):
 def compare_laws(names, path, args):
     """A table of laws by their mean absolute error on what each --hold_out leaves out, printed in
     Markdown; {"laws": {law: {condition: error}}}."""
-    report, lines, notes = {}, [], []
+    report, lines, noted = {}, [], {}  # noted: {note: the laws that it is about}
     for name in names:
         points = read_law(name, path, args)
         everything = fit(points.law, points.columns, points.y, points.weights, **points.options)
@@ -1709,9 +1709,10 @@ def compare_laws(names, path, args):
         if best:
             line.append(f"{best[0]} of {best[1]}")
         lines.append(line)
-        notes += [f"{name}: {note}" for note in points.notes]
+        for note in points.notes:
+            noted.setdefault(note, []).append(name)
         if not everything["done"]:
-            notes.append(f"{name}: a better fit may exist")
+            noted.setdefault("a better fit may exist", []).append(name)
     counted = int((points.weights > 0).sum())
     header = ["law", "method", "none held out", *args.hold_out]
     if any(one["best T found"] for one in report.values()):
@@ -1722,7 +1723,11 @@ def compare_laws(names, path, args):
     for line in lines:
         print_cells([*line, *[""] * (len(header) - len(line))])
     print()
-    for note in dict.fromkeys(notes):
+    notes = []
+    for note, about in noted.items():
+        if len(about) < len(names):
+            note = f"{', '.join(about)}: {note}"
+        notes.append(note)
         print(f"note: {note}")
     return {"laws": report, "points": counted, "notes": notes}
 
@@ -2224,6 +2229,12 @@ def data_laws(points, sizes, tiered):
     return laws
 
 
+def is_power_law(law):
+    """Whether the points show a falling power law: one that ran to a bound of A or b fits them as
+    a constant, or as a step."""
+    return not {"A", "b"} & set(law["at_bounds"])
+
+
 def efficiencies(laws):
     """How many times the data the standard recipe needs for what each other line over D reaches: by
     the standard law, with the range when one of its points is left out, and by interpolation
@@ -2433,8 +2444,8 @@ def print_laws(laws, ratios):
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
-        if "b" in row["at_bounds"]:
-            row["known"] += "; b at its bound: no power law"
+        if not is_power_law(row):
+            row["known"] += "; A or b at its bound: no power law"
     print_table("Laws A / x^b + E and how well their limits E are known", rows,
                 {"of": "{of}", "x": "{x}", "tokens": "{at}", "points": "{points}", "A": "{A:.3g}",
                  "b": "{b:.3g}", "limit": "{E:.4f}", "known": "{known}"})
@@ -2484,8 +2495,8 @@ def size_lines(points, laws, members):
     """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
     found = {}
     for law in laws:
-        # a law whose exponent ran to its bound is no power law and would mislead as a line
-        if "b" not in law["at_bounds"]:
+        # a law that ran to a bound would mislead as a line
+        if is_power_law(law):
             found[law["claim"], law["recipe"], law["tokens"]] = law
     lines = []
     for mine in grouped(points, ("recipe", "tokens")):
