@@ -2696,20 +2696,24 @@ def read_results(sources, where=()):
 
 def count_once(results):
     """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
-    Prints what this leaves out beside copies."""
-    found, changed, others = {}, set(), 0
+    Prints what this leaves out beside copies, and the runs that have two losses."""
+    found, twice, others = {}, {}, 0
     for result in results:
         if result["kind"] not in NEEDED:
             others += 1
             continue
         # a run may stand under two recipes: a member by the rule can be another recipe's best
         key = result["kind"], result["name"], result["recipe"]
-        if key in found and found[key].get("val_loss") != result.get("val_loss"):
-            changed.add(key)
+        before = found.get(key, result)
+        if before.get("val_loss") != result.get("val_loss"):
+            twice[key] = {**result, "first_study": before["study"], "first": before["val_loss"],
+                          "apart": result["val_loss"] - before["val_loss"]}
         found[key] = result
-    if changed:
-        print(f"{len(changed)} run(s) are there with two losses, of two machines or compiled and "
-              f"not: the last counts\n")
+    # rounding differs between processors, and between compiled and not, and grows: like a new seed
+    print_table("Runs made twice, on two machines or compiled and not: the second one counts",
+                list(twice.values()),
+                {**SETTING, "seed": "{seed}", "study": "{first_study}", "loss": "{first:.4f}",
+                 "second": "{study}", "its loss": "{val_loss:.4f}", "difference": "{apart:+.4f}"})
     if others:
         print(f"{others} result(s) of other kinds have no table here\n")
     counted = list(found.values())
