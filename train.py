@@ -163,6 +163,10 @@ class TrainConfig:
     synthetic_hash: str = ""
     teachers: tuple = ()
 
+    def __post_init__(self):
+        # a command line and JSON have lists
+        self.teacher, self.teachers = tuple(self.teacher), tuple(self.teachers)
+
 
 def add_options(parser, defaults=TrainConfig()):
     """One command-line option for each field of TrainConfig, with its help, in its group."""
