@@ -24,7 +24,8 @@ OUT = runs/$(STUDY)-$(SIZE)
 EVERY = --eval_every 1000
 OPTIONS = --size $(SIZE) --out $(OUT) --study $(STUDY) $(EVERY)
 
-.PHONY: miniature table data standard-% regularized-% ensemble student ladder pilot ensembles \
+.PHONY: miniature table data standard-0 standard-1 standard-2 regularized-0 regularized-1 \
+	regularized-2 ensemble student ladder pilot ensembles \
 	crossover repetition students efficiency readme bench test
 # independent runs side by side, one thread each
 miniature: .venv/installed
@@ -52,7 +53,7 @@ ensemble: regularized-0 regularized-1 regularized-2
 	$(PY) ensemble.py $(OPTIONS) --recipe regularized --members 3
 
 student: ensemble
-	$(PY) distill.py $(OPTIONS) --teacher $(OUT)/ensembles/*
+	$(PY) distill.py $(OPTIONS) --teacher $$(ls -td $(OUT)/ensembles/* | head -n 1)
 
 ladder: data
 	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized; do \
@@ -109,7 +110,7 @@ students: data
 	$(MEMBERS) --size 300k --recipe regularized --epochs 16 --lr 1e-2 --weight_decay 0.4 \
 	    --members 3 --out runs/students
 	for row in "12 0.5 0.2 0" "6 0.75 0.1 0" "6 0.75 0.1 1"; do set -- $$row; \
-	    $(PY) distill.py --teacher runs/students/ensembles/* --size 300k --lr 1e-2 $(EVERY) \
+	    $(PY) distill.py --teacher $$(ls -td runs/students/ensembles/* | head -n 1) --size 300k --lr 1e-2 $(EVERY) \
 	        --epochs $$1 --synthetic_weight $$2 --weight_decay $$3 --seed $$4 \
 	        --out runs/students || exit; done
 	$(PY) fit.py runs/students --where recipe=student

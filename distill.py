@@ -121,27 +121,35 @@ def read_arguments():
     parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true",
                         help="print the student's result as the last line")
-    add_options(parser, TrainConfig(recipe=None))
+    add_options(parser, TrainConfig(recipe=None, synthetic_weight=None, kl_weight=None))
     args = parser.parse_args()
     if not args.teacher:
         raise InputError("--teacher is missing; give finished runs or ensembles")
     if min(args.sample_tokens, args.sample_seed) < 0:
         raise InputError("--sample_tokens and --sample_seed must be at least 0")
 
+    # what is not given depends on the mode
+    if args.recipe is None:
+        args.recipe = "kl_student" if args.mode == "kl" else "student"
     if args.mode == "kl":
-        args.recipe = args.recipe or "kl_student"
-        args.kl_weight = args.kl_weight or 0.5
+        if args.sample_tokens or args.sample_seed:
+            raise InputError("--sample_tokens and --sample_seed go with --mode sample")
+        if args.synthetic_weight is None:
+            args.synthetic_weight = 0.0
+        if args.kl_weight is None:
+            args.kl_weight = 0.5
         return args
-    args.recipe = args.recipe or "student"
-    args.synthetic_weight = args.synthetic_weight or 0.5
+    if args.synthetic_weight is None:
+        args.synthetic_weight = 0.5
     if not 0 < args.synthetic_weight < 1:
         raise InputError(f"--synthetic_weight {args.synthetic_weight:g} is out of range; "
                          f"it must be between 0 and 1")
     if args.synthetic:
         raise InputError("--synthetic names a sampled set, and this script samples its own; "
                          "to train on a sampled set again use train.py, or --mode kl")
-    if args.kl_weight:
-        raise InputError("--kl_weight goes with --mode kl")
+    if args.kl_weight is not None or args.kl_temperature != 1 or args.kl_on != "all":
+        raise InputError("--kl_weight, --kl_temperature and --kl_on go with --mode kl")
+    args.kl_weight = 0.0
     return args
 
 

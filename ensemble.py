@@ -237,7 +237,8 @@ def identity_fields():
 def fill_defaults(result):
     """A run's result with the options that it leaves open."""
     # An older run lacks newer options and was made as their defaults say.
-    full = {**dataclasses.asdict(TrainConfig()), **result}
+    defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # as results have them
+    full = {**defaults, **result}
     # --seed sets both, so a run that was given it alone says nothing of the two.
     for name in ("init_seed", "data_seed"):
         if full[name] is None:
@@ -518,8 +519,10 @@ def train_together(configs):
             begin(run, stacked=len(runs))
         try:
             # most often there is one step: that of all
-            for step in sorted({run.step for run in runs}):
-                stack = Stack([run for run in runs if run.step == step])
+            steps = sorted({run.step for run in runs})
+            groups = [[run for run in runs if run.step == step] for step in steps]
+            for group in groups:
+                stack = Stack(group)
                 run_steps(stack, lambda: [beat() for beat in beats])
                 stack.update_members()
                 for run in stack.members:
@@ -555,7 +558,10 @@ def train_members(configs, jobs, stack):
 
 
 def bench_stack(configs, steps):
-    """Tokens per second of the members as one model and of one by itself: what stacking brings."""
+    """Tokens per second of the members as one model and of one by itself: what stacking brings.
+    Raises InputError for students of teachers, whom the stacked step does not know."""
+    if configs[0].teacher:
+        raise InputError("--bench compares members without --teacher")
     runs = [Run(config, None) for config in configs]
     stacked, alone = bench(Stack(runs), steps), bench(Run(configs[0], None), steps)
     return {"members": len(runs), "params": alone["params"],

@@ -1841,6 +1841,7 @@ SEEDS = ("seed", "init_seed", "data_seed")
 AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
 STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
+LEAST = 0.1  # the least weight decay above 0 that is searched
 
 # what is compared with what: runs of one recipe on the same text
 TASK = ("data_hash", "recipe", "tokens")
@@ -1981,8 +1982,9 @@ def compare(center, other, axis, noise):
     """A neighbour's value on the axis, its margin and a verdict. The margin is the mean difference
     of losses over common seeds; within two standard errors of that it is a tie."""
     low, high = sorted([center[axis], other[axis]])
-    found = {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
-             "setting": other["setting"]}
+    # from 0 there is no factor: the grid's first step goes to LEAST
+    near = high / low <= STEP if low else high <= LEAST
+    found = {"value": other[axis], "near": near, "setting": other["setting"]}
     # both means rest on the same initial weights and orders of the data
     common = center["by_seed"].keys() & other["by_seed"].keys()
     if not common:
@@ -2497,20 +2499,20 @@ def size_lines(points, laws, members):
     for law in laws:
         # a law that ran to a bound would mislead as a line
         if is_power_law(law):
-            found[law["claim"], law["recipe"], law["tokens"]] = law
+            found[law["claim"], *values(law, TASK)] = law
     lines = []
-    for mine in grouped(points, ("recipe", "tokens")):
-        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+    for mine in grouped(points, TASK):
+        recipe = mine[0]["recipe"]
         marker, color, style = STYLES.get(recipe, OTHER_STYLE)
         error = [p["sd"] or 0 for p in mine]
         lines.append(Line(recipe, column(mine, "params"), column(mine, "loss"), marker, color,
-                          style, error, found.get(("N", recipe, tokens))))
-    for mine in grouped(best_ensembles(members), ("recipe", "tokens")):
-        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+                          style, error, found.get(("N", *values(mine[0], TASK)))))
+    for mine in grouped(best_ensembles(members), TASK):
+        recipe = mine[0]["recipe"]
         _, color, _ = STYLES.get(recipe, OTHER_STYLE)
         lines.append(Line(f"{recipe} ensembles, K to infinity", column(mine, "params"),
                           column(mine, "E"), "*", color, "-.",
-                          law=found.get(("N and K", recipe, tokens))))
+                          law=found.get(("N and K", *values(mine[0], TASK)))))
     return lines
 
 
@@ -2723,7 +2725,8 @@ def count_once(results):
 
 def save_results(path, results):
     """Merge results into a .jsonl file: a line for each (study, kind, name, recipe), sorted by
-    that, written whole or not at all. What the file holds stays, unless the same comes anew."""
+    that, written whole or not at all. What the file holds stays, unless the same comes anew. One
+    process at a time: of two that save at once the later one wins."""
     before = []
     if Path(path).exists():
         before = [row for row, _ in read_rows(path)]

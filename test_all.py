@@ -2157,6 +2157,22 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
         train.run_all([dataclasses.replace(config, seed=9)], 1)
 
 
+def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkeypatch):
+    """Settings that nobody tuned are moved to the nearest place; one that is given off the grid is
+    refused before any run."""
+    asked = make_up_losses(monkeypatch, lambda config: 3.5)
+    options = ("--data", "tiny", "--size", "300k", "--context", 32, "--compile", 0, "--tune", "--json")
+    assert call(train, *options) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("the search starts at weight_decay") for line in said)
+    assert all(config.weight_decay in train.GRID["weight_decay"] for config in asked)
+    assert json.loads(last)["weight_decay"] == 0.8  # of 0.77
+    del asked[:]
+    assert "not on the search's grid" in refused(capsys, train, *options, "--weight_decay", 0.3)
+    assert not asked
+    assert "go with --tune" in refused(capsys, train, *TINY, "--seeds", 3)
+
+
 def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
     assert call(train, *TINY, "--bench", 10) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -2184,6 +2200,14 @@ def test_dry_run_predicts_and_writes_nothing(world, capsys):
 
 # --------------------------------------------------------------------------------------------------
 # ensemble.py
+
+def test_a_model_elsewhere_visits_a_device():
+    """Large members wait on the CPU, and a copy goes to the device; the model itself stays."""
+    model = tiny_gpt()
+    assert train.on_device(model, "cpu") is model
+    copied = train.on_device(model, "meta")
+    assert copied is not model and copied.head.weight.is_meta and not model.head.weight.is_meta
+
 
 def test_copies_of_one_model_are_that_model():
     model, windows = tiny_gpt(), random_tokens(5, 24).int()
@@ -2646,6 +2670,15 @@ def test_students_by_probabilities(world, capsys):
         return train.run_name(tiny_config(kl_weight=0.5, **changes))
     assert name(teacher=tuple(paths[::-1])) == name(teacher=tuple(teachers), out="teachers") == student["name"]
     assert len({name(teacher=(paths[0],)), name(teacher=tuple(paths), kl_temperature=2.0), student["name"]}) == 3
+    # three of them in any order give the same weights to the last bit
+    paths.append("teachers/" + train.train(tiny_config(seed=3, out="teachers"))["name"])
+    weights = []
+    for order, out in ((paths, "one"), (paths[::-1], "other")):
+        result = train.train(tiny_config(teacher=tuple(order), kl_weight=0.5, out=out))
+        model = gpt.GPT.load(world / out / result["name"] / "model.pt")
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+    del paths[-1]
     # one command stands for an ensemble of them, and the student's loss is that of its weights
     assert call(ensemble, *paths, "--out", "teachers") == 0
     both, = (world / "teachers/ensembles").iterdir()
@@ -2666,9 +2699,14 @@ def test_students_by_probabilities(world, capsys):
                              (("--kl_on", "sampled"), "goes with --teacher and --synthetic"),
                              (("--context", 64, "--out", "other"), "give --context 32"),
                              (("--teacher", paths[0], paths[0]), "given twice"),
+                             (("--kl_weight", 0), "go together"),
+                             (("--sample_tokens", 9), "go with --mode sample"),
                              (("--teacher", "nothing"), "not a finished run")):
         assert message in refused(capsys, distill, *TINY, "--teacher", *paths, "--mode", "kl", *options)
-    assert "goes with --mode kl" in refused(capsys, distill, *TINY, "--teacher", *paths, "--kl_weight", 0.5)
+    for options, message in ((("--kl_weight", 0.5), "go with --mode kl"),
+                             (("--synthetic_weight", 0), "must be between 0 and 1")):
+        assert message in refused(capsys, distill, *TINY, "--teacher", *paths, *options)
+    assert "goes with --teacher" in refused(capsys, train, *TINY, "--kl_temperature", 2)
     assert "--teacher is missing" in refused(capsys, distill, *TINY)
     lines = [json.dumps({"text": text}) for text in make_documents(600, seed=1)]
     Path("other.jsonl").write_text("\n".join(lines))
@@ -3606,6 +3644,22 @@ def made_search(losses, recipe="regularized"):
                                        weight_decay=weight_decay, context=32, batch_size=4)
             runs.append(made_run(config, loss))
     return runs
+
+
+def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
+    """One epoch and no weight decay are places like any other: from 64 epochs they are no step."""
+    for axis, far, near in (("epochs", (1, 3e-3, 0.2), (32, 3e-3, 0.2)),
+                            ("weight_decay", (64, 3e-3, 0.0), (64, 3e-3, 0.1))):
+        others = {(64, 3e-3, 0.4): [3.5], (128, 3e-3, 0.2): [3.5], (32, 3e-3, 0.2): [3.5],
+                  (64, 3e-3, 0.1): [3.5]}
+        del others[near]
+        losses = {(64, 3e-3, 0.2): [3.0, 3.01], **others}
+        certified = []
+        for neighbour in (far, near):
+            settings = fit.mean_settings(made_search(losses | {neighbour: [3.5]}))
+            center, = [s for s in settings if s["seeds"] == 2]
+            certified.append(fit.certificate(center, settings, fit.pooled_noise(settings))["certified"])
+        assert certified == [False, True], axis
 
 
 def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):

@@ -11,6 +11,7 @@ config.json, log.jsonl, model.pt and, written last, result.json: that makes the 
 import argparse
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import hashlib
@@ -26,6 +27,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -45,7 +47,8 @@ SEEDS = ("seed", "init_seed", "data_seed")  # what runs of one setting differ in
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock is abandoned
 
 # (epochs, lr, weight_decay) of each budget in turn. Scale 1: the paper's, from its released search.
-# 1/1000: searched with this kit; the runs and their certificates are in results/1000.jsonl.
+# 1/1000: searched with this kit, for the runs see results/1000.jsonl. Standard and regularized ones
+# are certified, students were chosen among a few.
 TUNED = {
     "standard": {
         "150m": [(8, 3e-3, 0.1), (16, 1e-2, 0.1), (32, 1e-2, 0.1), (64, 3e-3, 0.1)],
@@ -157,6 +160,8 @@ class TrainConfig:
     study: str = option(None, "what the run is made for, a label (default: the last part of --out)",
                         "how", identity=False)
 
+    # Not an option: the settings that nobody tuned, taken from the nearest budget.
+    assumed: tuple = field(default=(), metadata=dict(identity=False))
     # Not options: SHA-256 of train.bin, and of the synthetic one, because the same name with other
     # text is another run; and the teachers' names, because they may lie in any folder.
     data_hash: str = ""
@@ -165,14 +170,15 @@ class TrainConfig:
 
     def __post_init__(self):
         # a command line and JSON have lists
-        self.teacher, self.teachers = tuple(self.teacher), tuple(self.teachers)
+        for name in ("teacher", "teachers", "assumed"):
+            setattr(self, name, tuple(getattr(self, name)))
 
 
 def add_options(parser, defaults=TrainConfig()):
     """One command-line option for each field of TrainConfig, with its help, in its group."""
     groups = {}
     for f in dataclasses.fields(TrainConfig):
-        if not f.metadata:  # the hashes
+        if "help" not in f.metadata:  # no option
             continue
         name = f.metadata["group"]
         if name not in groups:
@@ -484,7 +490,8 @@ class Run:
 
     def cost(self):
         """What the run takes, known before it starts."""
-        # of training, a third is the forward pass, which is all that a teacher does
+        # Of training, a third is the forward pass, which is all that a teacher does. (MFU counts
+        # the student alone.)
         flops = self.model.flops_per_token()
         flops += sum(teacher.flops_per_token() / 3 for teacher in self.teachers)
         return {"name": run_name(self.config), "params": self.model.parameter_count(),
@@ -749,9 +756,12 @@ def fill_settings(config, data):
             settings, where = nearest_settings(config.recipe, config.size, config.tokens, steps)
             found = dict(zip(names, settings))
             values = ", ".join(f"{name} {found[name]:g}" for name in missing)
+            kept = ""
+            if missing == list(names) and config.recipe != "standard":
+                kept = ", with AdamW's memory in epochs kept"
             assumed.append(f"{config.recipe} {config.size} is not tuned at {config.tokens:,} "
-                           f"tokens: {values} come from {where}, with AdamW's memory in "
-                           f"epochs kept; --tune finds better ones")
+                           f"tokens: {values} come from {where}{kept}; --tune finds better ones")
+            config.assumed = tuple(missing)
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
@@ -774,6 +784,8 @@ def check_ranges(config):
         raise InputError("--teacher and --kl_weight go together; the weight is at most 1")
     if not config.kl_temperature:
         raise InputError("--kl_temperature 0 is out of range; it must be above 0")
+    if config.kl_temperature != 1 and not config.teacher:
+        raise InputError("--kl_temperature goes with --teacher")
     if config.kl_on != "all" and not (config.teacher and config.synthetic):
         raise InputError(f"--kl_on {config.kl_on} goes with --teacher and --synthetic")
 
@@ -816,8 +828,10 @@ def check_teachers(config, data):
         if result["context"] < config.context:
             raise InputError(f"{result['name']} has context {result['context']}; give --context "
                              f"{result['context']}, or less")
-    config.teacher = tuple(runs)
-    config.teachers = tuple(sorted(result["name"] for result in results))
+    # in one order, since sums of floating-point numbers depend on it
+    named = sorted(zip([result["name"] for result in results], runs))
+    config.teachers = tuple(name for name, _ in named)
+    config.teacher = tuple(run for _, run in named)
     if len(set(config.teachers)) < len(runs):
         raise InputError("a teacher is given twice; it counts once")
 
@@ -1021,8 +1035,12 @@ def claim(folder):
                 os.utime(lock.fileno())
                 last_beat = time.monotonic()
 
-        yield heartbeat
-        lock.truncate(0)  # not after an error: then the name tells who was here
+        try:
+            yield heartbeat
+        finally:
+            lock.seek(0)
+            if lock.read() == me:  # else another host took over
+                lock.truncate(0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1247,23 +1265,33 @@ def run_all(configs, jobs, memo=None):
         path = Path(config.out) / run_name(config) / "result.json"
         return read_json(path)["val_loss"] if path.exists() else memo.get(run_name(config))
 
+    failed = threading.Event()
+
     def attempt(config):
         job = slots.get()
-        loss = find(config)
         try:
-            if loss is None:
+            loss = find(config)
+            if loss is None and not failed.is_set():
                 loss = train_apart(config, job)
+        except Exception:
+            failed.set()  # so that no other run begins before the error is told
+            raise
         finally:
             slots.put(job)
         if loss is not None:
             memo[run_name(config)] = loss
 
     # threads only wait; each run trains in a process of its own
+    waiting = False
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         while missing := [config for config in configs if find(config) is None]:
             list(threads.map(attempt, missing))
             if all(find(config) is None for config in missing):
-                time.sleep(2)  # all of them are being trained elsewhere
+                if not waiting:
+                    say(f"waiting for {len(missing)} run(s) that other processes train, "
+                        f"{run_name(missing[0])} the first")
+                waiting = True
+                time.sleep(2)
     return [find(config) for config in configs]
 
 
@@ -1315,6 +1343,22 @@ def train_quietly(config):
 GRID = {"epochs": (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)}
+
+
+def snap_to_grid(config, axes):
+    """The config with settings that nobody tuned moved to the nearest place of the search's grid.
+
+    Only settings of nearest_settings() lie between two places; what is given must be on the grid.
+    """
+    for axis in axes:
+        value, grid = getattr(config, axis), GRID[axis]
+        if value not in grid and axis in config.assumed:
+            place = min(filter(None, grid), key=lambda g: abs(math.log(g / value)))
+            say(f"the search starts at {axis} {place:g}, the place of its grid nearest to "
+                f"{value:g}")
+            config = replace(config, **{axis: place})
+    neighbours(config, axes)  # refuses the rest before any training
+    return config
 
 
 def neighbours(config, axes):
@@ -1419,11 +1463,14 @@ def search(config, args):
         raise InputError("--tune runs without torchrun: it starts processes of its own (--jobs)")
     committed = Path(__file__).parent / "results" / f"{SCALE_OF[config.size]}.jsonl"
     memo = read_memo(committed)
+    config = snap_to_grid(config, axes)
     center = tune(config, axes, args.seeds, args.jobs, memo)
     losses = run_all([replace(center, seed=center.seed + i) for i in range(args.seeds)], 1, memo)
     print(f"{config.recipe} {config.size} at {config.tokens:,} tokens: epochs {center.epochs}, lr "
           f"{center.lr:g}, weight decay {center.weight_decay:g}, loss {np.mean(losses):.4f} over "
-          f"{len(losses)} seed(s)\nits certificate: python fit.py {config.out} {committed}")
+          f"{len(losses)} seed(s)")
+    sources = [str(source) for source in (committed, Path(config.out)) if source.exists()]
+    print(f"its certificate: python fit.py {' '.join(sources)}")
     return {"name": run_name(center), **asdict(center), "loss": np.mean(losses), "losses": losses}
 
 
@@ -1445,6 +1492,8 @@ def main():
                         help="time so many steps and print JSON; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
+    if not args.tune and (args.over or args.seeds != 1 or args.jobs != 1):
+        raise InputError("--over, --seeds and --jobs go with --tune; one run has one --seed")
     config = config_from(args)
     if args.dry_run or args.bench:
         with explain_out_of_memory(config):
