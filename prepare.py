@@ -1,16 +1,18 @@
-r"""Text to tokens on disk. This file owns the data format: it alone writes it, and every stage reads it through here.
+r"""Text to tokens on disk. This file owns the data format: it alone writes it, and every stage
+reads it through here.
 
-    python prepare.py                                        # the docstrings of the kit's own pinned wheels
+    python prepare.py                                       # docstrings of the kit's pinned wheels
     python prepare.py --source book.txt notes/ --name mine --vocab_size 2048
-    python prepare.py --source names.txt --separator '\n'    # each line a document
-    python prepare.py --source fineweb                       # public GPT-2 shards, as many as the tokens need
+    python prepare.py --source names.txt --separator '\n'   # each line a document
+    python prepare.py --source fineweb                      # public shards of GPT-2's tokens
     python prepare.py --source hf:roneneldan/TinyStories --tokenizer gpt2 --tokens 20000000
 
-data/NAME/ holds train.bin and val.bin (headerless little-endian token ids, nanoGPT's convention), the starts of
-their documents, the tokenizer twice (tiktoken's ranks, and tokenizer.json for transformers) and meta.json with the
-SHA-256 of each file. The steps: read documents into one file on disk, drop copies and near-copies, shuffle, set
-whole documents aside as validation, train a byte-level BPE on the others (or take a given one), encode. Memory does
-not grow with the text. Shards of tokens are copied as they are.
+data/NAME/ holds train.bin and val.bin (headerless little-endian token ids, nanoGPT's convention),
+the starts of their documents, the tokenizer twice (tiktoken's ranks, and tokenizer.json for
+transformers) and meta.json with the SHA-256 of each file. The steps: read documents into one file
+on disk, drop copies and near-copies, shuffle, set whole documents aside as validation, train a
+byte-level BPE on the others (or take a given one), encode. Memory does not grow with the text.
+Shards of tokens are copied as they are.
 """
 import argparse
 import array
@@ -46,7 +48,8 @@ import numpy as np
 import regex  # comes with tiktoken, which splits text with the same pattern
 import tiktoken
 
-# GPT-2's split into words: a contraction; letters, digits or signs with one space before them; white space
+# GPT-2's split into words: a contraction; letters, digits or signs with one space before them;
+# white space
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -57,7 +60,8 @@ LLAMA3_RANKS, LLAMA3_VOCAB = 128_000, 128_256
 END_OF_TEXT = "<|endoftext|>"
 
 CORPUS_PACKAGES = ("torch", "numpy", "scipy", "sympy", "networkx", "mpmath")
-# of the documents in requirements.txt's versions; other versions give other text, hence other losses
+# of the documents in requirements.txt's versions; other versions give other text, hence other
+# losses
 CORPUS_SHA256 = "127c6b597cc050cf4df57bd04d5399d9a048aa187a4a4559507a03d8cedc5d7c"
 PAPER_TOKENS = 209_715_200  # the paper's smallest budget: 800 steps x 64 sequences x 4,096 tokens
 # short names of data sets on the hub: what train comes from, and validation where that is apart
@@ -76,45 +80,54 @@ BEGINNINGS = {
     b"PK\x03\x04": "a zip archive (.docx and .epub are such); give the text in it as .txt",
     b"%PDF": "a PDF; give the text in it as .txt",
     b"\x1f\x8b": "packed by gzip; name it for what is in it, such as .txt.gz or .jsonl.gz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; name it for what is in it, such as .txt.zst or .jsonl.zst",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; name it for what is in it, such as .txt.zst or "
+                         ".jsonl.zst",
     b"\xff\xfe": "UTF-16; convert it to UTF-8 first, e.g. with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16; convert it to UTF-8 first, e.g. with iconv -f UTF-16 -t UTF-8"}
-# headers of public token shards, 256 int32: (magic, version) -> type, token before a document, vocabulary
+# headers of public token shards, 256 int32: (magic, version) -> type, token before a document,
+# vocabulary
 SHARDS = {(20240520, 1): ("<u2", GPT2_RANKS, 50_257),
           (20240801, 7): ("<u4", LLAMA3_RANKS, LLAMA3_VOCAB)}
 
-FEW = 100  # documents; a text of fewer is cut into passages, or none could be set aside as validation
+# documents; a text of fewer is cut into passages, or none could be set aside as validation
+FEW = 100
 PASSAGE = 2000  # characters of a passage, about
-LONGEST = 2 ** 19  # characters of a document; a longer one is cut (tiktoken takes no million blanks)
+# characters of a document; a longer one is cut (tiktoken takes no million blanks)
+LONGEST = 2 ** 19
 # of Chinese, Japanese, Thai and others, which put no spaces between words
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 LONG_WORDS = 48  # letters a word, on average, above which a text such as DNA has no spaces either
 MOST_GRAMS = 2 ** 24  # 8-grams remembered when near-copies are looked for; of more, an even sample
-BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21  # bytes of text, and of its different words, a BPE learns from at most
+# bytes of text, and of its different words, a BPE learns from at most
+BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21
 
 
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The default corpus: text that is on the machine
 
 def is_prose(text):
-    """True if most words are plain words: keeps long documentation, drops tables, code and test vectors."""
+    """True if most words are plain words: keeps long documentation, drops tables, code and test
+    vectors."""
     words = text.split()
     plain = sum(word.strip(".,:;()`'\"*-").isalpha() for word in words)
     return len(words) >= 30 and plain > 0.6 * len(words)
 
 
 def docstrings_of(path):
-    """Docstrings and long prose-like literals (200 characters or more) of a Python file, some of them twice."""
+    """Docstrings and long prose-like literals (200 characters or more) of a Python file, some of
+    them twice."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         found, todo = [], [ast.parse(path.read_bytes())]
     while todo:
         node = todo.pop()
         body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body:
-            if isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, "value", None), str):
-                found.append(body[0].value.value)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) >= 200:
-            if is_prose(node.value):
+        if isinstance(node, documented) and body:
+            first = getattr(body[0], "value", None)
+            if isinstance(body[0], ast.Expr) and isinstance(getattr(first, "value", None), str):
+                found.append(first.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if len(node.value) >= 200 and is_prose(node.value):
                 found.append(node.value)
         # pieces of f-strings differ between Python versions, so they are left out
         if not isinstance(node, ast.JoinedStr):
@@ -123,12 +136,14 @@ def docstrings_of(path):
 
 
 def find_docstrings():
-    """Python files of CORPUS_PACKAGES as installed, and what identifies them: {package: version}."""
+    """Python files of CORPUS_PACKAGES as installed, and what identifies them: {package:
+    version}."""
     files, versions = [], {}
     for package in CORPUS_PACKAGES:
         spec = importlib.util.find_spec(package)  # finds the folder without importing it
         if spec is None:
-            raise InputError(f"package {package} is missing; install the kit's requirements.txt first")
+            raise InputError(f"package {package} is missing; install the kit's requirements.txt "
+                             "first")
         versions[package] = importlib.metadata.version(package).split("+")[0]
         files += Path(spec.submodule_search_locations[0]).rglob("*.py")
     # py3*: syntax of one Python version
@@ -142,11 +157,12 @@ def read_docstrings(files):
             yield from found
 
 
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Documents on disk, without copies
 
 class DocumentStore:
-    """Documents in one file, read in any order; memory holds their places and hashes alone, 16 bytes each."""
+    """Documents in one file, read in any order; memory holds their places and hashes alone, 16
+    bytes each."""
 
     def __init__(self, path):
         self.output, self.unwritten = Output(path), bytearray()
@@ -160,7 +176,8 @@ class DocumentStore:
         return os.pread(self.output.file.fileno(), self.size(i), self.ends[i]).decode()
 
     def add(self, text):
-        """Append a document without the white space around it; an empty one is left out. Returns its bytes."""
+        """Append a document without the white space around it; an empty one is left out. Returns
+        its bytes."""
         try:
             content = text.strip().encode()
         except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form
@@ -187,7 +204,8 @@ class DocumentStore:
         return self.ends[i + 1] - self.ends[i]
 
     def count(self, order, size):
-        """How many documents, taken in an order, hold `size` bytes; one more than there are if all do not."""
+        """How many documents, taken in an order, hold `size` bytes; one more than there are if all
+        do not."""
         for count, i in enumerate(order, 1):
             size -= self.size(i)
             if size <= 0:
@@ -195,7 +213,8 @@ class DocumentStore:
         return len(order) + 1
 
     def unique(self):
-        """Indices of documents that are no copies of earlier ones, in an order that content alone decides."""
+        """Indices of documents that are no copies of earlier ones, in an order that content alone
+        decides."""
         hashes = np.frombuffer(self.hashes, np.uint64)
         order = np.argsort(hashes, kind="stable")
         hashes = hashes[order]
@@ -206,10 +225,12 @@ class DocumentStore:
     def warn(self):
         """Say what the documents hold that may not be meant."""
         if self.markers:
-            print(f"warning: {self.markers:,} times {END_OF_TEXT} stands inside a document, where it is text like any "
-                  f"other; --separator '{END_OF_TEXT}' parts .txt there", file=sys.stderr)
+            print(f"warning: {self.markers:,} times {END_OF_TEXT} stands inside a document, where "
+                  f"it is text like any other; --separator '{END_OF_TEXT}' parts .txt "
+                  "there", file=sys.stderr)
         if self.repaired:
-            print(f"warning: {self.repaired:,} documents hold half a surrogate pair, now U+FFFD", file=sys.stderr)
+            print(f"warning: {self.repaired:,} documents hold half a surrogate pair, now "
+                  "U+FFFD", file=sys.stderr)
 
     def remove(self):
         self.output.file.close()
@@ -217,8 +238,8 @@ class DocumentStore:
 
 
 def gram_hashes(hashes, n):
-    """Hash of every n neighbours of hashes, uint64 (max(0, len - n + 1),): a polynomial modulo 2^64 in an odd
-    number, sensitive to order."""
+    """Hash of every n neighbours of hashes, uint64 (max(0, len - n + 1),): a polynomial modulo 2^64
+    in an odd number, sensitive to order."""
     grams = np.zeros(max(0, len(hashes) - n + 1), dtype=np.uint64)
     for i in range(n):
         grams = grams * np.uint64(0x9E3779B97F4A7C15) + hashes[i:i + len(grams)]
@@ -233,7 +254,8 @@ def mix(x):
 
 
 def has_no_spaces(text):
-    """Whether a text is written without spaces between words, to judge by its first 2,000 letters."""
+    """Whether a text is written without spaces between words, to judge by its first 2,000
+    letters."""
     head = text[:2000]
     if len(head) > LONG_WORDS * len(head.split()):
         return True
@@ -241,8 +263,8 @@ def has_no_spaces(text):
 
 
 def text_grams(text, n):
-    """Hash of every run of n words of a text, in lower case: uint64 (words - n + 1,). Without spaces
-    between words it is runs of 2 n letters, about as much text."""
+    """Hash of every run of n words of a text, in lower case: uint64 (words - n + 1,). Without
+    spaces between words it is runs of 2 n letters, about as much text."""
     words = text.lower().split()
     if has_no_spaces(text):
         letters = np.frombuffer("".join(words).encode("utf-32-le"), np.uint32)
@@ -254,7 +276,8 @@ def text_grams(text, n):
 class NearCopies:
     """Remembers the 8-grams of the documents that are kept; of more than MOST_GRAMS an even sample.
 
-    (Templates are common in docstrings, and validation that is nearly in train measures memory, not modelling.)
+    (Templates are common in docstrings, and validation that is nearly in train measures memory, not
+    modelling.)
     """
 
     def __init__(self, block=2 ** 20):
@@ -265,7 +288,8 @@ class NearCopies:
         return grams[mix(grams) % self.every == 0]
 
     def is_new(self, text):
-        """Whether at most half of a document's 8-grams were seen before; if so they count as seen from now on."""
+        """Whether at most half of a document's 8-grams were seen before; if so they count as seen
+        from now on."""
         grams = text_grams(text, 8)
         if self.every > 1:
             grams = self.sample(grams)
@@ -284,7 +308,8 @@ class NearCopies:
         return True
 
     def sort_recent(self):
-        """Move the recent grams among the sorted ones, and halve the sample while these are too many."""
+        """Move the recent grams among the sorted ones, and halve the sample while these are too
+        many."""
         self.old = np.concatenate([self.old, np.fromiter(self.recent, np.uint64)])
         self.old.sort()
         self.recent = set()
@@ -297,36 +322,42 @@ class NearCopies:
 def validation_overlap(train, train_tokens, val_grams):
     """Share of the 13-grams of validation that also occur in train, per budget: {tokens: share}.
 
-    train: yields (hashes of 13-grams, the token or tokens from which a budget holds them); val_grams: hashes.
+    train: yields (hashes of 13-grams, the token or tokens from which a budget holds them);
+    val_grams: hashes.
     """
     unique, inverse = np.unique(val_grams, return_inverse=True)
     if not len(unique):
         return {}
-    first = np.full(len(unique) + 1, train_tokens)  # where each occurs first; the last is for all others
+    # where each occurs first; the last is for all others
+    first = np.full(len(unique) + 1, train_tokens)
     for grams, start in train:
         place = np.searchsorted(unique, grams)
         place[unique[np.minimum(place, len(unique) - 1)] != grams] = len(unique)
         np.minimum.at(first, place, start)
     # the ladder's budgets at its four scales, as far as train goes, and all of it
-    budgets = [PAPER_TOKENS * times // scale for scale in (1000, 100, 10, 1) for times in (1, 2, 4, 8)]
+    scales = itertools.product((1000, 100, 10, 1), (1, 2, 4, 8))
+    budgets = [PAPER_TOKENS * times // scale for scale, times in scales]
     budgets = [budget for budget in budgets if budget < train_tokens] + [train_tokens]
     return {str(budget): round(float((first[inverse] < budget).mean()), 5) for budget in budgets}
 
 
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tokenizers
 
 class WordTokens:
-    """Different words, one after another, as linked lists of tokens; how often two neighbours occur, and where.
+    """Different words, one after another, as linked lists of tokens; how often two neighbours
+    occur, and where.
 
-    A pair is known by its concatenation: as in tiktoken's encoder, what is merged is any two neighbours whose
-    concatenation is the new token. A merge costs time for the places where it occurs, not for whole words, so a
-    text without spaces, one word of a million letters, is no special case.
+    A pair is known by its concatenation: as in tiktoken's encoder, what is merged is any two
+    neighbours whose concatenation is the new token. A merge costs time for the places where it
+    occurs, not for whole words, so a text without spaces, one word of a million letters, is no
+    special case.
     """
 
     def __init__(self, word_counts):
         self.tokens = []  # bytes; None where a token was merged into the one before it
-        self.before, self.after = array.array("q"), array.array("q")  # places of neighbours, -1 at a word's end
+        # places of neighbours, -1 at a word's end
+        self.before, self.after = array.array("q"), array.array("q")
         self.weights = array.array("q")  # how often the word occurs in the text
         self.counts, self.places = Counter(), defaultdict(list)
         for word, count in word_counts.items():
@@ -342,7 +373,8 @@ class WordTokens:
                 self.places[content[i:i + 2]].append(begin + i)
 
     def merge(self, new):
-        """Replace every two neighbours that make `new`, from left to right; returns the pairs whose counts changed."""
+        """Replace every two neighbours that make `new`, from left to right; returns the pairs whose
+        counts changed."""
         tokens, before, after, counts = self.tokens, self.before, self.after, self.counts
         changed = set()
         for place in sorted(self.places.pop(new)):
@@ -383,10 +415,11 @@ def count_words(texts):
 
 
 def train_bpe(texts, vocab_size):
-    """Byte-level BPE on texts: {token bytes: rank}, vocab_size - 1 of them (end-of-text is the last id).
+    """Byte-level BPE on texts: {token bytes: rank}, vocab_size - 1 of them (end-of-text is the last
+    id).
 
-    The most frequent pair becomes the next token, of equals the one of the smallest bytes. Raises InputError when
-    the text has too few pairs.
+    The most frequent pair becomes the next token, of equals the one of the smallest bytes. Raises
+    InputError when the text has too few pairs.
     """
     words, printed = WordTokens(count_words(texts)), time.monotonic()
     heap = [(-count, pair) for pair, count in words.counts.items()]
@@ -394,9 +427,11 @@ def train_bpe(texts, vocab_size):
     ranks = {bytes([byte]): byte for byte in range(256)}
     while len(ranks) < vocab_size - 1:
         if not heap:
-            raise InputError(f"the text is too small for vocab_size {vocab_size}; at most {len(ranks) + 1} here")
+            raise InputError(f"the text is too small for vocab_size {vocab_size}; at most "
+                             f"{len(ranks) + 1} here")
         count, new = heapq.heappop(heap)
-        if new in ranks or -count != words.counts[new]:  # out of date: every changed count was pushed anew
+        # out of date: every changed count was pushed anew
+        if new in ranks or -count != words.counts[new]:
             continue
         ranks[new] = len(ranks)
         for pair in words.merge(new):
@@ -409,14 +444,17 @@ def train_bpe(texts, vocab_size):
 
 
 def make_encoding(ranks, pattern=PATTERN, vocab_size=0):
-    """tiktoken.Encoding of ranks; END_OF_TEXT is the id after the last, ids up to vocab_size are reserved."""
+    """tiktoken.Encoding of ranks; END_OF_TEXT is the id after the last, ids up to vocab_size are
+    reserved."""
     special = {END_OF_TEXT: len(ranks)}
     special |= {f"<|reserved_{i}|>": i for i in range(len(ranks) + 1, vocab_size)}
-    return tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding(
+        "ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
 class HubTokenizer:
-    """A tokenizer.json of Hugging Face, run by its own library, with the names of tiktoken's methods."""
+    """A tokenizer.json of Hugging Face, run by its own library, with the names of tiktoken's
+    methods."""
 
     def __init__(self, path, end_of_text):
         self.tokenizer = optional_package("tokenizers", path).Tokenizer.from_file(str(path))
@@ -437,7 +475,8 @@ class HubTokenizer:
 
 
 def byte_letters():
-    """The letter that stands for each byte in a byte-level tokenizer.json, (256,): itself if it is printable."""
+    """The letter that stands for each byte in a byte-level tokenizer.json, (256,): itself if it is
+    printable."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (chr(256 + i) for i in itertools.count())
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
@@ -446,7 +485,8 @@ def byte_letters():
 def tokenizer_json(ranks, pattern, vocab_size):
     """The text of a tokenizer.json that gives the ids of make_encoding(ranks, pattern, vocab_size).
 
-    Each way to make a token of two others is a merge, in the order of ranks, since that is what tiktoken merges.
+    Each way to make a token of two others is a merge, in the order of ranks, since that is what
+    tiktoken merges.
     """
     letters = byte_letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
@@ -457,19 +497,23 @@ def tokenizer_json(ranks, pattern, vocab_size):
         halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [[names[a], names[b]] for a, b in halves]
     special = make_encoding(ranks, pattern, vocab_size)._special_tokens
-    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    to_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": i, "content": content, "special": True, **plain}
+             for content, i in special.items()]
+    split = {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    to_letters = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+        "ignore_merges": True,  # a word that is a token is that token, as tiktoken has it
+        "vocab": {names[token]: rank for token, rank in ranks.items()}, "merges": merges}
     return json.dumps({
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": content, **added} for content, i in special.items()],
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_letters]},
-        "post_processor": None, "decoder": to_letters,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                  "ignore_merges": True,  # a word that is a token is that token, as tiktoken has it
-                  "vocab": {names[token]: rank for token, rank in ranks.items()}, "merges": merges}})
+        "post_processor": None, "decoder": to_letters, "model": model})
 
 
 @dataclass
@@ -493,46 +537,52 @@ def read_ranks(lines):
 
 
 def given_vocabulary(choice):
-    """The Vocabulary of gpt2, llama3, bytes, a rank file or a folder with a tokenizer.json. Raises InputError."""
+    """The Vocabulary of gpt2, llama3, bytes, a rank file or a folder with a tokenizer.json. Raises
+    InputError."""
     if choice == "bytes":
         return Vocabulary({bytes([byte]): byte for byte in range(256)}, PATTERN, 257, 256)
     if choice == "gpt2":
         try:
             ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
         except Exception as error:  # of requests, which tiktoken downloads with
-            raise InputError(f"GPT-2's ranks are not here ({type(error).__name__}); give tiktoken's cache of "
-                             f"them as TIKTOKEN_CACHE_DIR") from None
+            raise InputError(f"GPT-2's ranks are not here ({type(error).__name__}); give "
+                             f"tiktoken's cache of them as TIKTOKEN_CACHE_DIR") from None
         return Vocabulary(ranks, PATTERN, GPT2_RANKS + 1, GPT2_RANKS)
     path = Path("tokenizer.model" if choice == "llama3" else choice)
     if path.is_dir():
         return hub_vocabulary(path)
     if not path.exists():
-        raise InputError(f"no tokenizer {path}; give gpt2, bytes, a rank file or a folder with a tokenizer.json; "
-                         f"llama3 needs Llama 3's own tokenizer.model in this folder")
+        raise InputError(f"no tokenizer {path}; give gpt2, bytes, a rank file or a folder with a "
+                         "tokenizer.json; llama3 needs Llama 3's own tokenizer.model in this "
+                         "folder")
     try:
         ranks = read_ranks(path.read_bytes().splitlines())
     except ValueError:
         ranks = {}
-    if sorted(ranks.values()) != list(range(len(ranks))) or not {bytes([i]) for i in range(256)} <= set(ranks):
-        raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all bytes in it); of a "
-                         f"tokenizer.json give the folder")
+    all_bytes = all(bytes([byte]) in ranks for byte in range(256))
+    if not all_bytes or sorted(ranks.values()) != list(range(len(ranks))):
+        raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all "
+                         f"bytes in it); of a tokenizer.json give the folder")
     if len(ranks) == LLAMA3_RANKS:
         return Vocabulary(ranks, LLAMA3_PATTERN, LLAMA3_VOCAB, LLAMA3_RANKS)
     if len(ranks) != GPT2_RANKS:
-        print(f"{path}: a rank file does not say how text is split into words; GPT-2's split is assumed (a folder "
-              f"with a tokenizer.json keeps its own)")
+        print(f"{path}: a rank file does not say how text is split into words; GPT-2's split is "
+              f"assumed (a folder with a tokenizer.json keeps its own)")
     return Vocabulary(ranks, PATTERN, len(ranks) + 1, len(ranks))
 
 
 def hub_vocabulary(folder):
-    """The Vocabulary of a folder with a byte-level tokenizer.json; the token before a document is its bos_token, or
-    else its eos_token. Raises InputError."""
+    """The Vocabulary of a folder with a byte-level tokenizer.json; the token before a document is
+    its bos_token, or else its eos_token. Raises InputError."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, or give a rank file")
+        raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, or give a "
+                         "rank file")
     content, letters = read_json(path), byte_letters()
-    if content.get("model", {}).get("type") != "BPE" or "ByteLevel" not in json.dumps(content.get("decoder")):
-        raise InputError(f"{path} is no byte-level BPE, the one kind whose tokens are bytes; give another tokenizer")
+    model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
+    if model.get("type") != "BPE" or "ByteLevel" not in decoder:
+        raise InputError(f"{path} is no byte-level BPE, the one kind whose tokens are bytes; give "
+                         "another tokenizer")
     added = {token["content"]: token for token in content.get("added_tokens", ())}
     config = {}
     if (folder / "tokenizer_config.json").exists():
@@ -541,26 +591,29 @@ def hub_vocabulary(folder):
     names = [name["content"] if isinstance(name, dict) else name for name in names]
     names = [name for name in names if name in added]
     if not names:
-        raise InputError(f"{folder} does not say which token ends a text; name it as eos_token in its "
-                         f"tokenizer_config.json, one of: {', '.join(added) or 'none is there'}")
+        raise InputError(f"{folder} does not say which token ends a text; name it as eos_token in "
+                         "its tokenizer_config.json, one of: "
+                         f"{', '.join(added) or 'none is there'}")
     byte_of = {letter: byte for byte, letter in enumerate(letters)}
     ranks = {bytes(byte_of[letter] for letter in token): i
-             for token, i in content["model"]["vocab"].items() if token not in added}
+             for token, i in model["vocab"].items() if token not in added}
     # added tokens that are text, such as runs of blanks
     ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
     end_of_text = added[names[0]]["id"]
     size = HubTokenizer(path, end_of_text).n_vocab
-    return Vocabulary(dict(sorted(ranks.items(), key=lambda item: item[1])), None, size, end_of_text, str(path))
+    ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+    return Vocabulary(ranks, None, size, end_of_text, str(path))
 
 
 def encode_documents(encoding, documents, dtype):
-    """Yields the tokens of documents, an end-of-text before each, some megabytes of text at a time. What looks like
-    a special token is text."""
+    """Yields the tokens of documents, an end-of-text before each, some megabytes of text at a time.
+    What looks like a special token is text."""
     def encode(text):
         return encoding.encode_to_numpy(text, disallowed_special=())
 
     end_of_text, batch, size = np.array([encoding.eot_token]), [], 0
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # encoders run outside Python's lock
+    # encoders run outside Python's lock
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for text in itertools.chain(documents, [None]):
             if text is None or size > 2 ** 22:
                 parts = [part for ids in pool.map(encode, batch) for part in (end_of_text, ids)]
@@ -584,8 +637,8 @@ class Source:
 
 
 def prepare_documents(folder, source, args):
-    """Write train and validation tokens of documents. Returns (vocabulary, {part: starts of documents},
-    what meta.json is to say). Raises InputError for too little text."""
+    """Write train and validation tokens of documents. Returns (vocabulary, {part: starts of
+    documents}, what meta.json is to say). Raises InputError for too little text."""
     store = DocumentStore(folder / "text")
     longest = LONGEST
     if args.tokens:  # a document longer than the budget would be all there is
@@ -622,11 +675,13 @@ def prepare_documents(folder, source, args):
         rest_size = sum(map(len, rest))
         if rest_size:
             print(f"{rest_size:,} more validation tokens are there; --val_tokens takes them in")
-    else:  # what was set aside and is not needed is where train begins, so that a budget is a prefix
+    else:
+        # what was set aside and is not needed is where train begins, so that a budget is a prefix
         chunks, train = itertools.chain(rest, chunks), np.concatenate([val[held:], train])
 
-    starts = {"train": write_tokens(folder, "train", chunks, dtype, encoding.eot_token, args.tokens),
-              "val": write_tokens(folder, "val", val_tokens, dtype, encoding.eot_token)}
+    end_of_text = encoding.eot_token
+    starts = {"train": write_tokens(folder, "train", chunks, dtype, end_of_text, args.tokens),
+              "val": write_tokens(folder, "val", val_tokens, dtype, end_of_text)}
     train_documents = zip(progress("compared", train), starts["train"])
     grams = ((text_grams(store[i], 13), start) for i, start in train_documents)
     val_grams = np.concatenate([text_grams(store[i], 13) for i in val[:held]])
@@ -637,7 +692,8 @@ def prepare_documents(folder, source, args):
 
 
 def read_documents(store, reader, source, args):
-    """Put the documents of a source into the store, those of validation first; returns how many are these."""
+    """Put the documents of a source into the store, those of validation first; returns how many are
+    these."""
     most = 0
     if args.tokens:  # 8 bytes a token are more than enough
         most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)
@@ -653,8 +709,8 @@ def read_documents(store, reader, source, args):
         collect_documents(store, reader, source.train, most)
     store.flush()
     if reader.cut_all:
-        print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} letters, some of "
-              f"which may be in train and some in validation")
+        print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
+              f"letters, some of which may be in train and some in validation")
     if len(store) == in_val or source.val and not in_val:
         part = "no text" if len(store) == in_val else "no validation text"
         raise InputError(f"{part} in {' '.join(args.source)}{reader.summary('; ')}")
@@ -686,7 +742,8 @@ def collect_documents(store, reader, parts, most):
 
 
 def part_size(part):
-    return os.path.getsize(part) if isinstance(part, Path) else 0  # of the hub: as if all were equal
+    # of the hub: as if all were equal
+    return os.path.getsize(part) if isinstance(part, Path) else 0
 
 
 def drop_copies(store, in_val, near):
@@ -709,13 +766,13 @@ def drop_copies(store, in_val, near):
 
 
 def too_few(documents, args):
-    return (f"{documents:,} documents, without copies, are too few to set {args.val_tokens:,} validation "
-            f"tokens apart; give more text or a smaller --val_tokens")
+    return (f"{documents:,} documents, without copies, are too few to set {args.val_tokens:,} "
+            f"validation tokens apart; give more text or a smaller --val_tokens")
 
 
 def count_aside(store, order, args):
-    """How many documents of an order may become validation: 8 bytes a token will do; if nobody asked
-    for a number of tokens, a tenth of the text at most."""
+    """How many documents of an order may become validation: 8 bytes a token will do; if nobody
+    asked for a number of tokens, a tenth of the text at most."""
     count = store.count(order, 8 * args.val_tokens)
     if not args.val_given:
         text = sum(store.size(i) for i in order)
@@ -726,8 +783,8 @@ def count_aside(store, order, args):
 
 
 def split_validation(shards, end_of_text, val_tokens):
-    """(validation, rest) of arrays of tokens: the first whole documents that hold val_tokens, all if
-    there are fewer, and what follows."""
+    """(validation, rest) of arrays of tokens: the first whole documents that hold val_tokens, all
+    if there are fewer, and what follows."""
     val, missing = [], val_tokens
     for i, shard in enumerate(shards):
         starts = document_starts(shard, end_of_text)
@@ -739,7 +796,8 @@ def split_validation(shards, end_of_text, val_tokens):
 
 
 def prepare_shards(folder, source, args):
-    """Write train and validation tokens as the shards have them. Returns what prepare_documents does."""
+    """Write train and validation tokens as the shards have them. Returns what prepare_documents
+    does."""
     shards = {path: read_shard(path) for path in [*source.train, *source.val]}
     kinds = {shard[1:] for shard in shards.values()}
     if len(kinds) > 1:
@@ -748,20 +806,20 @@ def prepare_shards(folder, source, args):
     default = "gpt2" if end_of_text == GPT2_RANKS else "llama3"
     vocabulary = args.vocabulary or given_vocabulary(default)
     if vocabulary.end_of_text != end_of_text:
-        raise InputError(f"--tokenizer has {vocabulary.end_of_text:,} ranks, the shards were made with "
-                         f"{end_of_text:,}")
+        raise InputError(f"--tokenizer has {vocabulary.end_of_text:,} ranks, the shards were made "
+                         f"with {end_of_text:,}")
     train = [shards[path][0] for path in source.train]
     val = [shards[path][0] for path in source.val]
     val, rest = split_validation(val or train, end_of_text, args.val_tokens)
     if not source.val:
         train = rest
     if not train:
-        raise InputError(f"the shards are too short to set {args.val_tokens:,} validation tokens apart; "
-                         f"give more, or a smaller --val_tokens")
+        raise InputError(f"the shards are too short to set {args.val_tokens:,} validation tokens "
+                         f"apart; give more, or a smaller --val_tokens")
     dtype = token_dtype(vocab_size)
-    starts = {
-        "train": write_tokens(folder, "train", pieces(train, vocab_size), dtype, end_of_text, args.tokens),
-        "val": write_tokens(folder, "val", pieces(val, vocab_size), dtype, end_of_text)}
+    train, val = pieces(train, vocab_size), pieces(val, vocab_size)
+    starts = {"train": write_tokens(folder, "train", train, dtype, end_of_text, args.tokens),
+              "val": write_tokens(folder, "val", val, dtype, end_of_text)}
     train, val = (np.memmap(folder / f"{part}.bin", dtype, "r") for part in ("train", "val"))
     every = np.uint64(-(-len(train) // MOST_GRAMS))
 
@@ -783,23 +841,26 @@ def read_shard(path):
     header = np.fromfile(path, "<i4", 256)
     magic, version, count = header[:3].tolist() if len(header) == 256 else (0, 0, 0)
     if (magic, version) not in SHARDS:
-        raise InputError(f"{path} is not a shard of tokens with a known header (magic {magic}, version "
-                         f"{version}); bare ids do not say which tokenizer made them: give the text")
+        raise InputError(f"{path} is not a shard of tokens with a known header (magic {magic}, "
+                         f"version {version}); bare ids do not say which tokenizer made them: give "
+                         "the text")
     dtype, end_of_text, vocab_size = SHARDS[magic, version]
     found = (os.path.getsize(path) - 1024) / np.dtype(dtype).itemsize
     if found != count or not count:
-        raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; fetch it again")
+        raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; fetch it "
+                         "again")
     return np.memmap(path, dtype, "r", 1024), end_of_text, vocab_size
 
 
 def pieces(shards, vocab_size):
-    """Tokens of shards some megabytes at a time. Raises InputError for an id that the vocabulary lacks."""
+    """Tokens of shards some megabytes at a time. Raises InputError for an id that the vocabulary
+    lacks."""
     for shard in shards:
         for begin in range(0, len(shard), 2 ** 23):
             piece = shard[begin:begin + 2 ** 23]
             if piece.max() >= vocab_size:
-                raise InputError(f"{shard.filename} holds token {piece.max():,}, beyond the vocabulary of "
-                                 f"{vocab_size:,}; fetch it again")
+                raise InputError(f"{shard.filename} holds token {piece.max():,}, beyond the "
+                                 f"vocabulary of {vocab_size:,}; fetch it again")
             yield piece
 
 
@@ -807,7 +868,8 @@ def pieces(shards, vocab_size):
 # Reading: documents of files, and of data sets on the hub
 
 class Reader:
-    """Yields the documents of files and of shards of the hub, and counts the lines that are none."""
+    """Yields the documents of files and of shards of the hub, and counts the lines that are
+    none."""
 
     def __init__(self, text_key="text", separator=None, longest=LONGEST):
         self.text_key, self.separator, self.longest = text_key, separator, longest
@@ -829,12 +891,12 @@ class Reader:
         except UnicodeDecodeError as error:
             before = error.object[max(0, error.start - 20):error.start].decode(errors="replace")
             raise InputError(
-                f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); convert it "
-                f"first, e.g. with iconv -f LATIN1 -t UTF-8") from None
+                f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); "
+                f"convert it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
         except Exception as error:  # of pyarrow, pandas and a dozen libraries below datasets
             raise InputError(
-                f"{part} cannot be read ({first_line(error)}); is it damaged, cut off, or of another kind "
-                f"than its name says?") from None
+                f"{part} cannot be read ({first_line(error)}); is it damaged, cut off, or of "
+                f"another kind than its name says?") from None
 
     def read_part(self, part):
         if isinstance(part, HubShard):
@@ -847,8 +909,8 @@ class Reader:
         return self.read_rows(part, load_table(part, kind, self.text_key))
 
     def read_text(self, path):
-        """The pieces of a text file between separators: between lines <|endoftext|> if none was given.
-        Of a piece too long for memory the passages come as soon as they are read."""
+        """The pieces of a text file between separators: between lines <|endoftext|> if none was
+        given. Of a piece too long for memory the passages come as soon as they are read."""
         pattern = rf"(?m)^{regex.escape(END_OF_TEXT)}[ \t]*$"
         if self.separator is not None:
             pattern = regex.escape(self.separator)
@@ -896,7 +958,8 @@ class Reader:
         """A message that begins with `before`; "" if all were documents."""
         if not self.first:
             return ""
-        return (f'{before}{self.bad.total():,} lines or rows have no text under the key "{self.text_key}" '
+        return (f'{before}{self.bad.total():,} lines or rows have no text under the key '
+                f'"{self.text_key}" '
                 f"and were left out, the first is {self.first}; --text_key names another key")
 
 
@@ -915,8 +978,8 @@ def cut_passages(text):
 
 
 def cut_paragraph(text):
-    """Pieces of PASSAGE to twice as many letters. A text without any white space or full stop (DNA) is
-    cut anywhere."""
+    """Pieces of PASSAGE to twice as many letters. A text without any white space or full stop (DNA)
+    is cut anywhere."""
     begin, parts = 0, []
     while len(text) - begin > 2 * PASSAGE:
         cut = begin + PASSAGE
@@ -933,8 +996,8 @@ def cut_paragraph(text):
 def refuse_nul(path, text):
     """Raise InputError for what begins with no text at all."""
     if "\0" in text[:4096]:
-        raise InputError(f"{path} begins with NUL bytes, which no text has: it may be an archive or "
-                         f"UTF-16; unpack or convert it first")
+        raise InputError(f"{path} begins with NUL bytes, which no text has: it may be an archive "
+                         f"or UTF-16; unpack or convert it first")
 
 
 def is_packed(path):
@@ -950,8 +1013,8 @@ def open_lines(path):
 
 
 def read_blocks(path):
-    """Text of a file, line ends made \\n, about a million letters at a time. A block ends where a line
-    does, unless that is very long."""
+    """Text of a file, line ends made \\n, about a million letters at a time. A block ends where a
+    line does, unless that is very long."""
     with contextlib.ExitStack() as stack:
         if is_packed(path):
             lines = open_lines(path)
@@ -974,7 +1037,8 @@ def begins_with_object(path):
 
 
 def load_table(path, kind, text_key):
-    """Rows of a file that is a table, or a JSON array, with the column of that name if it has one."""
+    """Rows of a file that is a table, or a JSON array, with the column of that name if it has
+    one."""
     if kind == "parquet":
         rows = load_rows(path, kind)
         if text_key in rows.column_names:  # reads that column alone
@@ -1019,7 +1083,8 @@ def optional_package(name, path):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"{path} needs the package {name}; install it with pip install {name}") from None
+        raise InputError(f"{path} needs the package {name}; install it with pip install "
+                         f"{name}") from None
 
 
 def first_line(error):
@@ -1053,27 +1118,30 @@ def check_kind(path):
     if head[257:262] == b"ustar":
         raise InputError(f"{path} is {TAR}")
     if kind is None:
-        raise InputError(f"{path} is of no known kind (its suffix: {path.suffix or 'none'}); name it .txt "
-                         f"if it is plain text, .jsonl if each of its lines is a JSON object")
+        raise InputError(f"{path} is of no known kind (its suffix: {path.suffix or 'none'}); name "
+                         "it .txt if it is plain text, .jsonl if each of its lines is a JSON "
+                         "object")
 
 
 def role_of(path):
     """train, val or test if a file's name says so, or else its folder's; "" if none does."""
     for name in reversed(Path(path).parts):
-        found = regex.search(r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])", name.lower())
+        roles = r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
+        found = regex.search(roles, name.lower())
         if found:
             return {"valid": "val", "validation": "val", "dev": "val"}.get(found[1], found[1])
     return ""
 
 
 def find_files(sources):
-    """The files that are named, and those in the folders that are: {path: role}. Raises InputError for
-    a file that cannot be read; in a folder such files are left out, which one line says."""
+    """The files that are named, and those in the folders that are: {path: role}. Raises InputError
+    for a file that cannot be read; in a folder such files are left out, which one line says."""
     files, others = {}, []
     for source in map(Path, sources):
         if not source.exists():
-            raise InputError(f"source {source} names no file; give files ({' '.join(KINDS)}), folders, a data "
-                             f"set of the hub (hf:OWNER/NAME), or one of {', '.join(('docstrings', *HUB))}")
+            raise InputError(f"source {source} names no file; give files ({' '.join(KINDS)}), "
+                             "folders, a data set of the hub (hf:OWNER/NAME), or one of "
+                             f"{', '.join(('docstrings', *HUB))}")
         if source.is_file():
             check_kind(source)
             files[source] = role_of(source.name)
@@ -1085,8 +1153,8 @@ def find_files(sources):
             check_kind(path)
             files[path] = role_of(path.relative_to(source))
         if not known:
-            raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, packed as "
-                             f"{' '.join(PACKED)} or not")
+            raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, "
+                             f"packed as {' '.join(PACKED)} or not")
     if others:
         print(f"{len(others):,} files of other kinds are left out: {name_some(others)}")
     return files
@@ -1113,8 +1181,9 @@ def name_some(parts):
 
 
 def choose_parts(files, val):
-    """(train, validation) of {part: role}: what is called test is left out, validation that is given
-    goes before what is called so. Says what it does. Raises InputError if nothing is left for train."""
+    """(train, validation) of {part: role}: what is called test is left out, validation that is
+    given goes before what is called so. Says what it does. Raises InputError if nothing is left for
+    train."""
     roles = set(files.values())
     if len(roles) == 1:
         files = dict.fromkeys(files, "train")
@@ -1131,7 +1200,8 @@ def choose_parts(files, val):
         print(f"left out, being called test or validation: {name_some(left)}")
     val = val or parts["val"]
     if not train:
-        raise InputError(f"nothing is left to train on: {name_some(val)} is validation, the rest test")
+        raise InputError(f"nothing is left to train on: {name_some(val)} is validation, the rest "
+                         "test")
     if val:
         print(f"{len(val):,} of {len(train) + len(val):,} parts are validation: {name_some(val)}")
     return train, val
@@ -1162,13 +1232,14 @@ class HubShard:
 
 
 def reach_hub(repository, by_hand):
-    """Ask the hub for a data set once, without the many tries of its own client. Raises InputError."""
+    """Ask the hub for a data set once, without the many tries of its own client. Raises
+    InputError."""
     hub = optional_package("huggingface_hub", repository)
     try:
         hub.HfApi().dataset_info(repository, timeout=10)
     except Exception as error:  # of several libraries below
-        raise InputError(f"the data set {repository} cannot be reached on the hub ({first_line(error)}); "
-                         f"{by_hand}") from None
+        raise InputError(f"the data set {repository} cannot be reached on the hub "
+                         f"({first_line(error)}); {by_hand}") from None
 
 
 def open_hub(source, val_files):
@@ -1185,8 +1256,8 @@ def open_hub(source, val_files):
         try:
             splits = datasets.load_dataset(repository, config or None, streaming=True)
         except Exception as error:  # of several libraries below
-            raise InputError(f"hf:{name} cannot be opened ({first_line(error)}); for files that are here "
-                             f"give their names") from None
+            raise InputError(f"hf:{name} cannot be opened ({first_line(error)}); for files that "
+                             f"are here give their names") from None
         shards = {}
         for split, rows in splits.items():
             for i in range(rows.num_shards):
@@ -1198,7 +1269,8 @@ def open_hub(source, val_files):
 
 
 def fetch_fineweb(tokens, val_files):
-    """Source of as many shards of FineWeb as hold so many tokens, in the hub's cache on this disk."""
+    """Source of as many shards of FineWeb as hold so many tokens, in the hub's cache on this
+    disk."""
     repository, _ = HUB["fineweb"]
     hub = optional_package("huggingface_hub", repository)
     count = -(-tokens // FINEWEB_SHARD)
@@ -1210,15 +1282,16 @@ def fetch_fineweb(tokens, val_files):
             path = hub.hf_hub_download(**request, local_files_only=True)
         except hub.errors.LocalEntryNotFoundError:
             if not reached:
-                reach_hub(repository, f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere and give "
-                                      f"them as --source")
+                reach_hub(repository, f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere "
+                                      f"and give them as --source")
             reached = True
             print(f"fetching {name}", flush=True)
             try:
                 path = hub.hf_hub_download(**request)
             except Exception as error:  # of several libraries below
-                raise InputError(f"{name} of {repository} cannot be fetched ({first_line(error)}); run the "
-                                 f"same command again, or give the files as --source") from None
+                raise InputError(f"{name} of {repository} cannot be fetched ({first_line(error)}); "
+                                 "run the same command again, or give the files as "
+                                 "--source") from None
         paths.append(Path(path))
     return Source(paths[1:], val_files or paths[:1], tokens=True)
 
@@ -1249,7 +1322,8 @@ def new_data(name):
         except BlockingIOError:
             raise InputError(f"another process is preparing {folder}; wait for it") from None
         if folder.exists():
-            raise InputError(f"{folder} was prepared by another process just now; run the same command")
+            raise InputError(f"{folder} was prepared by another process just now; run the same "
+                             "command")
         try:
             for leftover in temporary.iterdir():
                 leftover.unlink()
@@ -1262,7 +1336,8 @@ def new_data(name):
 
 
 class Output:
-    """A file that is written from its beginning on. Not buffered, so a full disk is found at once."""
+    """A file that is written from its beginning on. Not buffered, so a full disk is found at
+    once."""
 
     def __init__(self, path):
         self.path, self.file = path, open(path, "w+b", buffering=0)
@@ -1278,8 +1353,8 @@ class Output:
 
 
 def write_tokens(folder, part, chunks, dtype, end_of_text, most=0):
-    """Write arrays of tokens one after another, `most` tokens in all (0: every one), and where their
-    documents start; returns those starts."""
+    """Write arrays of tokens one after another, `most` tokens in all (0: every one), and where
+    their documents start; returns those starts."""
     count, starts = 0, [np.zeros(0, np.int64)]
     output = Output(folder / f"{part}.bin")
     for tokens in chunks:
@@ -1317,7 +1392,9 @@ def token_lengths(ranks, vocab_size):
 
 def finish_data(folder, name, vocabulary, starts, meta):
     """Write the tokenizer and meta.json, which this returns. starts: {part: of its documents}."""
-    lines = [base64.b64encode(token) + f" {rank}\n".encode() for token, rank in vocabulary.ranks.items()]
+    lines = []
+    for token, rank in vocabulary.ranks.items():
+        lines.append(base64.b64encode(token) + b" %d\n" % rank)
     write_atomically(folder / "tokenizer.tiktoken", lambda file: file.writelines(lines))
     content = None
     if vocabulary.json:
@@ -1327,7 +1404,8 @@ def finish_data(folder, name, vocabulary, starts, meta):
     if content:
         write_atomically(folder / "tokenizer.json", lambda file: file.write(content))
     dtype, lengths = token_dtype(vocabulary.size), token_lengths(vocabulary.ranks, vocabulary.size)
-    meta = {"name": name, **meta, "vocab_size": vocabulary.size, "end_of_text": vocabulary.end_of_text,
+    meta = {"name": name, **meta,
+            "vocab_size": vocabulary.size, "end_of_text": vocabulary.end_of_text,
             "pattern": vocabulary.pattern, "dtype": dtype.name,
             "tokens": {part: count_tokens(folder, part, dtype) for part in starts},
             "bytes": {part: count_bytes(folder, part, dtype, lengths) for part in starts},
@@ -1338,8 +1416,9 @@ def finish_data(folder, name, vocabulary, starts, meta):
 
 
 def write_data(name, parts, ranks, meta):
-    """Write data/NAME of token arrays, parts {"train" and "val": tokens}; returns meta.json's content.
-    meta: pattern, vocab_size and end_of_text of the tokenizer, and whatever else is to be kept."""
+    """Write data/NAME of token arrays, parts {"train" and "val": tokens}; returns meta.json's
+    content. meta: pattern, vocab_size and end_of_text of the tokenizer, and whatever else is to be
+    kept."""
     vocabulary = Vocabulary(ranks, meta["pattern"], meta["vocab_size"], meta["end_of_text"])
     dtype = token_dtype(vocabulary.size)
     with new_data(name) as folder:
@@ -1357,8 +1436,8 @@ class Data:
     val: np.ndarray  # (tokens,)
 
     def fingerprint(self):
-        """What identifies the tokens, in a run's configuration. (Where validation is set aside, train
-        tells it.)"""
+        """What identifies the tokens, in a run's configuration. (Where validation is set aside,
+        train tells it.)"""
         parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
         hashes = "".join(self.meta["sha256"][part] for part in parts)
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
@@ -1368,41 +1447,45 @@ class Data:
         return read_ranks((self.folder / "tokenizer.tiktoken").read_bytes().splitlines())
 
     def tokenizer(self):
-        """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer if a tokenizer.json was given."""
+        """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer if a tokenizer.json was
+        given."""
         if self.meta["pattern"]:
             return make_encoding(self.ranks(), self.meta["pattern"], self.meta["vocab_size"])
         path = self.folder / "tokenizer.json"
         if not path.exists():
-            raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the data set its "
-                             f"teachers learned from is the same")
+            raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the "
+                             f"data set its teachers learned from is the same")
         return HubTokenizer(path, self.meta["end_of_text"])
 
     def token_bytes(self):
-        """UTF-8 length of each token, 0 for special ones: int64 (vocab_size,). For bits per byte."""
+        """UTF-8 length of each token, 0 for special ones: int64 (vocab_size,). For bits per
+        byte."""
         return token_lengths(self.ranks(), self.meta["vocab_size"])
 
 
 def load_data(name):
-    """The data set data/NAME, every file checked against its recorded SHA-256. Raises InputError."""
+    """The data set data/NAME, every file checked against its recorded SHA-256. Raises
+    InputError."""
     folder = Path("data") / name
     if Path(name).name != name:
         raise InputError(f"{name} is a path; a data set is named by its folder in data/ here")
     if not (folder / "meta.json").exists():
         known = sorted(path.parent.name for path in Path("data").glob("[!.]*/meta.json"))
-        raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it with prepare.py")
+        raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it "
+                         "with prepare.py")
     meta = read_json(folder / "meta.json")
     for file, expected in meta.get("sha256", {"train.bin": None}).items():
         if not (folder / file).exists() or sha256_file(folder / file) != expected:
-            raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from meta.json); "
-                             f"remove {folder} and prepare it again")
+            raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from "
+                             f"meta.json); remove {folder} and prepare it again")
     train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r")
                   for part in ("train", "val"))
     return Data(folder, meta, train, val)
 
 
 def cut_windows(tokens, context):
-    """Consecutive windows of `context` tokens: (windows, context). The rest, shorter than a window, is
-    dropped."""
+    """Consecutive windows of `context` tokens: (windows, context). The rest, shorter than a window,
+    is dropped."""
     return tokens[:len(tokens) // context * context].reshape(-1, context)
 
 
@@ -1439,12 +1522,14 @@ def run_main(main):
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; the same command takes it up again", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: interrupted; the same command takes it up "
+              "again", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
 def cannot_write(path, error):
-    return InputError(f"cannot write {path} ({error}); free some disk space, then run the same command")
+    return InputError(f"cannot write {path} ({error}); free some disk space, then run the same "
+                      "command")
 
 
 def write_atomically(path, write):
@@ -1522,24 +1607,30 @@ def read_options():
     parser = Parser("Text to tokens: writes data/NAME.")
     parser.add_argument(
         "--source", nargs="+", default=["docstrings"], metavar="SOURCE",
-        help=f"docstrings; files ({' '.join(KINDS)}; packed as {' '.join(PACKED)}) and folders; a data set "
-             f"of the Hugging Face hub (hf:OWNER/NAME or hf:OWNER/NAME:CONFIG) or {', '.join(HUB)}")
+        help=f"docstrings; files ({' '.join(KINDS)}; packed as {' '.join(PACKED)}) and folders; a "
+             "data set of the Hugging Face hub (hf:OWNER/NAME or hf:OWNER/NAME:CONFIG) or "
+             f"{', '.join(HUB)}")
     parser.add_argument("--val", nargs="+", default=[], metavar="PATH",
-                        help="files or folders of validation (default: what is named so, or some of train)")
-    parser.add_argument("--name", help="folder under data/ (default: source name, with the vocabulary if "
-                        "not 1024)")
+                        help="files or folders of validation (default: what is named so, or some "
+                             "of train)")
+    parser.add_argument("--name", help="folder under data/ (default: source name, with the "
+                                       "vocabulary if not 1024)")
     parser.add_argument("--text_key", default="text", help="key or column that holds the text")
-    parser.add_argument("--separator", metavar="STRING", help="what parts the documents in .txt, \\n for "
-                        "each line (default: lines <|endoftext|>; without any a file is a document)")
+    parser.add_argument("--separator", metavar="STRING",
+                        help="what parts the documents in .txt, \\n for "
+                        "each line (default: lines <|endoftext|>; without any a file is a "
+                        "document)")
     parser.add_argument("--vocab_size", type=int, default=1024,
                         help="ids of a BPE trained here, with end-of-text")
-    parser.add_argument("--tokenizer", help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank "
-                        "file in tiktoken's format, or a folder with a tokenizer.json (default: a BPE is "
-                        "trained)")
-    parser.add_argument("--tokens", type=int, help="train tokens to stop at, drawn from all files; files are "
-                        "read as far as 8 bytes for each. 0: all (default: all; of the hub 209,715,200)")
-    parser.add_argument("--val_tokens", type=int, help="validation tokens, the same for every budget "
-                        "(default: 65,536, of the hub 4,194,304; at most a tenth of the text)")
+    parser.add_argument("--tokenizer", help="gpt2, llama3 (its tokenizer.model in this folder), "
+                                            "bytes, a rank file in tiktoken's format, or a folder "
+                                            "with a tokenizer.json (default: a BPE is trained)")
+    parser.add_argument("--tokens", type=int, help="train tokens to stop at, drawn from all files; "
+                                                   "files are read as far as 8 bytes for each. 0: "
+                                                   "all (default: all; of the hub 209,715,200)")
+    parser.add_argument("--val_tokens", type=int, help="validation tokens, the same for every "
+                                                       "budget (default: 65,536, of the hub "
+                                                       "4,194,304; at most a tenth of the text)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
     parser.add_argument("--dedup", type=int, default=1, choices=(0, 1),
                         help="0: drop exact copies alone; shards are copied as they are")
@@ -1549,7 +1640,8 @@ def read_options():
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
     if len(args.source) > 1 and any(name in ("docstrings", *HUB) or name.startswith("hf:")
                                     for name in args.source if not Path(name).exists()):
-        raise InputError("docstrings and data sets of the hub are prepared each by itself; give one --source")
+        raise InputError("docstrings and data sets of the hub are prepared each by itself; give "
+                         "one --source")
     args.val_given = args.val_tokens is not None
     if args.tokens is None:
         args.tokens = PAPER_TOKENS if args.hub else 0
@@ -1557,16 +1649,19 @@ def read_options():
         args.val_tokens = 2 ** 22 if args.hub else 2 ** 16
     for name, least in (("vocab_size", 257), ("val_tokens", 1), ("tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
-            raise InputError(f"--{name} {getattr(args, name)} is out of range; it must be at least {least}")
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; it must be at least "
+                             f"{least}")
     if args.source == ["fineweb"] and not args.tokens:
         raise InputError("fineweb is 10 billion tokens: give --tokens above 0")
     if args.separator is not None:  # as a shell passes it on
         args.separator = args.separator.replace("\\n", "\n").replace("\\t", "\t")
         if not args.separator:
-            raise InputError("--separator is empty; give what stands between two documents, such as '\\n'")
+            raise InputError("--separator is empty; give what stands between two documents, such "
+                             "as '\\n'")
     args.name = args.name or default_name(args)
     if not regex.fullmatch(r"\w[\w.-]*", args.name):
-        raise InputError(f"--name {args.name} cannot be the name of a data set; use letters, digits, - and _")
+        raise InputError(f"--name {args.name} cannot be the name of a data set; use letters, "
+                         "digits, - and _")
     return args
 
 
@@ -1582,8 +1677,10 @@ def default_name(args):
 
 
 def identify(args, files):
-    """What tells one request from another: options that are not the default, and hashes of files."""
-    # a prepared docstrings folder may come from a machine with other versions: it is the data all the same
+    """What tells one request from another: options that are not the default, and hashes of
+    files."""
+    # a prepared docstrings folder may come from a machine with other versions: it is the data all
+    # the same
     identity = {"source": args.source, "files": files, "vocab_size": args.vocab_size,
                 "val_tokens": args.val_tokens, "seed": args.seed}
     tokenizer = args.tokenizer
@@ -1605,8 +1702,8 @@ def is_prepared(folder, identity):
     if not (folder / "meta.json").exists():
         raise InputError(f"{folder} is there already and is no data set; give another --name")
     if load_data(folder.name).meta.get("identity") != identity:
-        raise InputError(f"{folder} holds other data (its meta.json says what); remove it or give another "
-                         f"--name")
+        raise InputError(f"{folder} holds other data (its meta.json says what); remove it or give "
+                         f"another --name")
     return True
 
 
@@ -1652,29 +1749,31 @@ def report(folder, meta, args):
     """Print what was prepared, and warnings."""
     corpus, versions = meta.get("corpus_sha256", ""), meta["versions"]
     if versions and args.dedup and corpus != CORPUS_SHA256:
-        print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those "
-              f"of the pinned versions, so losses will not compare with the published tables",
+        print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are "
+              "not those of the pinned versions, so losses will not compare with the published "
+              "tables",
               file=sys.stderr)
     if "documents_read" in meta:
         read, copies, near = (meta[key] for key in ("documents_read", "copies", "near_copies"))
-        print(f"{read:,} documents were read; {copies:,} copies and {near:,} near-copies of others were "
-              f"dropped")
+        print(f"{read:,} documents were read; {copies:,} copies and {near:,} near-copies of others "
+              f"were dropped")
         if copies + near > read / 10 and not versions:  # docstrings are known to repeat themselves
-            print(f"warning: {copies + near:,} of {read:,} documents are gone, being like others; --dedup 0 "
-                  f"keeps near-copies", file=sys.stderr)
-    print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train and "
-          f"{meta['tokens']['val']:,} validation tokens"
+            print(f"warning: {copies + near:,} of {read:,} documents are gone, being like others; "
+                  f"--dedup 0 keeps near-copies", file=sys.stderr)
+    print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train "
+          f"and {meta['tokens']['val']:,} validation tokens"
           + (f", corpus SHA-256 {corpus[:12]}" if corpus else ""))
     if meta["tokens"]["train"] < args.tokens:
-        print(f"warning: fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text is read as "
-              f"far as 8 bytes a token)", file=sys.stderr)
+        print(f"warning: fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text "
+              f"is read as far as 8 bytes a token)", file=sys.stderr)
     for budget, share in meta["val_13grams_in_train"].items():
-        print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train tokens")
+        print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train "
+              "tokens")
     overlap = meta["val_13grams_in_train"].items()
     large = [int(budget) for budget, share in overlap if share > 0.05]
     if large:
-        print(f"warning: over 5% of validation occurs in train from {min(large):,} tokens on, where its loss "
-              f"also measures memory", file=sys.stderr)
+        print(f"warning: over 5% of validation occurs in train from {min(large):,} tokens on, "
+              f"where its loss also measures memory", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,9 @@ def random_tokens(batch, length, vocab_size=60, seed=0):
 
 def brute_force_bpe(texts, vocab_size):
     """The definition: recount all neighbours of all words after each merge."""
-    counts = Counter(word for text in texts for word in prepare.regex.findall(prepare.PATTERN, text))
+    counts = Counter()
+    for text in texts:
+        counts.update(prepare.regex.findall(prepare.PATTERN, text))
     words = {word: [bytes([b]) for b in word.encode()] for word in counts}
     tokens = [bytes([b]) for b in range(256)]
     while len(tokens) < vocab_size - 1:
@@ -150,7 +152,7 @@ def dna(letters, seed=0):
 
 
 def test_bpe_equals_brute_force():
-    texts = make_documents(40) + ["aaaa aaaaaa aaa", "abab ababab\n\n  x = 1.5e-3", "naïve 你好 🙂"]
+    texts = ["aaaa aaaaaa aaa", "abab ababab\n\n  x = 1.5e-3", "naïve 你好 🙂", *make_documents(40)]
     assert list(prepare.train_bpe(texts, 420)) == brute_force_bpe(texts, 420)
     # long words of few letters, where pairs overlap and one token is made in many ways
     texts = [dna(3000), "abaabaaab" * 40, "a" * 500 + "b" * 300]
@@ -255,7 +257,8 @@ def test_text_without_spaces_is_compared_by_letters():
 
 def test_overlap_with_validation_counts_13grams_by_budget():
     a, b, c = (" ".join(f"{letter}{i}" for i in range(20)) for letter in "abc")
-    train = [(prepare.text_grams(text, 13), start) for text, start in ((a, 0), (b, 100), (c, 300_000))]
+    starts = ((a, 0), (b, 100), (c, 300_000))
+    train = [(prepare.text_grams(text, 13), start) for text, start in starts]
     val = np.concatenate([prepare.text_grams(text, 13) for text in (b, c + " x", "too short")])
     overlap = prepare.validation_overlap(train, 600_000, val)
     # 8 grams of b, found from token 100 on, and 8 of the 9 of the longer c, from 300,000 on
@@ -264,7 +267,7 @@ def test_overlap_with_validation_counts_13grams_by_budget():
 
 
 def test_docstrings_of_a_file(tmp_path):
-    long = "This sentence is a long piece of plain documentation that somebody wrote down here. " * 4
+    long = "This sentence is a long piece of plain documentation that somebody wrote here. " * 4
     code = "x = [1.0, 2.0] + " * 30
     (tmp_path / "a.py").write_text(
         f'"""Module."""\ndef f():\n    """First.\n\n        Indented.\n    Last.\n    """\n'
@@ -300,7 +303,8 @@ def test_the_default_corpus_of_one_package(tmp_path, monkeypatch, capsys):
 # Text as what it is
 
 def read_all(path, **options):
-    """Documents of a file as the reader yields them, without white space around, empty ones left out."""
+    """Documents of a file as the reader yields them, without white space around, empty ones left
+    out."""
     texts = [text.strip() for text in prepare.Reader(**options).read(Path(path))]
     return [text for text in texts if text]
 
@@ -325,7 +329,8 @@ def test_documents_of_a_text_file(tmp_path):
     path = tmp_path / "a.TXT"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     assert read_all(path) == ["one\ntwo"]
-    path.write_text("one\n<|endoftext|>\ntwo <|endoftext|> here\n<|endoftext|>  \n\n<|endoftext|>\nthree")
+    path.write_text("one\n<|endoftext|>\ntwo <|endoftext|> here\n<|endoftext|>  "
+                    "\n\n<|endoftext|>\nthree")
     assert read_all(path) == ["one", "two <|endoftext|> here", "three"]
     assert read_all(path, separator="<|endoftext|>") == ["one", "two", "here", "three"]
     names = [f"name{i}" for i in range(500)]
@@ -348,7 +353,8 @@ def test_long_texts_are_cut_where_a_reader_would(monkeypatch, tmp_path):
     # without blank lines: at line ends, or else sentence ends, or else between words; never inside
     sentences, lines = " ".join(make_documents(100)), "\n".join(make_documents(100))
     words, chinese = sentences.replace(".", ""), "你好世界我们今天去看书。" * 900
-    for text, end in ((lines, "\n"), (sentences, ". "), (words, " "), (chinese, "。"), (dna(9999), "")):
+    cases = ((lines, "\n"), (sentences, ". "), (words, " "), (chinese, "。"), (dna(9999), ""))
+    for text, end in cases:
         passages = prepare.cut_passages(text)
         assert "".join(passages).strip() == text.strip() and len(passages) >= 4
         assert all(2000 <= len(passage) <= 4000 for passage in passages[:-1])
@@ -400,7 +406,8 @@ def make_tables(folder, texts):
 
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    texts = [*make_documents(150), 'signs: , "\t" ;\nand a line', "NA", "007", "你好 🙂", "None"]
+    texts = [*make_documents(150), 'signs: , "\t" ;\nand a line']
+    texts += ["NA", "007", "你好 🙂", "None"]
     make_tables(tmp_path, texts)
     hashes = set()
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
@@ -408,7 +415,8 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, monkeypatch, caps
     for number, path in enumerate(files):
         assert read_all(path) == texts, path
         if number % 3 == 0:
-            assert call(prepare, "--source", path.name, "--tokenizer", "bytes", "--name", f"x{number}") == 0
+            options = ("--tokenizer", "bytes", "--name", f"x{number}")
+            assert call(prepare, "--source", path.name, *options) == 0
             hashes.add(prepare.load_data(f"x{number}").meta["sha256"]["train.bin"])
     assert len(hashes) == 1 and not capsys.readouterr().err
     # text that JSON can hold and files cannot
@@ -416,7 +424,8 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, monkeypatch, caps
     Path("odd.jsonl").write_bytes(lines)
     assert call(prepare, "--source", "odd.jsonl", "--tokenizer", "bytes", "--name", "odd") == 0
     err = capsys.readouterr().err
-    assert "1 times <|endoftext|> stands inside" in err and "1 documents hold half a surrogate" in err
+    assert "1 times <|endoftext|> stands inside" in err
+    assert "1 documents hold half a surrogate" in err
     found = sum(texts_of("odd").values(), [])
     assert {"<|endoftext|> is text here, \0 also", "a lone \ufffd surrogate"} < set(found)
 
@@ -437,7 +446,8 @@ def test_folders_are_read_whole(tmp_path, monkeypatch, capsys):
     Path("in/.hidden.txt").write_text("hidden")
     Path("in/picture.png").write_bytes(b"\x89PNG")
     assert call(prepare, "--source", "in", "--tokenizer", "bytes", "--name", "in") == 0
-    assert "2 files of other kinds are left out: in/.hidden.txt, in/picture.png" in capsys.readouterr().out
+    left = "2 files of other kinds are left out: in/.hidden.txt, in/picture.png"
+    assert left in capsys.readouterr().out
     found = sum(texts_of("in").values(), [])
     assert sorted(found) == sorted([*texts, "Read me first.", "An old text."])
 
@@ -480,7 +490,8 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("a.parquet", b"PAR1" * 9, "damaged, cut off, or"),
             ("ragged.csv", b"text,n\na,1\nb,2,3\n", "ragged.csv cannot be read (ParserError"),
             ("broken.json", b'[{"text": "a"}, {"te', "broken.json cannot be read"),
-            ("bare.bin", bytes(9999), "not a shard of tokens with a known header (magic 0, version 0)"),
+            ("bare.bin", bytes(9999), "not a shard of tokens with a known header (magic 0, version "
+                                      "0)"),
             ("short.txt", b"a few words", "too few")):
         if content is not None:
             Path(name).write_bytes(content)
@@ -519,21 +530,25 @@ def test_lines_without_text_are_counted_and_the_first_is_shown(tmp_path, monkeyp
     assert call(prepare, "--source", "body.jsonl", "--text_key", "body", *options) == 0
     assert sorted(sum(texts_of("body-bytes").values(), [])) == sorted(texts)
     some = [b'{"text": 5}', b"no JSON", b"[]", b'{"text": ' + b"[" * 10 ** 5]
-    Path("some.jsonl").write_bytes(json_lines(texts[:2]) + b"\n".join(some) + b"\n" + json_lines(texts[2:]))
+    some = b"\n".join([json_lines(texts[:2]).strip(), *some, json_lines(texts[2:])])
+    Path("some.jsonl").write_bytes(some)
     assert call(prepare, "--source", "some.jsonl", *options) == 0
-    assert 'warning: 4 lines or rows have no text under the key "text" and were left out, the first is ' \
-           "some.jsonl line 3 (its keys: text)" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert 'warning: 4 lines or rows have no text under the key "text" and were left out' in err
+    assert "the first is some.jsonl line 3 (its keys: text)" in err
     assert prepare.load_data("some-bytes").meta["lines_without_text"] == 4
     parquet.write_table(arrow.table({"text": [*texts, None], "n": range(201)}), "rows.parquet")
     assert call(prepare, "--source", "rows.parquet", *options) == 0
     assert "1 lines or rows have" in capsys.readouterr().err
-    message = refused(capsys, prepare, "--source", "rows.parquet", "--text_key", "body", *options, "--name", "x")
+    options = (*options, "--text_key", "body", "--name", "x")
+    message = refused(capsys, prepare, "--source", "rows.parquet", *options)
     assert "201 lines or rows" in message and "rows.parquet row 1 (its keys: text, n)" in message
 
 
 def test_splits_of_their_own_are_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    texts, held, hidden = make_documents(200), make_documents(40, seed=1), make_documents(40, seed=2)
+    texts = make_documents(200)
+    held, hidden = make_documents(40, seed=1), make_documents(40, seed=2)
     Path("in/dev").mkdir(parents=True)
     Path("in/train-00000-of-00001.jsonl").write_bytes(json_lines([*texts, held[3]]))
     Path("in/dev/part.jsonl").write_bytes(json_lines(held[:20]))
@@ -548,7 +563,8 @@ def test_splits_of_their_own_are_kept(tmp_path, monkeypatch, capsys):
     assert set(found["train"]) == set(texts) and set(found["val"]) == set(held)
     own = prepare.load_data("own")
     # another validation beside the same train tokens is other data to a run
-    assert call(prepare, "--source", "in", "--val", "in/test.jsonl", *options, "--name", "given") == 0
+    given = ("--val", "in/test.jsonl", "--name", "given")
+    assert call(prepare, "--source", "in", *options, *given) == 0
     assert "validation: in/test.jsonl" in capsys.readouterr().out
     found, given = texts_of("given"), prepare.load_data("given")
     assert set(found["train"]) == {*texts, held[3]} and set(found["val"]) == set(hidden)
@@ -618,7 +634,8 @@ def test_budgets_are_drawn_from_all_files(tmp_path, monkeypatch):
     assert all(abs(sizes[number] - expected) < 1000 for number in "023")
     first = {text[0] for text in texts_of("some")["train"]}
     assert len(prepare.load_data("some").train) == 25_000 and first == set("0123")
-    # files that hold less than their size suggests are made up for by the others, once all were read
+    # files that hold less than their size suggests are made up for by the others, once all were
+    # read
     monkeypatch.setattr(prepare, "part_size", lambda part: -part.stat().st_size)
     with tempfile.NamedTemporaryFile() as file:
         store, reader = prepare.DocumentStore(file.name), prepare.Reader()
@@ -638,7 +655,8 @@ def test_what_goes_as_copies_is_said(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     template = make_documents(1)[0] + " The measured value was {}."
     reports = [template.format(rng.integers(10 ** 9)) for _ in range(500)]
-    Path("r.jsonl").write_bytes(json_lines([*make_documents(150, seed=1), *reports, reports[0], ""]))
+    texts = [*make_documents(150, seed=1), *reports, reports[0], ""]
+    Path("r.jsonl").write_bytes(json_lines(texts))
     options = ("--source", "r.jsonl", "--tokenizer", "bytes", "--val_tokens", 500)
     assert call(prepare, *options, "--name", "one") == 0
     out, err = capsys.readouterr()
@@ -671,7 +689,8 @@ def test_format_on_disk(world):
 
 
 def test_a_data_set_made_before_still_loads(world):
-    """What older versions wrote has no tokenizer.json and other keys; runs are named by its tokens."""
+    """What older versions wrote has no tokenizer.json and other keys; runs are named by its
+    tokens."""
     fingerprint = prepare.load_data("tiny").fingerprint()
     meta = json.loads((world / "data/tiny/meta.json").read_text())
     (world / "data/tiny/tokenizer.json").unlink()
@@ -685,7 +704,8 @@ def test_a_data_set_made_before_still_loads(world):
 def test_preparing_twice_does_nothing_and_never_overwrites(world, prepared, capsys):
     before = {path: path.stat().st_mtime_ns for path in (world / "data/tiny").iterdir()}
     (world / "tiny.jsonl").write_bytes((prepared / "tiny.jsonl").read_bytes())
-    request = ["--source", "tiny.jsonl", "--vocab_size", 320, "--val_tokens", 1000, "--name", "tiny"]
+    request = ["--source", "tiny.jsonl", "--name", "tiny", "--vocab_size", 320]
+    request += ["--val_tokens", 1000]
     assert call(prepare, *request) == 0 and "already" in capsys.readouterr().out
     for other in (("--seed", 1), ("--text_key", "body"), ("--val", "tiny.jsonl")):
         assert "holds other data" in refused(capsys, prepare, *request, *other)
@@ -702,7 +722,8 @@ def test_bad_options_of_prepare_are_refused(tmp_path, monkeypatch, capsys):
         assert option in refused(capsys, prepare, option, value)
     Path("data/mine").mkdir(parents=True)  # text is kept there
     Path("data/mine/a.txt").write_text("text")
-    assert "is no data set; give another --name" in refused(capsys, prepare, "--source", "data/mine")
+    message = refused(capsys, prepare, "--source", "data/mine")
+    assert "is no data set; give another --name" in message
     assert "give one --source" in refused(capsys, prepare, "--source", "dclm", "data/mine/a.txt")
     assert "give --tokens above 0" in refused(capsys, prepare, "--source", "fineweb", "--tokens", 0)
     assert "unrecognized" in refused(capsys, prepare, "--colour", "red")
@@ -750,8 +771,9 @@ sys.argv = ["prepare.py", "--source", "long.jsonl", "--tokenizer", "bytes", "--t
 prepare.main()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(HERE)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE)})
     assert done.returncode == 0 and int(done.stdout.splitlines()[-1]) < 300_000, done
 
 
@@ -796,11 +818,12 @@ def test_shards_of_tokens_are_copied(tmp_path, monkeypatch, capsys):
     assert np.array_equal(data.val, tokens[:split])
     assert np.array_equal(data.train, tokens[split:split + 12_000])
     assert data.train.dtype == np.uint16 and data.meta["vocab_size"] == 50_257
-    assert np.array_equal(np.load("data/s-gpt2/train_docs.npy"), np.flatnonzero(data.train == 50_256))
+    found = np.load("data/s-gpt2/train_docs.npy")
+    assert np.array_equal(found, np.flatnonzero(data.train == 50_256))
     assert data.tokenizer().n_vocab == 50_257 and data.token_bytes()[300] == 6
     # without validation of their own it may take more than one of them
-    options = ("--source", "s", "--tokenizer", "gpt2.tiktoken", "--val_tokens", 9500, "--name", "two")
-    assert call(prepare, *options) == 0
+    options = ("--tokenizer", "gpt2.tiktoken", "--val_tokens", 9500, "--name", "two")
+    assert call(prepare, "--source", "s", *options) == 0
     data, split = prepare.load_data("two"), starts[starts >= 9500][0]
     assert np.array_equal(data.val, tokens[:split]) and np.array_equal(data.train, tokens[split:])
     # a shard with val in its name is validation; Llama 3's are 32 bits wide, 256 special tokens
@@ -852,8 +875,8 @@ def test_bad_shards_are_refused(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub made of folders below tmp_path/hub/OWNER/NAME, read by the real datasets; the files of it
-    that were fetched by name."""
+    """A hub made of folders below tmp_path/hub/OWNER/NAME, read by the real datasets; the files of
+    it that were fetched by name."""
     datasets, client = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
     folder, fetched = tmp_path / "hub", []
     load = datasets.load_dataset
@@ -954,7 +977,8 @@ def test_fineweb_fetches_as_many_shards_as_the_tokens_need(tmp_path, hub, monkey
     hub.folder.rename(tmp_path / "gone")
     assert call(prepare, *options, 6000, "--name", "less") == 0 and hub.fetched == names
     message = refused(capsys, prepare, *options, 12_000, "--name", "more")
-    assert "fetch fineweb_val_000000.bin and fineweb_train_000001.bin to fineweb_train_000003.bin" in message
+    assert "fetch fineweb_val_000000.bin and fineweb_train_000001.bin to " in message
+    assert "fineweb_train_000003.bin elsewhere and give them as --source" in message
 
 
 def test_a_hub_out_of_reach_is_one_line_and_soon(tmp_path):
@@ -962,9 +986,10 @@ def test_a_hub_out_of_reach_is_one_line_and_soon(tmp_path):
     pytest.importorskip("datasets")
     for source in ("hf:some/data", "dclm", "fineweb"):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, HERE / "prepare.py", "--source", source, "--tokenizer", "bytes"],
-                              capture_output=True, text=True, cwd=tmp_path, timeout=60,
-                              env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)})
+        command = [sys.executable, HERE / "prepare.py", "--source", source, "--tokenizer", "bytes"]
+        nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60,
+                              env={**os.environ, **nobody})
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert "cannot be reached on the hub" in done.stderr and "--source" in done.stderr
         assert time.perf_counter() - start < 40 and not os.listdir(tmp_path / "data")
@@ -974,13 +999,16 @@ def test_a_hub_out_of_reach_is_one_line_and_soon(tmp_path):
 
 SAMPLES = [
     "def f(x):\n\treturn x ** 2  # 1234567 + 3.14e-10\n\n\n    if x != 'it''s':\n        pass\r\n",
-    "It's 12345 o'clock; WE'LL see they're 'quoted'  twice   \n \n", "你好，世界！今天是2024年。これは日本語です",
-    "👩‍🚀 🙂🇩🇪 é e\u0301 naïve Ünïcödé ßẞ", "ราคา ๑๒๓ บาท", "a\u00a0b\u2028c\x85d\x0b\x0c\x1c\x1fe", "   ", "\n\n\t x", "", "²³½ ٣٤٥ Ⅷ",
+    "It's 12345 o'clock; WE'LL see they're 'quoted'  twice   \n \n",
+    "你好，世界！今天是2024年。これは日本語です",
+    "👩‍🚀 🙂🇩🇪 é e\u0301 naïve Ünïcödé ßẞ", "ราคา ๑๒๓ บาท", "²³½ ٣٤٥ Ⅷ",
+    "a\u00a0b\u2028c\x85d\x0b\x0c\x1c\x1fe", "   ", "\n\n\t x", "",
     "http://example.org/?a=1&b=2 <tag> {json: [1,2,3]}"]
 
 
 def test_tokenizer_json_gives_the_same_ids(tmp_path, world):
-    """What is written for transformers, against tiktoken, on code, digits, emoji, Chinese and noise."""
+    """What is written for transformers, against tiktoken, on code, digits, emoji, Chinese and
+    noise."""
     tokenizers = pytest.importorskip("tokenizers")
     rng = np.random.default_rng(0)
     letters = list("aAbB 01.,'\n\t-_é你好🙂\u00a0\u0301")
@@ -998,7 +1026,8 @@ def test_tokenizer_json_gives_the_same_ids(tmp_path, world):
     # the one beside a data set, as transformers loads it
     transformers = pytest.importorskip("transformers")
     data = prepare.load_data("tiny")
-    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(data.folder / "tokenizer.json"))
+    path = str(data.folder / "tokenizer.json")
+    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=path)
     for text in SAMPLES + make_documents(5):
         assert loaded(text)["input_ids"] == data.tokenizer().encode_ordinary(text)
 
@@ -1016,7 +1045,8 @@ def test_tokenizer_json_of_gpt2_is_gpt2s(monkeypatch):
 
 
 def save_tokenizer(folder, split, special):
-    """A byte-level BPE that the library itself trained, with a split and special tokens of its own."""
+    """A byte-level BPE that the library itself trained, with a split and special tokens of its
+    own."""
     tokenizers = pytest.importorskip("tokenizers")
     models, trainers = tokenizers.models, tokenizers.trainers
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -1042,7 +1072,8 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     options = ("--source", "t.jsonl", "--val_tokens", 500, "--tokenizer")
     message = refused(capsys, prepare, *options, "own", "--name", "x")
     assert "name it as eos_token in its tokenizer_config.json, one of: <pad>, <s>, </s>" in message
-    prepare.write_json("own/tokenizer_config.json", {"bos_token": None, "eos_token": {"content": "</s>"}})
+    config = {"bos_token": None, "eos_token": {"content": "</s>"}}
+    prepare.write_json("own/tokenizer_config.json", config)
     assert call(prepare, *options, "own") == 0
     data = prepare.load_data("t-own")
     assert data.meta["end_of_text"] == 2 and data.meta["vocab_size"] == 700
@@ -1081,15 +1112,17 @@ def test_tokenizers(tmp_path, monkeypatch, capsys):
     options = ("--source", "t.jsonl", "--val_tokens", 500)
     write_ranks(tmp_path / "mine.tiktoken", 65_535)
     write_ranks(tmp_path / "tokenizer.model", 128_000)
-    for tokenizer, vocab_size, dtype in (("bytes", 257, "uint16"), ("mine.tiktoken", 65_536, "uint16"),
-                                         ("llama3", 128_256, "uint32")):
+    for tokenizer, vocab_size, dtype in (
+            ("bytes", 257, "uint16"), ("mine.tiktoken", 65_536, "uint16"),
+            ("llama3", 128_256, "uint32")):
         assert call(prepare, *options, "--tokenizer", tokenizer) == 0
         name = f"t-{Path(tokenizer).stem}"
         data = prepare.load_data(name)
         assert (data.meta["vocab_size"], data.meta["dtype"]) == (vocab_size, dtype)
         assert sorted(sum(texts_of(name).values(), [])) == sorted(deduplicate(make_documents(200)))
         # a rank file does not say how it splits words, unless it is one that is known
-        assert ("GPT-2's split is assumed" in capsys.readouterr().out) == (tokenizer == "mine.tiktoken")
+        said = "GPT-2's split is assumed" in capsys.readouterr().out
+        assert said == (tokenizer == "mine.tiktoken")
     # another file under the tokenizer's name is another request
     write_ranks(tmp_path / "mine.tiktoken", 65_536)
     assert "holds other data" in refused(capsys, prepare, *options, "--tokenizer", "mine.tiktoken")
@@ -1127,7 +1160,8 @@ def test_budgets_are_prefixes(world):
 # What may go wrong on the way
 
 def test_a_killed_preparation_leaves_nothing(tmp_path):
-    """Ctrl-C takes its folder along; SIGKILL cannot, but the next one does, unless its owner lives."""
+    """Ctrl-C takes its folder along; SIGKILL cannot, but the next one does, unless its owner
+    lives."""
     (tmp_path / "t.jsonl").write_bytes(json_lines(make_documents(3000)))
     command = [sys.executable, HERE / "prepare.py", "--source", "t.jsonl", "--val_tokens", "999",
                "--tokenizer", "bytes", "--name", "t"]
@@ -1178,7 +1212,8 @@ prepare.run_main(prepare.main)
              "--tokenizer", "bytes", "--val_tokens", "99"], capture_output=True, text=True,
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE)})
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done
-        assert f"cannot write data/.t.tmp/{file} (" in done.stderr and "free some disk" in done.stderr
+        assert f"cannot write data/.t.tmp/{file} (" in done.stderr
+        assert "free some disk" in done.stderr
         assert not os.listdir(tmp_path / "data")
 
 
