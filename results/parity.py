@@ -4,18 +4,23 @@
 
 BENCH_FOLDER holds piqa_valid.jsonl, piqa_valid-labels.lst, sciq_validation.jsonl.gz and
 arc_easy_validation.jsonl. The harness runs its own task definitions, with the data set replaced by
-these files, on its `hf` model. It needs the packages lm-eval and accelerate. Speed is items per
-second of user CPU time, because other work may share the machine.
+these files, on its `hf` model; it needs the packages lm-eval and accelerate. Its answers take most
+of the time, so they are kept beside the model, in FOLDER-harness.json. Speed is items per second of
+user CPU time, tokenization included and loading left out, because other work may share the machine.
 """
 import gzip
 import json
-import os
 import resource
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import eval as evaluation  # noqa: E402
+from train import use_device  # noqa: E402
 
 TASKS = {"piqa": "piqa_valid.jsonl", "sciq": "sciq_validation.jsonl.gz",
          "arc_easy": "arc_easy_validation.jsonl"}
@@ -54,7 +59,6 @@ def user_seconds():
 def run_harness(model_folder, bench_folder):
     """{task: (log-likelihoods of each item's choices, user seconds)} by lm-evaluation-harness."""
     import lm_eval
-    import torch
     import yaml
     from lm_eval.models.huggingface import HFLM
 
@@ -68,7 +72,6 @@ def run_harness(model_folder, bench_folder):
             self.seconds += user_seconds() - started
             return answers
 
-    torch.set_num_threads(1)
     model = Timed(pretrained=str(model_folder), device="cpu", dtype="float32", batch_size=BATCH)
     definitions = Path(lm_eval.__file__).parent / "tasks"
     found = {}
@@ -92,3 +95,58 @@ def run_harness(model_folder, bench_folder):
         found[task] = (logs, model.seconds)
         print(f"{model_folder} {task}: {model.seconds:.0f} s of the harness", file=sys.stderr)
     return found
+
+
+def keep_harness(model_folder, bench_folder):
+    """What run_harness() gives, read from FOLDER-harness.json if it is there."""
+    path = Path(f"{model_folder}-harness.json")
+    if not path.exists():
+        path.write_text(json.dumps(run_harness(model_folder, bench_folder)))
+    return json.loads(path.read_text())
+
+
+def run_ours(model_folder, bench_folder):
+    """The same by eval.py, which reads the files in their own formats."""
+    subject = evaluation.load_subject([str(model_folder)], "runs", torch.device("cpu"), "logits")
+    found = {}
+    for task, name in TASKS.items():
+        items = evaluation.read_file(bench_folder / name, ITEMS)
+        started = user_seconds()
+        logs, _, _ = evaluation.answer(subject, items, task)
+        found[task] = (logs, user_seconds() - started, items)
+    return found
+
+
+def count_equal(logs, others, scale):
+    """How many items have the same best choice; scale: 1, or the characters of each choice."""
+    same = 0
+    for ours, theirs, sizes in zip(logs, others, scale):
+        same += int(np.argmax(np.divide(ours, sizes)) == np.argmax(np.divide(theirs, sizes)))
+    return same
+
+
+def main():
+    bench_folder = Path(sys.argv[1])
+    use_device("cpu", 1)
+    print(f"the first {ITEMS} items of each file; log-likelihoods in nats; speed in items per "
+          f"second of user CPU time, one thread, the harness with batches of {BATCH}")
+    print("model    task      choices  largest difference  same acc  same acc_norm  acc     "
+          "eval.py  harness  ratio")
+    for argument in sys.argv[2:]:
+        name, _, folder = argument.partition("=")
+        theirs = keep_harness(folder, bench_folder)
+        ours = run_ours(folder, bench_folder)
+        for task, (logs, seconds, items) in ours.items():
+            others, other_seconds = theirs[task]
+            pairs = [pair for row in zip(logs, others) for pair in zip(*row, strict=True)]
+            difference = max(abs(a - b) for a, b in pairs)
+            same = count_equal(logs, others, [1] * len(logs))
+            same_norm = count_equal(logs, others, [item.sizes for item in items])
+            right = np.mean([np.argmax(log) == item.gold for log, item in zip(logs, items)])
+            print(f"{name:8} {task:8} {len(pairs):8} {difference:19.1e} {same:5}/{len(logs)} "
+                  f"{same_norm:10}/{len(logs)}  {right:.3f} {len(logs) / seconds:9.2f} "
+                  f"{len(logs) / other_seconds:8.2f} {other_seconds / seconds:6.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
