@@ -113,6 +113,7 @@ def load_subject(names, out, device, average):
 def load_runs(names, out, device):
     """The Subject of finished runs."""
     results, models, data = load_members(expand(names, out), out, device)
+    # the setting of an ensemble is what its members share
     facts = shared_facts([fill_defaults(result) for result in results])
     path = data.folder / "tokenizer.json"
     if path.exists():
@@ -136,6 +137,7 @@ def load_folders(names, device):
             models.append(GPT.from_pretrained(name).eval().to(device))
         except ValueError as error:
             raise InputError(str(error)) from error
+    # An average needs the same tokens in the same places; sizes may differ.
     first = models[0].config
     for name, model, text in zip(names, models, texts):
         same_shape = model.config.context == first.context
@@ -214,6 +216,7 @@ def window_nats(subject, windows):
     """Nats of each prediction in windows (W, T): float64 (W, T - 1)."""
     T = windows.shape[1]
     budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
+    # windows of one length need no padding, so they are simply taken in turn
     batch = max(1, budget // T)
     found = []
     for start in range(0, len(windows), batch):
@@ -287,12 +290,11 @@ def validate(subject, data):
     """The report on validation text as a dict; loss and perplexity are null with another tokenizer
     than the set's, because then tokens are other units. Raises InputError."""
     tokens, same = validation_tokens(subject, data)
+    # such an id would be an error of the embedding, far from here
     if tokens.max() >= subject.config.vocab_size:
         raise InputError(f"{data.folder} has tokens beyond the model's vocabulary")
-    windows = cut_windows(tokens, subject.config.context)
-    if not len(windows):
-        raise InputError(f"the validation text of {data.folder} is shorter than one window of "
-                         f"{subject.config.context} tokens")
+    # a model with a long context may read a short text as one window
+    windows = cut_windows(tokens, min(subject.config.context, len(tokens)))
     nats = window_nats(subject, device_windows(tokens, windows.shape[1], subject.device))
     end_of_text = subject.config.end_of_text
     # a prediction belongs to the document of the predicted token
@@ -325,6 +327,8 @@ class Item:
 
 def choice_item(query, choices, gold):
     """The Item of a question and its answers, which follow after a space."""
+    if not isinstance(choices, list):  # a text would be taken for a list of letters
+        raise TypeError("the choices are no list")
     return Item([(query, f" {choice}") for choice in choices], gold,
                 [len(choice) for choice in choices])
 
@@ -407,7 +411,7 @@ def read_item(row, where):
                          f"benchmark's; give lines with query, choices and gold")
     try:
         item = readers[0](row)
-        item.gold = int(item.gold)
+        item.gold = int(str(item.gold))  # hub and files have it as number or text, not as 1.5
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} is not in the format of its fields "
                          f"({type(error).__name__}: {error})") from None
@@ -415,7 +419,10 @@ def read_item(row, where):
         raise InputError(f"{where} has no choices")
     if not 0 <= item.gold < len(item.pairs):
         raise InputError(f"{where} has gold {item.gold}, but choices 0 to {len(item.pairs) - 1}")
-    for i, (_, continuation) in enumerate(item.pairs):
+    # An empty choice has log-likelihood 0, the best there is.
+    for i, (context, continuation) in enumerate(item.pairs):
+        if not isinstance(context, str):
+            raise InputError(f"{where}: the question is no text")
         if not continuation.strip():
             raise InputError(f"{where}: choice {i} is empty")
     return item
@@ -435,6 +442,7 @@ def read_file(path, limit):
                 rows.append(json.loads(line))
     except (ValueError, EOFError) as error:
         raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
+    # PIQA was published as questions and, in another file, a label a line
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
     if labels.exists():
         golds = labels.read_text().split()
@@ -451,6 +459,7 @@ def read_hub(task, limit):
     datasets = import_datasets(f"--tasks {task}")
     reach_hub(repository, by_hand)
     try:
+        # BLiMP is 67 small data sets under one name
         configs = [config]
         if config is None:
             configs = datasets.get_dataset_config_names(repository)
@@ -487,11 +496,12 @@ def continuation_items(data, context, seed=0):
     for number, passage in passages:
         half = len(passage) // 2
         length = len(passage) - half
-        # of other documents, long enough to be cut to this length
+        # Of other documents, long enough to be cut to this length: the sum of log-likelihoods
+        # prefers the shorter choice, so all must be equally long.
         others = [tokens[len(tokens) // 2:][:length] for other, tokens in passages
                   if other != number and len(tokens) - len(tokens) // 2 >= length]
         if len(others) < WRONG_CHOICES:
-            continue
+            continue  # a set of very few documents
         wrong = rng.choice(len(others), WRONG_CHOICES, replace=False)
         choices = [others[i] for i in wrong]
         gold = int(rng.integers(WRONG_CHOICES + 1))
@@ -591,7 +601,8 @@ def tree_states(model, tokens, positions, branches):
 
 def cut_batches(trees, budget):
     """Indices of trees in batches of similar length, at most `budget` padded tokens each."""
-    # the longest first, so that what does not fit in memory fails at once
+    # Neighbours of similar length waste little on padding. The longest come first, so that what does
+    # not fit in memory fails at once.
     order = sorted(range(len(trees)), key=lambda i: -len(trees[i].tokens))
     start = 0
     while start < len(order):
@@ -606,26 +617,32 @@ def pad(rows, value, device):
     return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
 
 
-def answer(subject, items, name):
-    """(log-likelihood in nats of each choice of each item, whether each of its tokens was the
-    likeliest, how many contexts were truncated). Raises InputError."""
+def encode_items(subject, items):
+    """(items that the model can read, [(tokens, how many are scored)] of each choice of each, how
+    many sequences had to be truncated). Raises InputError."""
     context = subject.config.context
-    trees = []
+    kept, encoded = [], []
     truncated = 0
     for item in items:
-        sequences = []
-        for pair in item.pairs:
-            tokens, count = encode_pair(subject, *pair)
-            if count > context:
-                raise InputError(f"{name} has a choice of {count} tokens, more than the model's "
-                                 f"context of {context}")
-            # cut from the left to what the model can read; its last token it need not read
-            sequences.append((tokens[-(context + 1):], count))
-            truncated += len(tokens) > context + 1
-        trees.append(make_tree(sequences))
+        sequences = [encode_pair(subject, *pair) for pair in item.pairs]
+        counts = [count for _, count in sequences]
+        if min(counts) < 1:  # without a token of its own it would be the likeliest of all
+            raise InputError(f"a choice adds no token to its question: {item.pairs}")
+        if max(counts) > context:
+            continue  # its log-likelihood would lack its beginning
+        # cut from the left to what the model can read; the last token it need not read
+        truncated += sum(len(tokens) > context + 1 for tokens, _ in sequences)
+        kept.append(item)
+        encoded.append([(tokens[-(context + 1):], count) for tokens, count in sequences])
+    return kept, encoded, truncated
 
-    logs = [[0.0] * len(item.pairs) for item in items]
-    likeliest = [[True] * len(item.pairs) for item in items]
+
+def answer(subject, encoded):
+    """(log-likelihood in nats of each choice of each item, whether each of its tokens was the
+    likeliest). encoded: as encode_items gives it."""
+    trees = [make_tree(sequences) for sequences in encoded]
+    logs = [[0.0] * len(sequences) for sequences in encoded]
+    likeliest = [[True] * len(sequences) for sequences in encoded]
     budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
     for batch in cut_batches(trees, budget):
         some = [trees[i] for i in batch]
@@ -642,7 +659,7 @@ def answer(subject, items, name):
         for (row, choice, _, _), log, best in scores:
             logs[batch[row]][choice] += float(log)
             likeliest[batch[row]][choice] &= bool(best)
-    return logs, likeliest, truncated
+    return logs, likeliest
 
 
 def mean_and_error(values):
@@ -655,16 +672,20 @@ def mean_and_error(values):
 
 def run_task(subject, items, name):
     """Accuracy of a task as a dict: acc by log-likelihood, acc_norm by that per character."""
-    logs, likeliest, truncated = answer(subject, items, name)
+    kept, encoded, truncated = encode_items(subject, items)
+    if not kept:
+        raise InputError(f"--tasks {name}: every item has a choice longer than the model's context "
+                         f"of {subject.config.context} tokens")
+    logs, likeliest = answer(subject, encoded)
     right, right_norm = [], []
-    for item, log, best in zip(items, logs, likeliest):
-        if len(log) == 1:
+    for item, log, best in zip(kept, logs, likeliest):
+        if len(log) == 1:  # nothing to choose from: right if greedy decoding would write it
             right.append(best[0])
             continue
         right.append(np.argmax(log) == item.gold)
         if item.sizes:
             right_norm.append(np.argmax(np.divide(log, item.sizes)) == item.gold)
-    result = {"items": len(items), "truncated": truncated}
+    result = {"items": len(kept), "left_out": len(items) - len(kept), "truncated": truncated}
     result["acc"], result["acc_se"] = mean_and_error(right)
     if right_norm:
         result["acc_norm"], result["acc_norm_se"] = mean_and_error(right_norm)
@@ -681,6 +702,9 @@ def print_task(name, result):
     if "perplexity" in result:
         line += f", perplexity {result['perplexity']:.2f}"
     print(f"{line}, {result['items']} items")
+    if result["left_out"]:
+        print(f"{name}: {result['left_out']} items were left out, since a choice is longer than "
+              f"the model's context")
     if result["truncated"]:
         print(f"{name}: {result['truncated']} sequences are longer than the model's context and "
               f"were cut from the left")

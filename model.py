@@ -558,7 +558,7 @@ def hugging_face_texts(config, tokenizer):
              "generation_config.json": {**ends, "do_sample": True}}
     if tokenizer:
         added = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
-        name = added[config.end_of_text]
+        name = added.get(config.end_of_text)  # null there says that no token has this part
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": name, "eos_token": name,
             "model_max_length": config.context, "clean_up_tokenization_spaces": False}

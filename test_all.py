@@ -2073,7 +2073,8 @@ def test_every_option_that_changes_what_is_computed_makes_another_setting():
     changed = {"data": "mine", "size": "600k", "tokens": 8192, "subset_seed": 0, "epochs": 4, "lr": 1e-2,
                "weight_decay": 0.2, "context": 64, "batch_size": 8, "shuffle": "once", "doc_mask": 0,
                "synthetic": "sampled", "synthetic_weight": 0.5, "kl_weight": 0.5, "kl_temperature": 2.0, "kl_on": "real",
-               "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b", "teachers": ("a",)}
+               "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b", "teachers": ("a",),
+               "started_from": "a"}
     fields = {f.name for f in dataclasses.fields(base) if f.metadata.get("identity", True)}
     assert fields == {*changed, *train.SEEDS}
     settings = {train.setting_of(dataclasses.replace(base, **{name: value})) for name, value in changed.items()}
@@ -3261,8 +3262,9 @@ def test_choices_are_scored_as_the_harness_does(world, monkeypatch, average):
     subject = evaluation.load_subject(folders, "runs", torch.device("cpu"), average)
     monkeypatch.setitem(evaluation.BATCH_TOKENS, "cpu", 100)
     monkeypatch.setitem(evaluation.HELD_LOGITS, "cpu", 5000)  # several chunks
-    logs, likeliest, truncated = evaluation.answer(subject, items, "made up")
-    assert truncated == 3
+    kept, encoded, truncated = evaluation.encode_items(subject, items)
+    assert kept == items and truncated == 3
+    logs, likeliest = evaluation.answer(subject, encoded)
     prefix = tokenizer.bos_token_id
     assert prefix == 319
     for item, log, best in zip(items, logs, likeliest):
@@ -3282,13 +3284,14 @@ def test_choices_share_what_they_begin_with():
 def test_accuracy_and_its_error(monkeypatch):
     items = [evaluation.choice_item("q", ["a", "bcd"], gold) for gold in (0, 1, 1, 0)]
     logs = [[-1.0, -2.0], [-3.0, -2.0], [-1.0, -1.5], [-1.0, -4.0]]
-    monkeypatch.setattr(evaluation, "answer", lambda *_: (logs, [[False] * 2] * 4, 0))
+    monkeypatch.setattr(evaluation, "encode_items", lambda _, items: (items, items, 0))
+    monkeypatch.setattr(evaluation, "answer", lambda *_: (logs, [[False] * 2] * 4))
     result = evaluation.run_task(None, items, "made up")
     assert result["acc"] == 0.75 and result["acc_se"] == pytest.approx(0.25)
     # by character: 1 against 2/3, 3 against 2/3, 1 against 1/2, 1 against 4/3
     assert result["acc_norm"] == 0.75
     one = evaluation.Item([("a", " b")], 0)
-    monkeypatch.setattr(evaluation, "answer", lambda *_: ([[-1.0], [-3.0]], [[True], [False]], 0))
+    monkeypatch.setattr(evaluation, "answer", lambda *_: ([[-1.0], [-3.0]], [[True], [False]]))
     result = evaluation.run_task(None, [one, one], "made up")
     assert result["acc"] == 0.5 and result["perplexity"] == pytest.approx(math.exp(2))
 
@@ -3329,18 +3332,35 @@ def test_upstream_formats_give_the_harness_prompts(row, pairs, gold, sizes):
     ('["q"]', "line 2 is not a JSON object"),
     ('{"prompt": "q"}', "line 2 has the fields prompt, which are no benchmark's"),
     ('{"query": "q", "choices": 3, "gold": 0}', "line 2 is not in the format of its fields"),
+    ('{"query": "q", "choices": "ab", "gold": 0}', "the choices are no list"),
+    ('{"query": 3, "choices": ["a", "b"], "gold": 0}', "line 2: the question is no text"),
+    ('{"query": "q", "choices": ["a", "b"], "gold": 0.5}', "line 2 is not in the format"),
     ('{"query": "q", "choices": [], "gold": 0}', "line 2 has no choices"),
     ('{"query": "q", "choices": ["a", " "], "gold": 0}', "line 2: choice 1 is empty"),
     ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "line 2 has gold 2, but choices 0 to 1"),
     ('{"query": "q", "choices": ["a", "b"], "gold": ""}', "line 2 is not in the format"),
-    ('{"goal": "g", "sol1": "a", "sol2": "b"}', "are no benchmark's"),
-    ('{"query": "q", "choices": ["a", "%s"], "gold": 0}' % ("bada fo " * 30),
-     "more than the model's context of 32")])
+    ('{"goal": "g", "sol1": "a", "sol2": "b"}', "are no benchmark's")])
 def test_benchmark_files_that_cannot_be_used_are_refused(world, capsys, line, message):
     name = train.train(tiny_config())["name"]
     good = json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0})
     Path("bench.jsonl").write_text(f"{good}\n{line}\n")
     assert message in refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+
+
+def test_items_with_a_choice_longer_than_the_context_are_left_out_and_counted(world, capsys):
+    name = train.train(tiny_config())["name"]
+    long = json.dumps({"query": "q", "choices": ["a", "bada fo " * 30], "gold": 0})
+    good = json.dumps({"query": "bada " * 30, "choices": ["a", "b"], "gold": 0})
+    Path("bench.jsonl").write_text(f"{long}\n{good}\n")
+    assert call(evaluation, name, "--tasks", "bench.jsonl", "--json") == 0
+    printed = capsys.readouterr().out
+    task = json.loads(printed.splitlines()[-1])["tasks"]["bench.jsonl"]
+    assert (task["items"], task["left_out"], task["truncated"]) == (1, 1, 2)
+    assert "1 items were left out, since a choice is longer" in printed
+    assert "2 sequences are longer than the model's context and were cut" in printed
+    Path("bench.jsonl").write_text(long)
+    message = refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+    assert "every item has a choice longer than the model's context of 32" in message
 
 
 def test_tasks_and_models_that_are_not_there_are_refused(world, capsys, monkeypatch):
@@ -3419,6 +3439,11 @@ def test_continuations_are_true_halves_among_others_of_equal_length(world, capsy
     found = fit.read_rows("evals.jsonl")
     assert [row["error"] for row, _ in found] == [line["error"] for line in lines]
     assert all(row["loss"] == row["val_loss"] for row, _ in found)
+    evaluate_json(capsys, *names, "--average", "probs", "--tasks", "continuation", "--save",
+                  "evals.jsonl")
+    assert call(fit, "downstream", "evals.jsonl", "--json") == 0
+    law = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(law["params"]) == {"epsilon", "k", "gamma"}
 
 
 def test_a_hugging_face_folder_is_a_model(world, capsys):

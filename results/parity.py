@@ -28,15 +28,27 @@ ITEMS = 200  # of each task
 BATCH = 8  # requests a forward pass of the harness
 
 
-def read_rows(folder, task):
-    """The first items of a task, with the fields of its data set on the hub."""
+def choose_items(bench_folder, task, model_folder):
+    """Indices of the first items of a task whose choices fit in the model's context, for certain:
+    in characters, of which a token has at least one. The harness stops at a longer one."""
+    context = json.loads((Path(model_folder) / "config.json").read_text())
+    context = context["max_position_embeddings"]
+    items = evaluation.read_file(bench_folder / TASKS[task], 0)
+    fitting = [i for i, item in enumerate(items) if max(item.sizes) < context]
+    return fitting[:ITEMS], items
+
+
+def read_rows(folder, task, indices):
+    """Items of a task, with the fields of its data set on the hub."""
     path = folder / TASKS[task]
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else open(path)
-    with opened as file:
-        rows = [json.loads(line) for line, _ in zip(file, range(ITEMS))]
+    text = path.read_bytes()
+    if path.suffix == ".gz":
+        text = gzip.decompress(text)
+    lines = text.splitlines()
+    rows = [json.loads(lines[i]) for i in indices]
     if task == "piqa":
         labels = (folder / "piqa_valid-labels.lst").read_text().split()
-        return [{**row, "label": int(label)} for row, label in zip(rows, labels)]
+        return [{**row, "label": int(labels[i])} for row, i in zip(rows, indices)]
     if task == "sciq":
         fields = ("question", "distractor1", "distractor2", "distractor3", "correct_answer",
                   "support")
@@ -80,7 +92,8 @@ def run_harness(model_folder, bench_folder):
         definition = yaml.safe_load((definitions / f"{name}.yaml").read_text())
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "rows.jsonl"
-            rows = read_rows(bench_folder, task)
+            indices, _ = choose_items(bench_folder, task, model_folder)
+            rows = read_rows(bench_folder, task, indices)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             files = {"validation": str(path)}
             definition |= {"dataset_path": "json", "dataset_name": None,
@@ -109,10 +122,12 @@ def run_ours(model_folder, bench_folder):
     """The same by eval.py, which reads the files in their own formats."""
     subject = evaluation.load_subject([str(model_folder)], "runs", torch.device("cpu"), "logits")
     found = {}
-    for task, name in TASKS.items():
-        items = evaluation.read_file(bench_folder / name, ITEMS)
+    for task in TASKS:
+        indices, items = choose_items(bench_folder, task, model_folder)
+        items = [items[i] for i in indices]
         started = user_seconds()
-        logs, _, _ = evaluation.answer(subject, items, task)
+        _, encoded, _ = evaluation.encode_items(subject, items)
+        logs, _ = evaluation.answer(subject, encoded)
         found[task] = (logs, user_seconds() - started, items)
     return found
 
@@ -128,8 +143,9 @@ def count_equal(logs, others, scale):
 def main():
     bench_folder = Path(sys.argv[1])
     use_device("cpu", 1)
-    print(f"the first {ITEMS} items of each file; log-likelihoods in nats; speed in items per "
-          f"second of user CPU time, one thread, the harness with batches of {BATCH}")
+    print(f"the first {ITEMS} items of each file that fit in the context; log-likelihoods in nats;\n"
+          f"speed in items per second of user CPU time, one thread, the harness with batches of "
+          f"{BATCH}")
     print("model    task      choices  largest difference  same acc  same acc_norm  acc     "
           "eval.py  harness  ratio")
     for argument in sys.argv[2:]:
