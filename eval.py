@@ -601,8 +601,8 @@ def tree_states(model, tokens, positions, branches):
 
 def cut_batches(trees, budget):
     """Indices of trees in batches of similar length, at most `budget` padded tokens each."""
-    # Neighbours of similar length waste little on padding. The longest come first, so that what does
-    # not fit in memory fails at once.
+    # Neighbours of similar length waste little on padding. The longest come first, so that what
+    # does not fit in memory fails at once.
     order = sorted(range(len(trees)), key=lambda i: -len(trees[i].tokens))
     start = 0
     while start < len(order):

@@ -143,9 +143,9 @@ def count_equal(logs, others, scale):
 def main():
     bench_folder = Path(sys.argv[1])
     use_device("cpu", 1)
-    print(f"the first {ITEMS} items of each file that fit in the context; log-likelihoods in nats;\n"
-          f"speed in items per second of user CPU time, one thread, the harness with batches of "
-          f"{BATCH}")
+    print(f"the first {ITEMS} items of each file that fit in the context; log-likelihoods in "
+          f"nats;\nspeed in items per second of user CPU time, one thread, the harness with "
+          f"batches of {BATCH}")
     print("model    task      choices  largest difference  same acc  same acc_norm  acc     "
           "eval.py  harness  ratio")
     for argument in sys.argv[2:]:
