@@ -1,22 +1,27 @@
-"""Points to laws, limits and figures. Needs numpy and scipy (matplotlib for figures), nothing of ours: copy it freely.
+"""Points to laws, limits and figures. Needs numpy and scipy (matplotlib for figures), nothing of
+ours: copy it freely.
 
-    python fit.py --list                                        # every law: formula, columns, source
-    python fit.py chinchilla points.csv --method huber --bootstrap 1000
-    python fit.py power points.csv --x N --sigma 0.01           # the limit with its interval
-    python fit.py runs --csv runs.csv --figure claims.png       # the paper's whole analysis of a folder of runs
+    python fit.py --list                                      # every law: formula, columns, source
+    python fit.py chinchilla points.csv --bootstrap 1000      # by the method of its authors
+    python fit.py power points.csv --x N --sigma 0.01:8       # the limit with its interval
+    python fit.py chinchilla,kaplan points.csv --hold_out "C>1e21"    # which law predicts best
+    python fit.py runs --save runs.jsonl --figure claims.png  # the paper's whole analysis of runs
 
-A law is a declaration: link(target) = sum of linear coefficients x basis functions, where the basis knows a few
-shape parameters (exponents, mostly). One solver fits them all: it scans the shapes, each with bounded linear least
-squares for the rest, then polishes the best few on the real objective.
+A law is a declaration: link(target) = sum of linear coefficients x basis functions, where the
+basis knows a few shape parameters (exponents, mostly). One solver fits them all: it scans the
+shapes, each with bounded linear least squares for the rest, then polishes the best on the real
+objective, until new starts bring nothing better.
 """
 import argparse
 import csv
+import difflib
 import io
 import json
 import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby, product
@@ -24,458 +29,874 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from scipy.optimize import brentq, least_squares, linprog, nnls
-from scipy.signal import lfilter
-from scipy.stats import qmc, t as student_t
+from scipy.optimize import brentq, least_squares, linprog, minimize_scalar, nnls
+from scipy.stats import norm, qmc, t as student_t
 
 
 # --------------------------------------------------------------------------------------------------
 # The laws
 
+def take_rows(columns, kept):
+    """What the basis of most laws reads: the columns of the rows that count."""
+    return SimpleNamespace(**{name: column[kept] for name, column in columns.items()})
+
+
 @dataclass(frozen=True)
 class Law:
-    """link(target) = sum of coefficients x basis. shape maps shape parameters to the range they are sought in, signs
-    maps coefficients to "+" (at least 0), "-" (at least 0 and subtracted) or "" (any)."""
+    """link(target) = sum of coefficients x basis. shape maps shape parameters to the range they
+    are sought in, signs maps coefficients to "+" (at least 0), "-" (at least 0 and subtracted) or
+    "" (any)."""
     formula: str
     source: str
     columns: tuple  # what it reads beside the target
     shape: dict
     signs: dict
-    basis: Callable  # (p, c) -> a column, or a constant, for each coefficient; p: shape parameters, c: columns
+    basis: Callable  # (p, c) -> a column, or a constant, for each coefficient
     target: str = "loss"
-    logs: bool = False  # the basis sums to the log of the target, and residuals are logs whatever the method
+    # what the authors minimize: least squares, or Huber's loss of logs or of raw residuals
+    method: str = "ls"
+    logs: bool = False  # the basis sums to the log of the target, and residuals are logs
     link: Callable = lambda y, p, c: y  # target -> what the basis sums to
     inverse: Callable = lambda eta, p, c: eta
-    derived: Callable = None  # parameters -> further quantities worth an interval
+    derived: Callable = lambda p: {}  # parameters -> further quantities worth an interval
+    prepare: Callable = take_rows  # (columns, kept) -> c, all that no parameter changes
 
 
 def allocation(p):
-    """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv 2203.15556, eq. 4)."""
+    """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv
+    2203.15556, eq. 4)."""
     p = SimpleNamespace(**p)
-    log_ratio = math.log(p.alpha * max(p.A, 1e-300)) - math.log(p.beta * max(p.B, 1e-300))
+    log_ratio = np.log(p.alpha * max(p.A, 1e-300)) - np.log(p.beta * max(p.B, 1e-300))
     return {"log_G": log_ratio / (p.alpha + p.beta), "a": p.beta / (p.alpha + p.beta)}
 
 
 def repeated(unique, total, decay):
-    """Effective count of `total` of which `unique` are distinct (arXiv 2305.16264, eq. 5): repetitions decay in worth
-    exponentially, and at most decay x unique are gained."""
+    """Effective count of `total` of which `unique` are distinct (arXiv 2305.16264, eq. 5):
+    repetitions decay in worth exponentially, and at most decay x unique are gained."""
     return unique * (1 + decay * (1 - np.exp(-(total / unique - 1) / decay)))
 
 
-def curves(c):
-    """For each curve: its rows in order of steps, the learning rate of every step from 1 to the last, interpolated
-    between rows (before the first it is the first's), and the place of each row in it."""
-    for curve in np.unique(c.curve):
-        rows = np.flatnonzero(c.curve == curve)
-        rows = rows[np.argsort(c.step[rows])]
-        step = np.arange(1, c.step[rows[-1]] + 1)
-        yield rows, np.interp(step, c.step[rows], c.lr[rows]), np.maximum(c.step[rows].astype(int) - 1, 0)
+def constrained_terms(p, c):
+    """1 / N'^alpha, 1 / D'^alpha and the limit, of effective parameters and data (arXiv 2305.16264,
+    eq. 5 to 7): beyond n parameters a unique token, parameters are in excess."""
+    unique = np.minimum(c.T, c.U)
+    useful = np.minimum(c.N, p.n * unique)
+    parameters = repeated(useful, c.N, p.RN)
+    data = repeated(unique, c.T, p.RD)
+    return [parameters ** -p.alpha, data ** -p.alpha, 1.0]
 
 
-def lr_area(c):
-    """S1: the sum of each curve's learning rate over the steps up to each row, (rows,)."""
-    area = np.zeros(len(c.lr))
-    for rows, lr, place in curves(c):
-        area[rows] = np.cumsum(lr)[place]
-    return area
+def overfit_terms(p, c):
+    """Chinchilla's terms, the penalty for repetition and the limit."""
+    repetition = np.maximum(c.T / c.U - 1, 1e-9)
+    penalty = repetition ** p.kappa * c.N ** p.gamma / c.U ** p.delta
+    return [c.N ** -p.alpha, c.T ** -p.beta, penalty, 1.0]
 
 
-def annealed(c, memory):
-    """S2 of lr annealing (arXiv 2408.11029): the sum over steps of a momentum of the drops of lr, (rows,)."""
-    total = np.zeros(len(c.lr), dtype=np.result_type(memory, float))
-    for rows, lr, place in curves(c):
-        momentum = lfilter([1.0], [1.0, -memory], -np.diff(lr, prepend=lr[0]).astype(total.dtype))
-        total[rows] = np.cumsum(momentum)[place]
-    return total
+def overtrain_terms(p, c):
+    """M^eta C^-eta, M^-eta C^-eta and the limit, with M = D / N and C = 6 N D."""
+    ratio, compute = c.D / c.N, 6 * c.N * c.D
+    return [(ratio / compute) ** p.eta, (ratio * compute) ** -p.eta, 1.0]
 
 
-def multi_power_drop(c, p):
-    """The loss reduction of each row by all earlier changes of lr (arXiv 2503.12811, eq. 3), (rows,)."""
-    area, drop = lr_area(c), np.zeros(len(c.lr), dtype=np.result_type(p.C, p.beta, p.gamma, float))
-    for rows, _, _ in curves(c):
-        lr, s = c.lr[rows], area[rows]
-        change, before = np.diff(lr, prepend=0.0), np.concatenate([[0.0], s[:-1]])  # from 0: warm-up counts
-        k = np.flatnonzero(change)
-        since = np.maximum(s[:, None] - before[k], 0.0)  # (rows, changes)
-        power = 1 - (1 + p.C * np.maximum(lr[k], 1e-12) ** -p.gamma * since) ** -p.beta
-        drop[rows] = np.where(k <= np.arange(len(rows))[:, None], change[k] * power, 0.0).sum(1)
-    return drop
-
-
-def bounded_excess(p, c):
-    """The three terms of the practical law's h: too few parameters, too little training, too much repetition."""
-    return [c.N ** -p.alpha, c.T ** -p.beta, c.N ** p.gamma / c.U ** p.delta]
-
-
-def log_power(*columns):
-    """The declaration of target = k x column^a x ...: linear in logs, exponents of either sign."""
-    return dict(shape={}, signs={"log_k": "", **{f"a_{name}": "" for name in columns}}, logs=True,
-                basis=lambda p, c: [1.0, *(np.log(getattr(c, name)) for name in columns)],
-                derived=lambda p: {"k": math.exp(min(p["log_k"], 700.0))})
+def log_linear(*columns):
+    """y = k x column^a x ..., which is linear in logs: exponents of either sign."""
+    signs = {"log_k": "", **{f"a_{name}": "" for name in columns}}
+    return Law(
+        "y = k x1^a1 x2^a2 ..., x1, x2, ...: the columns of --x",
+        "arXiv 2505.13738 (AdamW's timescale of D / N); 2406.19146 (best N of C, weights 1 / sd^2 "
+        "of its log); 2503.04715 (best lr and batch size of N and D)",
+        columns, {}, signs, lambda p, c: [1.0, *(np.log(getattr(c, name)) for name in columns)],
+        target="y", logs=True, derived=lambda p: {"k": np.exp(np.minimum(p["log_k"], 700.0))})
 
 
 LAWS = {
     "power": Law(
-        "loss = A / x^b + E", "arXiv 2509.14786 sections 3, 4; 2010.14701", ("x",), dict(b=(0.01, 10)),
-        dict(A="+", E="+"), lambda p, c: [c.x ** -p.b, 1.0]),
+        "loss = A / x^b + E", "arXiv 2509.14786 sections 3, 4; 2010.14701", ("x",),
+        dict(b=(0.01, 10)), dict(A="+", E="+"),
+        lambda p, c: [c.x ** -p.b, 1.0]),
     "reciprocal": Law(
-        "loss = A / x + E", "arXiv 2509.14786 section 4 (x = K)", ("x",), {}, dict(A="+", E="+"),
+        "loss = A / x + E", "arXiv 2509.14786 section 4 (x = K)", ("x",),
+        {}, dict(A="+", E="+"),
         lambda p, c: [1 / c.x, 1.0]),
     "chinchilla": Law(
-        "loss = A / N^alpha + B / D^beta + E", "arXiv 2203.15556 eq. 2; fit as 2404.10102", ("N", "D"),
+        "loss = A / N^alpha + B / D^beta + E",
+        "arXiv 2203.15556 eq. 2; fit as 2404.10102; 2401.00448 with --inference", ("N", "D"),
         dict(alpha=(0.02, 2.5), beta=(0.02, 2.5)), dict(A="+", B="+", E="+"),
-        lambda p, c: [c.N ** -p.alpha, c.D ** -p.beta, 1.0], derived=allocation),
+        lambda p, c: [c.N ** -p.alpha, c.D ** -p.beta, 1.0],
+        method="huber", derived=allocation),
     "kaplan": Law(
-        "loss = (A / N^(alphaN / alphaD) + B / D)^alphaD", "arXiv 2001.08361 eq. 1.5 (N without embeddings)",
-        ("N", "D"), dict(alphaN=(0.01, 1), alphaD=(0.01, 1)), dict(A="+", B="+"),
+        "loss = (A / N^(alphaN / alphaD) + B / D)^alphaD",
+        "arXiv 2001.08361 eq. 1.5 (N without embeddings)", ("N", "D"),
+        dict(alphaN=(0.01, 1), alphaD=(0.01, 1)), dict(A="+", B="+"),
         lambda p, c: [c.N ** -(p.alphaN / p.alphaD), 1 / c.D],
         link=lambda y, p, c: y ** (1 / p.alphaD), inverse=lambda eta, p, c: eta ** p.alphaD),
     "data_constrained": Law(
-        "loss = A / N'^alpha + B / D'^alpha + E; D' = U (1 + RD (1 - exp(-(T / U - 1) / RD))), N' likewise with RN "
-        "and n U parameters, of which more are excess", "arXiv 2305.16264 eq. 5 to 7 (n = (A / B)^(1 / alpha) there)",
-        ("N", "T", "U"), dict(alpha=(0.02, 2.5), RD=(0.3, 1000), RN=(0.3, 1000), n=(1e-4, 1e4)),
-        dict(A="+", B="+", E="+"), lambda p, c: [
-            repeated(np.minimum(c.N, p.n * np.minimum(c.T, c.U)), c.N, p.RN) ** -p.alpha,
-            repeated(np.minimum(c.T, c.U), c.T, p.RD) ** -p.alpha, 1.0]),
+        "loss = A / N'^alpha + B / D'^alpha + E; D' = U (1 + RD (1 - exp(-(T / U - 1) / RD))), "
+        "N' likewise with RN and n U parameters, of which more are excess",
+        "arXiv 2305.16264 eq. 5 to 7 (n = (A / B)^(1 / alpha) there)", ("N", "T", "U"),
+        dict(alpha=(0.02, 2.5), RD=(0.3, 1000), RN=(0.3, 1000), n=(1e-4, 1e4)),
+        dict(A="+", B="+", E="+"), constrained_terms, method="huber"),
     "practical": Law(
-        "loss = E + (L0 - E) h / (1 + h); h = a / N^alpha + b / T^beta + c N^gamma / U^delta; L0 = ln V",
-        "arXiv 2605.09189", ("N", "T", "U", "V"),
-        dict(E=(0.05, 8), alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3), delta=(0.05, 5)),
-        dict(a="+", b="+", c="+"), bounded_excess,
-        link=lambda y, p, c: (y - p.E) / (np.log(c.V) - y),
-        inverse=lambda eta, p, c: p.E + (np.log(c.V) - p.E) * eta / (1 + eta)),
+        "loss = E + (L0 - E) h / (1 + h); h = a / N^alpha + b / T^beta + c N^gamma / U^delta; "
+        "L0 = ln V where the vocabulary V is known", "arXiv 2605.09189", ("N", "T", "U"),
+        dict(E=(0.05, 8), L0=(1, 20), alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3),
+             delta=(0.05, 5)),
+        dict(a="+", b="+", c="+"),
+        # too few parameters, too little training, too much repetition
+        lambda p, c: [c.N ** -p.alpha, c.T ** -p.beta, c.N ** p.gamma / c.U ** p.delta],
+        link=lambda y, p, c: (y - p.E) / (p.L0 - y),
+        inverse=lambda eta, p, c: p.E + (p.L0 - p.E) * eta / (1 + eta)),
     "overfit": Law(
         "loss = A / N^alpha + B / T^beta + P (T / U - 1)^kappa N^gamma / U^delta + E",
-        "after arXiv 2605.01640 (Chinchilla plus a penalty for repetition; the form of the penalty is ours)",
-        ("N", "T", "U"), dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), kappa=(0.05, 5), gamma=(0.05, 3), delta=(0.05, 5)),
-        dict(A="+", B="+", P="+", E="+"),
-        lambda p, c: [c.N ** -p.alpha, c.T ** -p.beta,
-                      np.maximum(c.T / c.U - 1, 1e-9) ** p.kappa * c.N ** p.gamma / c.U ** p.delta, 1.0]),
+        "after arXiv 2605.01640 (Chinchilla plus a penalty for repetition, whose form is ours)",
+        ("N", "T", "U"),
+        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), kappa=(0.05, 5), gamma=(0.05, 3),
+             delta=(0.05, 5)),
+        dict(A="+", B="+", P="+", E="+"), overfit_terms, method="huber"),
     "overtrain": Law(
-        "loss = (a M^eta + b M^-eta) C^-eta + E; M = D / N, C = 6 N D", "arXiv 2403.08540 eq. 4", ("N", "D"),
-        dict(eta=(0.01, 2)), dict(a="+", b="+", E="+"),
-        lambda p, c: [(c.D / c.N) ** p.eta * (6 * c.N * c.D) ** -p.eta,
-                      (c.D / c.N) ** -p.eta * (6 * c.N * c.D) ** -p.eta, 1.0]),
+        "loss = (a M^eta + b M^-eta) C^-eta + E; M = D / N, C = 6 N D", "arXiv 2403.08540 eq. 4",
+        ("N", "D"), dict(eta=(0.01, 2)), dict(a="+", b="+", E="+"), overtrain_terms),
     "downstream": Law(
-        "error = epsilon - k exp(-gamma loss)", "arXiv 2403.08540 eq. 5", ("loss",), dict(gamma=(0.02, 20)),
-        dict(epsilon="+", k="-"), lambda p, c: [1.0, np.exp(-p.gamma * c.loss)], target="error"),
+        "error = epsilon - k exp(-gamma loss)", "arXiv 2403.08540 eq. 5", ("loss",),
+        dict(gamma=(0.02, 20)), dict(epsilon="+", k="-"),
+        lambda p, c: [1.0, np.exp(-p.gamma * c.loss)], target="error"),
     "unified": Law(
-        "loss = a ln C + b", "arXiv 2404.19484 (extrapolates badly: it has no limit)", ("C",), {}, dict(a="", b=""),
+        "loss = a ln C + b", "arXiv 2404.19484 (extrapolates badly: it has no limit)", ("C",),
+        {}, dict(a="", b=""),
         lambda p, c: [np.log(c.C), 1.0]),
-    "lr_annealing": Law(
-        "loss = L0 + A S1^-alpha - C S2; S1: area under lr, S2: momentum lambda of its drops, summed",
-        "arXiv 2408.11029 eq. 1", ("step", "lr", "curve"), dict(alpha=(0.02, 3), forget=(1e-4, 0.05)),
-        dict(L0="+", A="+", C="-"), lambda p, c: [1.0, lr_area(c) ** -p.alpha, annealed(c, 1 - p.forget)],
-        derived=lambda p: {"lambda": 1 - p["forget"]}),
-    "multi_power": Law(
-        "loss = L0 + A S1^-alpha + B sum_k (lr_k - lr_(k-1)) (1 - (1 + C lr_k^-gamma (S1 - S1_(k-1)))^-beta)",
-        "arXiv 2503.12811 eq. 3", ("step", "lr", "curve"),
-        dict(alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3), C=(0.01, 100)), dict(L0="+", A="+", B="+"),
-        lambda p, c: [1.0, lr_area(c) ** -p.alpha, multi_power_drop(c, p)]),
-    "timescale": Law(
-        "tau = k (D / N)^a; tau = 1 / (lr x weight_decay x steps)", "arXiv 2505.13738", ("TPP",), target="tau",
-        **log_power("TPP")),
-    "optimal_pairs": Law(
-        "Nopt = k C^a", "arXiv 2406.19146 (weights 1 / sd of log Nopt, squared)", ("C",), target="Nopt",
-        **log_power("C")),
-    "step_law": Law(
-        "y = k N^a D^b, y: the best lr or batch size", "arXiv 2503.04715", ("N", "D"), target="y",
-        **log_power("N", "D")),
     "vocabulary": Law(
-        "loss = A1 / Nnv^beta + A2 / Nv^alpha2 + B / D^beta - E; Nv = V d, loss: unigram-normalized",
-        "arXiv 2407.13623 eq. 6", ("Nnv", "Nv", "D"), dict(alpha2=(0.02, 2.5), beta=(0.02, 2.5)),
-        dict(A1="+", A2="+", B="+", E="-"),
-        lambda p, c: [c.Nnv ** -p.beta, c.Nv ** -p.alpha2, c.D ** -p.beta, 1.0]),
+        "loss = A1 / Nnv^beta + A2 / Nv^alpha2 + B / D^beta - E; Nv = V d, loss: "
+        "unigram-normalized", "arXiv 2407.13623 eq. 6", ("Nnv", "Nv", "D"),
+        dict(alpha2=(0.02, 2.5), beta=(0.02, 2.5)), dict(A1="+", A2="+", B="+", E="-"),
+        lambda p, c: [c.Nnv ** -p.beta, c.Nv ** -p.alpha2, c.D ** -p.beta, 1.0],
+        method="raw_huber"),
     "dcpt": Law(
-        "loss = A / N^alpha + B r^eta / D^beta + C / (r + epsilon)^gamma + E; r: share of the domain's tokens",
-        "arXiv 2406.01375", ("N", "D", "r"),
-        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), eta=(0.05, 5), epsilon=(1e-3, 1), gamma=(0.05, 5)),
+        "loss = A / N^alpha + B r^eta / D^beta + C / (r + epsilon)^gamma + E; r: share of the "
+        "domain's tokens", "arXiv 2406.01375", ("N", "D", "r"),
+        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), eta=(0.05, 5), epsilon=(1e-3, 1),
+             gamma=(0.05, 5)),
         dict(A="+", B="+", C="+", E="+"),
-        lambda p, c: [c.N ** -p.alpha, c.r ** p.eta / c.D ** p.beta, (c.r + p.epsilon) ** -p.gamma, 1.0]),
+        lambda p, c: [c.N ** -p.alpha, c.r ** p.eta / c.D ** p.beta,
+                      (c.r + p.epsilon) ** -p.gamma, 1.0],
+        method="huber"),
+    "log_linear": log_linear("x"),
 }
-LAWS["inference"] = replace(LAWS["chinchilla"], source="arXiv 2401.00448 (for --inference; the law is Chinchilla's)")
-LEFT_OUT = "left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, convex bounds"
+LEFT_OUT = ("left out, as each would need its own solver: Bayesian optimization, PCA of "
+            "benchmarks, convex bounds")
+
+
+# --------------------------------------------------------------------------------------------------
+# Laws of whole loss curves: the schedule of the learning rate counts, also where no loss is read
+
+WARMUP_PIECES = 16  # an assumed warm-up is a line of so many pieces
+
+
+def schedules(columns):
+    """For each curve (rows, place, step, lr, area): the learning rate as a line through its points
+    and the area under it, summed over steps, up to each; the rows, in order of steps, lie at
+    point[place]. Before the first row lr rises from 0 at step 0, as in a linear warm-up, unless
+    that row is at step 0."""
+    for curve in np.unique(columns["curve"]):
+        rows = np.flatnonzero(columns["curve"] == curve)
+        rows = rows[np.argsort(columns["step"][rows], kind="stable")]
+        step, lr = columns["step"][rows], columns["lr"][rows]
+        warmup = np.unique(np.round(np.linspace(0, step[0], WARMUP_PIECES + 1)))[:-1]
+        place = len(warmup) + np.arange(len(rows))
+        lr = np.concatenate([lr[0] * warmup / max(step[0], 1), lr])
+        step = np.concatenate([warmup, step])
+        length = np.diff(step)
+        # steps of a line from lr_0 (not counted) to lr_1: m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m
+        area = length * lr[:-1] + np.diff(lr) * (length + 1) / 2
+        yield rows, place, step, lr, np.concatenate([[0.0], np.cumsum(area)])
+
+
+def read_changes(columns, kept):
+    """S1 of each row that counts, the area under lr up to it, and every pair of such a row and an
+    earlier change of lr. Between two points of a schedule lr changes by a little at each step."""
+    area_of_row, number = np.zeros(len(kept)), np.cumsum(kept) - 1
+    changes, pairs, known = [], [], 0
+    for rows, place, step, lr, area in schedules(columns):
+        area_of_row[rows] = area[place]
+        change, length = np.diff(lr), np.diff(step)
+        # all of a change counts at its middle step
+        middle = (length + 1) / 2
+        lr_there = lr[:-1] + change * middle / length
+        area_before = area[:-1] + (middle - 1) * (lr[:-1] + lr_there) / 2
+        # the first rise is warm-up, in which Tissue et al. hold lr at its peak: nothing falls
+        fall = np.where(np.cumsum(change <= 0) > 0, -change, 0.0)
+        some = np.flatnonzero(change)
+        changes.append(np.stack([change, fall, length, step[1:], lr_there, area_before])[:, some])
+        place, rows = place[kept[rows]], rows[kept[rows]]
+        count = np.searchsorted(some + 1, place, side="right")  # change i ends at point i + 1
+        earlier = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        pairs.append(np.stack([np.repeat(rows, count), known + earlier]))
+        known += len(some)
+    row, k = np.concatenate(pairs, axis=1)
+    row, k = row[np.argsort(row, kind="stable")], k[np.argsort(row, kind="stable")]
+    change, fall, length, end, lr, area_before = np.concatenate(changes, axis=1)
+    return SimpleNamespace(
+        S1=area_of_row[kept], lr=np.maximum(lr, 1e-12), k=k, change=change[k], fall=fall,
+        length=length, area_since=np.maximum(area_of_row[row] - area_before[k], 0.0),
+        steps_since=columns["step"][row] - end[k],
+        first=np.searchsorted(number[row], np.arange(kept.sum() + 1)))
+
+
+def sum_changes(c, terms):
+    """The sum over each row's earlier changes of a term of every pair, (rows,)."""
+    return np.diff(np.concatenate([[0.0], np.cumsum(terms)])[c.first])
+
+
+def annealed(c, memory):
+    """S2 of lr annealing (arXiv 2408.11029): a momentum of the falls of lr, summed over steps,
+    (rows,). A fall at one step adds 1 + memory + memory^2 + ... for every step since; a geometric
+    series, as is the sum over the steps of one change."""
+    forget = 1 - memory
+    lasting = c.fall / forget
+    fading = memory * (1 - memory ** c.length) * lasting / c.length / forget
+    return sum_changes(c, lasting[c.k] - fading[c.k] * memory ** c.steps_since)
+
+
+def multi_power_drop(c, p):
+    """How far all earlier changes of lr move the loss of each row (arXiv 2503.12811, eq. 3)."""
+    speed = p.C * c.lr ** -p.gamma
+    return sum_changes(c, c.change * (1 - (1 + speed[c.k] * c.area_since) ** -p.beta))
+
+
+LAWS["lr_annealing"] = Law(
+    "loss = L0 + A S1^-alpha - C S2; S1: area under lr, S2: momentum lambda of its falls, summed",
+    "arXiv 2408.11029 eq. 1", ("step", "lr", "curve"),
+    dict(alpha=(0.02, 3), forget=(1e-4, 0.05)), dict(L0="+", A="+", C="-"),
+    lambda p, c: [1.0, c.S1 ** -p.alpha, annealed(c, 1 - p.forget)],
+    method="huber", derived=lambda p: {"lambda": 1 - p["forget"]}, prepare=read_changes)
+LAWS["multi_power"] = Law(
+    "loss = L0 + A S1^-alpha + B sum_k (lr_k - lr_(k-1)) (1 - (1 + C lr_k^-gamma (S1 - "
+    "S1_(k-1)))^-beta)", "arXiv 2503.12811 eq. 3", ("step", "lr", "curve"),
+    dict(alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3), C=(0.01, 100)),
+    dict(L0="+", A="+", B="+"),
+    lambda p, c: [1.0, c.S1 ** -p.alpha, multi_power_drop(c, p)],
+    method="huber", prepare=read_changes)
 
 
 # --------------------------------------------------------------------------------------------------
 # The solver
 
-def design(law, shape, c, rows):
-    """The basis at shape parameters in declared order: (rows, coefficients)."""
-    p = SimpleNamespace(**dict(zip(law.shape, shape)))
-    columns = [np.broadcast_to(column, rows) for column in law.basis(p, c)]
-    signs = [-1.0 if sign == "-" else 1.0 for sign in law.signs.values()]  # the sign goes into the formula
-    return p, np.stack(columns, axis=1) * signs
-
-
 def bounded_least_squares(matrix, y, free):
     """argmin |matrix x - y| with x >= 0 but where `free`; columns are first brought to one size."""
     size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
     scaled = matrix / size
-    x, _ = nnls(np.concatenate([scaled, -scaled[:, free]], axis=1), y)  # a free one is a difference of two
+    # a free coefficient is a difference of two
+    x, _ = nnls(np.concatenate([scaled, -scaled[:, free]], axis=1), y)
     x[:len(size)][free] -= x[len(size):]
     return x[:len(size)] / size
 
 
-def predict(law, params, columns):
-    """The law's prediction at a dict of columns; params: name -> value."""
-    c = SimpleNamespace(**columns)
-    rows = len(next(iter(columns.values())))
-    p, matrix = design(law, [params[name] for name in law.shape], c, rows)
-    eta = matrix @ np.array([params[name] for name in law.signs])
-    return np.exp(eta) if law.logs else law.inverse(eta, p, c)
-
-
-def shape_grid(law):
-    """Shape parameters to start from: a grid for one or two, a Latin hypercube for more; in logs. (starts, shape)"""
-    low, high = np.log(np.array(list(law.shape.values())).reshape(-1, 2).T)
-    if len(low) > 2:
-        return np.exp(qmc.scale(qmc.LatinHypercube(len(low), rng=0).random(400 * len(low)), low, high))
-    each = {0: 1, 1: 80, 2: 16}[len(low)]
-    return np.exp(np.array(list(product(*(np.linspace(a, b, each) for a, b in zip(low, high))))))
+def full_weights(weights, rows):
+    """Weights as an array, ones where there are none, (rows,)."""
+    if weights is None:
+        return np.ones(rows)
+    return np.asarray(weights, dtype=np.float64)
 
 
 class Problem:
-    """A law on points, in variables z of about size 1: logs of the shape parameters, then the coefficients of basis
-    columns scaled to mean square 1. columns: name -> (points,); y: targets; method, delta, weights: as of fit()."""
+    """A law on points, in variables z of about size 1: logs of the shape parameters, then the
+    coefficients of basis columns scaled to mean square 1.
 
-    def __init__(self, law, columns, y, weights, method, delta):
-        self.law, self.c, self.y, self.method, self.delta = law, SimpleNamespace(**columns), y, method, delta
-        self.weights = np.ones(len(y)) if weights is None else weights
-        self.logs, self.shapes = law.logs or method != "ls", len(law.shape)
-        self.free = np.array([sign == "" for sign in law.signs.values()])
-        ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
-        self.low = np.concatenate([ranges[:, 0], np.where(self.free, -np.inf, 0.0)])
-        self.high = np.concatenate([ranges[:, 1], np.full(len(self.free), np.inf)])
+    columns: name -> (rows,); y: targets; weights: of the terms of the objective, rows of weight 0
+    being left out; method: "ls" least squares on y (on log y for a law in logs), "huber" and "lad"
+    (absolute deviations) on log y, "raw_huber" on y; delta: the width of Huber's loss; fixed: name
+    -> a value, or for a shape parameter the name of the one that it equals.
+    """
 
-    def unpack(self, z):
-        """(shape parameters, scaled basis, its column sizes) at z."""
-        p, matrix = design(self.law, np.exp(z[:self.shapes]), self.c, len(self.y))
-        size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
-        return p, matrix / size, size
+    def __init__(self, law, columns, y, weights, method, delta, fixed):
+        weights = full_weights(weights, len(y))
+        kept = weights > 0
+        self.law, self.method, self.delta, self.fixed = law, method, delta, fixed
+        self.c, self.y, self.weights = law.prepare(columns, kept), y[kept], weights[kept]
+        # absolute deviations are met up to a narrow Huber's loss until the end
+        self.tolerance = {"ls": 1e-6, "lad": 1e-3}.get(method, 1e-4)
+        self.on_logs = law.logs or method in ("huber", "lad")
+        self.shape = [name for name in law.shape if name not in fixed]
+        self.terms = [name for name in law.signs if name not in fixed]
+        self.free = np.array([law.signs[name] == "" for name in self.terms], dtype=bool)
+        self.log_ranges = np.log(np.array([law.shape[name] for name in self.shape]).reshape(-1, 2))
+        # signs are in the basis, so that what is subtracted is at least 0 as well
+        self.low = np.concatenate([self.log_ranges[:, 0], np.where(self.free, -np.inf, 0.0)])
+        self.high = np.concatenate([self.log_ranges[:, 1], np.full(len(self.free), np.inf)])
 
-    def residuals(self, z):
-        """Prediction minus target, of logs where the law or the method wants logs."""
-        p, matrix, _ = self.unpack(z)
-        eta = matrix @ z[self.shapes:]
+    def design(self, logs):
+        """(shape parameters, basis of the terms sought (rows, terms), sum of the fixed terms)."""
+        p = dict(zip(self.shape, np.exp(logs)))
+        for name in self.fixed.keys() & self.law.shape.keys():
+            value = self.fixed[name]
+            p[name] = p[value] if isinstance(value, str) else value
+        p = SimpleNamespace(**p)
+        columns, held = [], 0.0
+        for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
+            column = np.broadcast_to(column, len(self.y))
+            if sign == "-":
+                column = -column
+            if name in self.fixed:
+                held = held + self.fixed[name] * column
+            else:
+                columns.append(column)
+        if not columns:
+            return p, np.zeros((len(self.y), 0)), held
+        return p, np.stack(columns, axis=1), held
+
+    def residuals(self, z, slopes=False):
+        """Prediction minus target, of logs where the law or the method wants logs, (rows,); with
+        slopes also their derivatives by the scaled coefficients, (rows, terms)."""
+        logs, coefficients = z[:len(self.shape)], z[len(self.shape):]
+        p, matrix, held = self.design(logs)
+        matrix = matrix / (np.sqrt((matrix ** 2).mean(0)) + 1e-300)
+        eta = matrix @ coefficients + held
+        if not slopes:
+            return self.compare(eta, p)
+        # a complex step is exact to machine precision, as it has no cancellation
+        by_eta = self.compare(eta + 1e-30j, p).imag / 1e-30
+        return self.compare(eta, p), matrix * by_eta[:, None]
+
+    def compare(self, eta, p):
+        """The residuals of what the basis sums to."""
         if self.law.logs:
             return eta - np.log(self.y)
         value = self.law.inverse(eta, p, self.c)
-        return np.log(value / self.y) if self.logs else value - self.y
+        if self.on_logs:
+            return np.log(value / self.y)
+        return value - self.y
 
     def jacobian(self, z):
-        """Derivative of the residuals, exact to machine precision: a complex step has no cancellation."""
-        return np.stack([self.residuals(z + 1e-30j * unit).imag / 1e-30 for unit in np.eye(len(z))], axis=1)
+        """Derivatives of the residuals by z, (rows, variables): by shapes as central differences,
+        good to 10 digits in such variables."""
+        steps = 1e-5 * np.eye(len(z))[:len(self.shape)]
+        by_shape = [(self.residuals(z + step) - self.residuals(z - step)) / 2e-5 for step in steps]
+        _, by_term = self.residuals(z, slopes=True)
+        return np.concatenate([np.array(by_shape).reshape(-1, len(self.y)).T, by_term], axis=1)
 
     def value(self, z):
         """What is minimized: the sum of w r^2 / 2, of w Huber(r) or of w |r|."""
-        r, delta = np.abs(self.residuals(z)), self.delta
-        value = {"ls": 0.5 * r ** 2, "huber": np.where(r < delta, 0.5 * r ** 2, delta * (r - 0.5 * delta)), "lad": r}
-        value = float((self.weights * value[self.method]).sum())
+        r = np.abs(self.residuals(z))
+        if self.method == "ls":
+            loss = 0.5 * r ** 2
+        elif self.method == "lad":
+            loss = r
+        else:
+            loss = np.where(r < self.delta, 0.5 * r ** 2, self.delta * (r - 0.5 * self.delta))
+        value = float((self.weights * loss).sum())
         return value if np.isfinite(value) else math.inf
 
     def start(self, shape):
-        """z at these shape parameters with the best coefficients for them, to first order; None if not finite."""
-        p, matrix = design(self.law, shape, self.c, len(self.y))
+        """z at these shape parameters with the best coefficients for them, to first order; None if
+        the law is not finite there."""
+        p, matrix, held = self.design(np.log(shape))
         target = np.log(self.y) if self.law.logs else self.law.link(self.y, p, self.c)
+        target = target - held
         if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
             return None
-        weights = np.sqrt(self.weights) / (self.y if self.logs and not self.law.logs else 1.0)
+        weights = np.sqrt(self.weights)
+        if self.on_logs and not self.law.logs:
+            weights = weights / self.y  # d log y = dy / y
         coefficients = bounded_least_squares(matrix * weights[:, None], target * weights, self.free)
         return np.concatenate([np.log(shape), coefficients * np.sqrt((matrix ** 2).mean(0))])
 
-    def polish(self, z):
-        """A local minimum near z; of "lad" one of Huber's loss, from which polish_corner() goes on."""
-        width = {"ls": 1e150, "huber": self.delta, "lad": 1e-3}[self.method]
-
-        def huber(square):  # least_squares takes rho, rho', rho'' of the squared residual
-            inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
-            return self.weights * np.stack([np.where(inside, square, 2 * width * root - width ** 2),
-                                            np.where(inside, 1.0, width / root),
-                                            np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))])
+    def polish(self, z, precision=1e-9):
+        """A local minimum near z. Huber's loss is narrowed down to its width from that of the
+        residuals: narrow from the start, few points would have a say. "lad" is its limit."""
         z = np.clip(z, self.low, self.high)
-        z = least_squares(self.residuals, z, self.jacobian, bounds=(self.low, self.high), loss=huber, x_scale="jac",
-                          xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=300).x
-        return self.polish_corner(z) if self.method == "lad" else z
+        if self.method == "ls":
+            return self.descend(z, math.inf, precision)
+        width = float(np.median(np.abs(self.residuals(z)))) + 1e-300
+        last = 1e-3 * width if self.method == "lad" else self.delta
+        while width > last:
+            z = self.descend(z, width, 1e-3)
+            width = width / 5
+        return self.descend(z, last, precision)
+
+    def descend(self, z, width, precision):
+        """least_squares from z, with Huber's loss of this width."""
+        def huber(square):  # rho, rho', rho'' of the squared residual
+            if width == math.inf:  # least squares
+                return np.stack([self.weights * square, self.weights, np.zeros(len(square))])
+            inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
+            rho = np.where(inside, square, 2 * width * root - width ** 2)
+            slope = np.where(inside, 1.0, width / root)
+            bend = np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))
+            return self.weights * np.stack([rho, slope, bend])
+
+        # a search need not follow every flat valley to its end; the last step does
+        evaluations = 60 if precision > 1e-12 else 500
+        try:
+            return least_squares(
+                self.residuals, z, self.jacobian, bounds=(self.low, self.high), x_scale="jac",
+                loss=huber, xtol=precision, ftol=precision, gtol=1e-15, max_nfev=evaluations).x
+        except (ValueError, np.linalg.LinAlgError):  # not finite here: no better than its start
+            return z
+
+    def finish(self, z):
+        """The minimum near z to all its digits."""
+        if self.method == "lad":
+            return self.polish_corner(z)
+        return self.polish(z, 1e-15)
 
     def polish_corner(self, z):
-        """The least absolute deviations near z: linear programs of the linearized residuals in a trust region."""
+        """The least absolute deviations near z, where as many points as parameters are met
+        exactly: linear programs of the linearized residuals in a trust region."""
         value, radius, eye = self.value(z), 0.1, np.eye(len(self.y))
-        for _ in range(60):
+        cost = np.concatenate([np.zeros(len(z)), self.weights])
+        while radius > 1e-9:
             r, slope = self.residuals(z), self.jacobian(z)
             box = zip(np.maximum(self.low - z, -radius), np.minimum(self.high - z, radius))
-            step = linprog(np.concatenate([np.zeros(len(z)), self.weights]), np.block([[slope, -eye], [-slope, -eye]]),
+            step = linprog(cost, np.block([[slope, -eye], [-slope, -eye]]),
                            np.concatenate([-r, r]), bounds=[*box, *[(0, None)] * len(r)]).x
-            if step is None or radius < 1e-9:
+            if step is None:
                 break
             trial = np.clip(z + step[:len(z)], self.low, self.high)
-            better = self.value(trial) < value
-            radius *= 2 if better else 0.25
-            z, value = (trial, self.value(trial)) if better else (z, value)
+            trial_value = self.value(trial)
+            if trial_value < value * (1 - 1e-13):
+                z, value, radius = trial, trial_value, 2 * radius
+            else:
+                radius = radius / 4
         return z
 
+    def parameters(self, z):
+        """Every parameter by name, the fixed ones too."""
+        shape = np.exp(z[:len(self.shape)])
+        _, matrix, _ = self.design(z[:len(self.shape)])
+        size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
+        values = dict(zip([*self.shape, *self.terms], [*shape, *(z[len(self.shape):] / size)]))
+        for name, value in self.fixed.items():
+            values[name] = values[value] if isinstance(value, str) else value
+        return {name: values[name] for name in [*self.law.shape, *self.law.signs]}
+
     def at_bounds(self, z):
-        """Names of the parameters that are at a bound: the points do not determine them, or the law is another."""
-        shape, coefficients = z[:self.shapes], z[self.shapes:]
-        end = np.minimum(shape - self.low[:self.shapes], self.high[:self.shapes] - shape) < 1e-3
-        zero = ~self.free & (coefficients < 1e-9 * np.abs(coefficients).max())
-        return [name for name, bound in zip([*self.law.shape, *self.law.signs], [*end, *zero]) if bound]
+        """Names of the parameters at a bound: the points do not determine them, or the law is
+        another."""
+        shapes = len(self.shape)
+        distance = np.minimum(z - self.low, self.high - z)[:shapes]
+        zero = ~self.free & (z[shapes:] < 1e-9 * np.abs(z[shapes:]).max(initial=0))
+        bound = [*(distance < 1e-3), *zero]
+        return [name for name, there in zip([*self.shape, *self.terms], bound) if there]
 
 
-def fit(law, columns, y, weights=None, method="ls", delta=1e-3, starts=None, polished=8):
-    """Fit a Law to columns (name -> array) and targets y: {"params", "objective", "prediction", "at_bounds"}.
+def shape_starts(ranges, each):
+    """Shape parameters to start from, within logs of ranges (shapes, 2): a grid for one or two, a
+    Latin hypercube of `each` a parameter for more, (starts, shapes)."""
+    low, high = ranges.T
+    if len(low) > 2:
+        sample = qmc.LatinHypercube(len(low), rng=0).random(each * len(low))
+        return np.exp(qmc.scale(sample, low, high))
+    count = {0: 1, 1: 80, 2: 16}[len(low)]
+    axes = [np.linspace(a, b, count) for a, b in ranges]
+    return np.exp(np.array(list(product(*axes))))
 
-    method: "ls" least squares on y; "huber" (width delta) and "lad" on log y. weights multiply the terms of the
-    objective. starts: shapes to start from instead of shape_grid(); polished: how many of them are. Raises ValueError
-    when the law is finite at none of them.
+
+def scan(problem, shapes):
+    """[(value, z)] of the best coefficients at each of the shapes, the best first."""
+    starts = [problem.start(shape) for shape in shapes]
+    found = [(problem.value(z), z) for z in starts if z is not None]
+    return sorted((pair for pair in found if pair[0] < math.inf), key=lambda pair: pair[0])
+
+
+def take_apart(found, count, shapes):
+    """Takes from the front of `found` up to `count` starts that lie apart in their shapes, so that
+    they may lead to different minima."""
+    chosen, left = [], []
+    for value, z in found:
+        near = [np.abs(z - other)[:shapes].max(initial=0) < 0.15 for _, other in chosen]
+        if len(chosen) < count and not any(near):
+            chosen.append((value, z))
+        else:
+            left.append((value, z))
+    return chosen, left
+
+
+def search(problem, shapes, each=8, rounds=11):
+    """(value, z) of every minimum reached, the best first, and whether the search is done.
+
+    Each round polishes some of the best starts left and some steps from the best minimum. It is
+    done when rounds bring nothing better (two where there are more than two shapes) and two starts
+    reached the best."""
+    rng, apart = np.random.default_rng(0), len(problem.shape)
+    left, quiet = scan(problem, shapes), 0
+    if not left:
+        raise ValueError("no start of this law fits these points; check their units and columns")
+    if apart == 1:
+        each = min(each, 4)  # the scan of one shape is fine enough to see every basin
+    # the first round takes the best starts alone
+    chosen, left = take_apart(left, each, apart)
+    reached = polish_all(problem, chosen)
+    if not apart:  # linear: there is one minimum
+        return reached, True
+    enough = 2 if apart > 2 else 1
+    for _ in watched(range(rounds), "search, round"):
+        before = reached[0][0]
+        chosen, left = take_apart(left, each // 2, apart)
+        hops = reached[0][1][:apart] + rng.normal(0, 0.5, (each - len(chosen), apart))
+        chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
+        reached = sorted(reached + polish_all(problem, chosen), key=lambda pair: pair[0])
+        least = reached[0][0]
+        quiet += 1
+        if least < before * (1 - problem.tolerance):
+            quiet = 0
+        same = [value for value, _ in reached if value <= least * (1 + problem.tolerance) + 1e-20]
+        if len(same) > 1 and quiet >= enough:
+            return reached, True
+    return reached, False
+
+
+def polish_all(problem, chosen):
+    """[(value, z)] of starts and of the minima near them, the best first."""
+    polished = [problem.polish(z) for _, z in chosen]
+    found = chosen + [(problem.value(z), z) for z in polished]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+FEW_ROWS = 120  # of curves, on which the search begins
+
+
+def fit(law, columns, y, weights=None, method=None, delta=1e-3, fixed=None, starts=None):
+    """Fit a Law to columns (name -> array) and targets y, (rows,).
+
+    weights, method, delta, fixed: of Problem; method None is that of the law's authors. starts:
+    shapes to polish from, one dict of parameters each, instead of a search. Returns {"params",
+    "objective", "prediction" (rows,), "at_bounds", "done" (whether new starts had stopped to bring
+    anything better), "z" (for Problem)}. Raises ValueError when the law is finite at no start.
     """
-    problem = Problem(law, columns, np.asarray(y, dtype=np.float64), weights, method, delta)
+    y = np.asarray(y, dtype=np.float64)
+    options = (method or law.method, delta, fixed or {})
+    problem, done = Problem(law, columns, y, weights, *options), True
     with np.errstate(all="ignore"):  # overflow at an absurd start is a bad start, no more
-        found = [problem.start(shape) for shape in (shape_grid(law) if starts is None else starts)]
-        found = sorted(((problem.value(z), z) for z in found if z is not None), key=lambda pair: pair[0])
-        chosen = []  # the best starts, far enough from each other to lie in different basins
-        for value, z in found:
-            distance = min((np.abs(z - other)[:problem.shapes].max(initial=0) for other in chosen), default=math.inf)
-            if len(chosen) < polished and value < math.inf and distance > 0.15:
-                chosen.append(z)
-        if not chosen:
-            raise ValueError("no start of this law fits these points; check their units and columns")
-        found += [(problem.value(z), z) for z in map(problem.polish, chosen)]
-        value, z = min(found, key=lambda pair: pair[0])
-        _, _, size = problem.unpack(z)
-        values = [*np.exp(z[:problem.shapes]), *(z[problem.shapes:] / size)]
-        params = dict(zip([*law.shape, *law.signs], map(float, values)))
+        if starts is not None:
+            shapes = [[start[name] for name in problem.shape] for start in starts]
+            shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
+            reached = scan(problem, np.clip(shapes, *np.exp(problem.log_ranges.T)))
+            reached = polish_all(problem, reached)
+        elif law.prepare is not take_rows and len(problem.y) > 2 * FEW_ROWS:
+            reached, done = search_few_rows(problem, columns, y, weights, options)
+        else:
+            reached, done = search(problem, shape_starts(problem.log_ranges, 200))
+        if not reached:
+            raise ValueError("the law is finite at none of the starts given")
+        value, z = min(reached, key=lambda pair: pair[0])
+        if starts is None:
+            exact = problem.finish(z)
+            if problem.value(exact) < value:
+                value, z = problem.value(exact), exact
+        params = {name: float(value) for name, value in problem.parameters(z).items()}
         return {"params": params, "objective": value, "prediction": predict(law, params, columns),
-                "at_bounds": problem.at_bounds(z)}
+                "at_bounds": problem.at_bounds(z), "done": done, "z": z}
+
+
+def search_few_rows(problem, columns, y, weights, options):
+    """search() where loss curves have many rows: they are smooth, so that a few rows tell where to
+    look, and all of them what is best there."""
+    counted = np.flatnonzero(full_weights(weights, len(y)))
+    few = counted[::len(counted) // FEW_ROWS]
+    some = {name: column[few] for name, column in columns.items()}
+    rough = Problem(problem.law, some, y[few], None, *options)
+    reached, done = search(rough, shape_starts(problem.log_ranges, 100), each=4)
+    best, _ = take_apart(reached, 3, len(problem.shape))
+    return scan(problem, [np.exp(z[:len(problem.shape)]) for _, z in best]), done
+
+
+def predict(law, params, columns):
+    """The law's prediction at a dict of columns, (rows,); params: name -> value."""
+    rows = len(next(iter(columns.values())))
+    c, p = law.prepare(columns, np.ones(rows, dtype=bool)), SimpleNamespace(**params)
+    eta = np.zeros(rows)
+    for (name, sign), column in zip(law.signs.items(), law.basis(p, c)):
+        term = params[name] * column
+        eta = eta - term if sign == "-" else eta + term
+    if law.logs:
+        return np.exp(eta)
+    return law.inverse(eta, p, c)
+
+
+def watched(items, what):
+    """The items of a sequence; a line on standard error every 5 seconds that they take."""
+    said = time.monotonic()
+    for number, item in enumerate(items, 1):
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            print(f"{what} {number:,} of {len(items):,}", file=sys.stderr, flush=True)
+        yield item
 
 
 # --------------------------------------------------------------------------------------------------
 # Uncertainty
 
-def hold(law, name, value):
-    """The law with one parameter held at a value, as a Law of the others."""
-    def filled(p):
-        return SimpleNamespace(**vars(p), **{name: value}) if name in law.shape else p
-
-    i = None if name in law.shape else list(law.signs).index(name)
-
-    def basis(p, c):
-        columns = law.basis(filled(p), c)
-        return columns if i is None else columns[:i] + columns[i + 1:]
-
-    def held(p, c):  # what the held coefficient adds to the sum
-        return 0.0 if i is None else value * law.basis(p, c)[i] * (-1.0 if law.signs[name] == "-" else 1.0)
-    return replace(law, shape={key: law.shape[key] for key in law.shape if key != name},
-                   signs={key: law.signs[key] for key in law.signs if key != name}, basis=basis,
-                   link=lambda y, p, c: law.link(y, filled(p), c) - held(p, c),
-                   inverse=lambda eta, p, c: law.inverse(eta + held(p, c), filled(p), c))
+def noise_of(problem, z, rows):
+    """(standard deviation of the residuals, robust but for least squares, degrees of freedom)."""
+    r, w = problem.residuals(z), problem.weights
+    freedom = rows - len(z)
+    if freedom < 1:
+        return 0.0, freedom
+    if problem.method == "ls":
+        return float(np.sqrt((w * r ** 2).sum() / freedom)), freedom
+    return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(rows / freedom), freedom
 
 
-def near_starts(law, found):
-    """Shapes to refit from: where few, the whole grid (None); where many, the fit and steps of a fifth around it."""
-    if len(law.shape) <= 2:
-        return None
-    shape = np.array([found["params"][name] for name in law.shape])
-    bounds = np.array(list(law.shape.values()))
-    steps = np.exp(0.2 * np.concatenate([np.zeros((1, len(shape))), np.eye(len(shape)), -np.eye(len(shape))]))
-    return np.clip(shape * steps, *bounds.T)
+def movement(problem, z):
+    """How far each variable z may move at a loss that noise does not tell from the best: the
+    half-width of its 95% interval if the law were linear, (variables,). A loss is never taken to be
+    known to more than four digits."""
+    noise, freedom = noise_of(problem, z, len(problem.y))
+    floor = 1e-4
+    if not problem.on_logs:
+        floor = 1e-4 * float(np.sqrt((problem.y ** 2).mean()))
+    # columns of one size, so that a small singular value means a direction without a slope
+    slope = problem.jacobian(z) * np.sqrt(problem.weights)[:, None]
+    size = np.sqrt((slope ** 2).sum(0)) + 1e-150
+    _, singular, axes = np.linalg.svd(slope / size, full_matrices=False)
+    inverse = ((axes / np.maximum(singular, 1e-10)[:, None]) ** 2).sum(0)
+    reach = student_t.ppf(0.975, freedom) if freedom > 0 else math.inf
+    if noise == 0:
+        reach = 1.96
+    return reach * max(noise, floor) * np.sqrt(inverse) / size
+
+
+def not_determined(problem, z):
+    """Names of the parameters that the points do not determine: shapes that may move by more than
+    a factor of two, terms that may move by more than themselves, at equal loss."""
+    with np.errstate(all="ignore"):
+        moves = movement(problem, z)
+    shapes = len(problem.shape)
+    allowed = np.concatenate([np.full(shapes, math.log(2)), np.abs(z[shapes:])])
+    allowed[shapes:][problem.free] = math.inf  # a free coefficient may be 0
+    names = [*problem.shape, *problem.terms]
+    return [name for name, far in zip(names, ~(moves <= allowed)) if far]
+
+
+def standard_errors(problem, z):
+    """{name: s.e.} of the parameters sought, by least squares to first order; none without a
+    degree of freedom."""
+    noise, freedom = noise_of(problem, z, len(problem.y))
+    # the other methods have no such simple error: their residuals have heavy tails
+    if problem.method != "ls" or freedom < 1:
+        return {}
+    slope = problem.jacobian(z) * np.sqrt(problem.weights)[:, None]
+    covariance = noise ** 2 * np.linalg.pinv(slope.T @ slope)
+    names = [*problem.shape, *problem.terms]
+    change = []  # of every parameter by every variable
+    for step in 1e-5 * np.eye(len(z)):
+        up, down = problem.parameters(z + step), problem.parameters(z - step)
+        change.append([(up[name] - down[name]) / 2e-5 for name in names])
+    change = np.array(change)
+    variances = np.diag(change.T @ covariance @ change)
+    return {name: math.sqrt(max(v, 0.0)) for name, v in zip(names, variances)}
+
+
+def near_starts(law, params):
+    """Shapes to refit from: the fit's, and steps of a fifth around it."""
+    starts = [params]
+    for name, (low, high) in law.shape.items():
+        for factor in (0.8, 1.25):
+            starts.append({**params, name: min(max(params[name] * factor, low), high)})
+    return starts
+
+
+def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=None, fixed=None):
+    """((low, high), fit): the 95% profile-likelihood interval of the limit E by least squares, None
+    without a degree of freedom, and the fit it belongs to. sigma, freedom: of
+    profile_interval()."""
+    fixed, given = fixed or {}, (sigma, freedom)
+    options = dict(weights=weights, method="ls")
+    best = found or fit(law, columns, y, fixed=fixed, **options)
+    if sigma is None:
+        freedom = np.count_nonzero(full_weights(weights, len(y))) - len(best["z"])
+        if freedom < 1:
+            return None, best
+        sigma = math.sqrt(2 * best["objective"] / freedom)
+    # twice the objective over sigma^2 grows by t^2 from the best fit to an end of the interval
+    allowed = 0.5 * sigma ** 2 * student_t.ppf(0.975, freedom) ** 2
+    lower = [best]  # refits that found a lower minimum than the fit, if any
+
+    def excess(value):
+        # the limit is held, all other parameters are sought anew
+        held = {**fixed, "E": value}
+        few = len([name for name in law.shape if name not in held]) < 2
+        starts = None if few else near_starts(law, {**best["params"], "E": value})
+        refit = fit(law, columns, y, fixed=held, starts=starts, **options)
+        if refit["objective"] < lower[0]["objective"] * (1 - 1e-6):
+            lower[0] = refit
+        return refit["objective"] - best["objective"] - allowed
+
+    # a limit above all points misses each by so much at least that it is out of the interval
+    total = full_weights(weights, len(y)).sum()
+    center, top = best["params"]["E"], math.sqrt(2 * (best["objective"] + allowed) / total)
+    ends = [find_end(excess, center, bound) for bound in (0.0, float(np.max(y)) + top)]
+    if lower[0] is not best:
+        starts = near_starts(law, lower[0]["params"])
+        again = fit(law, columns, y, fixed=fixed, starts=starts, **options)
+        if again["objective"] < best["objective"] * (1 - 1e-6):
+            return profile(law, columns, y, weights, *given, again, fixed)
+    return tuple(ends), best
+
+
+def find_end(excess, center, bound):
+    """Where excess, negative at the center, crosses zero towards the bound; the bound if
+    nowhere."""
+    if bound == center:
+        return float(bound)
+    inner = center
+    for share in 2.0 ** np.arange(-13, 1):  # outward in growing steps
+        outer = center + share * (bound - center)
+        if excess(outer) >= 0:
+            if excess(inner) >= 0:  # no noise, no doubt
+                return float(inner)
+            return float(brentq(excess, inner, outer, xtol=1e-7))
+        inner = outer
+    return float(bound)
 
 
 def profile_interval(law, columns, y, weights=None, sigma=None, freedom=math.inf):
-    """95% profile-likelihood interval (low, high) of the limit E; None without a degree of freedom. Least squares.
+    """95% profile-likelihood interval (low, high) of the limit E; None without a degree of freedom.
+    Least squares.
 
-    sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it rests on. Otherwise it
-    is estimated from the residuals, with points - parameters degrees. The threshold, F(1, freedom), is wide when they
-    are few, as it must be.
+    sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it
+    rests on. Otherwise it is estimated from the residuals, with points - parameters degrees. The
+    threshold, F(1, freedom), is wide when they are few, as it must be.
     """
-    best = fit(law, columns, y, weights)
-    if sigma is None:
-        freedom = len(y) - len(law.shape) - len(law.signs)
-        if freedom < 1:
-            return None
-        sigma = math.sqrt(2 * best["objective"] / freedom)
-    allowed = 0.5 * sigma ** 2 * student_t.ppf(0.975, freedom) ** 2
-
-    def excess(value):
-        held = hold(law, "E", value)
-        refit = fit(held, columns, y, weights, starts=near_starts(held, best), polished=2)
-        return refit["objective"] - best["objective"] - allowed
-
-    center, ends = best["params"]["E"], []
-    # a limit above all points misses each by so much at least that it is out of the interval
-    above = math.sqrt(2 * (best["objective"] + allowed) / (len(y) if weights is None else np.sum(weights)))
-    for bound in (0.0, float(np.max(y)) + above):
-        step, inner, outer = (bound - center) * 1e-4, center, center
-        while outer != bound and excess(outer) < 0:  # outward in growing steps, then the root between the last two
-            inner, outer = outer, outer + step if abs(outer + step - center) < abs(bound - center) else bound
-            step *= 2
-        crossed = outer != inner and excess(outer) > 0
-        ends.append(float(brentq(excess, inner, outer, xtol=1e-7)) if crossed else float(outer))
-    return tuple(ends)
-
-
-def quantities(law, params):
-    return {**params, **(law.derived(params) if law.derived else {})}
+    return profile(law, columns, y, weights, sigma, freedom)[0]
 
 
 def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
-    """95% percentile intervals {name: (low, high)} of parameters and derived quantities over `count` refits to points
-    drawn with replacement. Draws are weights, so a curve keeps its rows; refits start at the fit. Raises ValueError
-    where there are no more points than parameters: all draws would then be the same points."""
-    rng, rows, draws = np.random.default_rng(seed), len(y), []
-    if rows <= len(found["params"]):
-        raise ValueError(f"--bootstrap needs more than {rows} points for {len(found['params'])} parameters")
-    start = np.array([[found["params"][name] for name in law.shape]])
-    while len(draws) < count:
-        drawn = rng.multinomial(rows, np.full(rows, 1 / rows))
-        if np.count_nonzero(drawn) < len(found["params"]):
-            continue
-        refit = fit(law, columns, y, drawn * (1.0 if weights is None else weights), starts=start, **options)
-        draws.append(list(quantities(law, refit["params"]).values()))
-    ends = np.percentile(draws, [2.5, 97.5], axis=0).T
-    return dict(zip(quantities(law, found["params"]), (tuple(map(float, pair)) for pair in ends)))
+    """(draws, number): the parameters and derived quantities of `count` refits to points drawn with
+    replacement, [name -> value], and how many were drawn from; curves are drawn whole. Refits start
+    at the fit; draws of too few different points are drawn again. Raises ValueError where there are
+    too few to draw from."""
+    rng, draws = np.random.default_rng(seed), []
+    weights = full_weights(weights, len(y))
+    needed = len(found["z"])
+    groups, names = np.arange(len(y)), "points"
+    if "curve" in law.columns:
+        groups, names, needed = np.unique(columns["curve"], return_inverse=True)[1], "curves", 2
+    total = len(np.unique(groups))
+    if total <= needed:
+        raise ValueError(f"a bootstrap needs more than {needed} {names} to draw from, not {total}")
+    for _ in watched(range(count), "bootstrap, refit"):
+        drawn = np.zeros(total)
+        while np.count_nonzero(drawn) < needed:
+            drawn = rng.multinomial(total, np.full(total, 1 / total))
+        refit = fit(law, columns, y, drawn[groups] * weights, starts=[found["params"]], **options)
+        draws.append(quantities(law, refit["params"]))
+    return draws, total
+
+
+def percentile_interval(values, estimate, total, sought):
+    """(low, high), 95%, of draws of a quantity whose estimate rests on `total` points and `sought`
+    parameters. A bootstrap's spread is that of the residuals, too small by (total - sought) /
+    total, and its percentiles are a normal's: both are made good, by more where points are few."""
+    freedom = max(total - sought, 1)
+    factor = math.sqrt(total / freedom) * student_t.ppf(0.975, freedom) / norm.ppf(0.975)
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(estimate + (low - estimate) * factor), float(estimate + (high - estimate) * factor)
+
+
+def quantities(law, params):
+    """The parameters and what is derived from them."""
+    return {**params, **{name: float(value) for name, value in law.derived(params).items()}}
 
 
 def leave_one_out(law, columns, y, found, weights=None, **options):
-    """The parameters when each point is left out in turn, [name -> value]; none when too few points remain."""
-    if len(y) <= len(found["params"]):
+    """The parameters when each point is left out in turn, [name -> value]; none when too few points
+    remain."""
+    weights = full_weights(weights, len(y))
+    counted = np.flatnonzero(weights)
+    if len(counted) <= len(found["z"]):
         return []
-    near, every = near_starts(law, found), np.arange(len(y))
-    return [fit(law, {name: column[every != i] for name, column in columns.items()}, y[every != i],
-                None if weights is None else weights[every != i], starts=near, **options)["params"] for i in every]
+    few = len(law.shape) < 2  # so few that a whole search costs little
+    fits = []
+    for i in watched(counted, "leaving one out, fit"):
+        left = np.where(np.arange(len(y)) == i, 0.0, weights)
+        starts = None if few else near_starts(law, found["params"])
+        fits.append(fit(law, columns, y, left, starts=starts, **options)["params"])
+    return fits
 
 
 def limit_range(left_out):
     """Lowest and highest limit E of such fits; None of none."""
-    return (min(p["E"] for p in left_out), max(p["E"] for p in left_out)) if left_out else None
+    if not left_out:
+        return None
+    limits = [params["E"] for params in left_out]
+    return min(limits), max(limits)
+
+
+# --------------------------------------------------------------------------------------------------
+# What to train: the optimum of a law
+
+def compute_optimum(law, params, flops):
+    """(N, D, loss) of least loss with 6 N D = flops, of a law in N and D (arXiv 2203.15556,
+    approach 3). Raises ValueError where the law has no such optimum."""
+    def loss(log_n):
+        n = np.exp(log_n)
+        columns = {"N": np.array([n]), "D": np.array([flops / 6 / n])}
+        return float(predict(law, params, columns)[0])
+
+    low, high = 0.0, math.log(flops / 6)  # one parameter, or one token
+    # a coarse grid brackets the minimum wherever it lies
+    grid = np.linspace(low, high, 60)
+    best = int(np.argmin([loss(log_n) for log_n in grid]))
+    if best in (0, len(grid) - 1):
+        raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
+    found = minimize_scalar(loss, bounds=(grid[best - 1], grid[best + 1]), method="bounded",
+                            options=dict(xatol=1e-7))
+    return float(np.exp(found.x)), float(flops / 6 / np.exp(found.x)), float(found.fun)
+
+
+def optimum_with_inference(params, loss, inference_tokens):
+    """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv
+    2401.00448)."""
+    p = SimpleNamespace(**params)
+    if loss <= p.E or min(p.A, p.B) <= 0:
+        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is "
+                         f"{p.E:.4f}")
+    smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
+
+    def data(log_n):
+        return (p.B / (loss - p.E - p.A * math.exp(-p.alpha * log_n))) ** (1 / p.beta)
+
+    def slope(log_n):  # of the compute by N, over N: 6 (D + dD / dlogN) + 2 inference_tokens
+        d = data(log_n)
+        fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
+        return 6 * (d - d ** (1 + p.beta) * fall) + 2 * inference_tokens
+    log_n = brentq(slope, smallest + 1e-6, smallest + 60)
+    return math.exp(log_n), data(log_n)
 
 
 # --------------------------------------------------------------------------------------------------
 # The paper's laws
 
 def fit_power(x, loss):
-    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss: (points,)."""
-    return fit(LAWS["power"], *check_points(LAWS["power"], {"x": x, "loss": loss}))["params"]
+    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss:
+    (points,)."""
+    law = LAWS["power"]
+    return fit(law, *check_points(law, {"x": x, "loss": loss}))["params"]
 
 
 def fit_reciprocal(x, loss):
     """A / x + E by least squares: {"A", "E"}."""
-    return fit(LAWS["reciprocal"], *check_points(LAWS["reciprocal"], {"x": x, "loss": loss}))["params"]
+    law = LAWS["reciprocal"]
+    return fit(law, *check_points(law, {"x": x, "loss": loss}))["params"]
 
 
 def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
-    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval", "leave_one_out" (the
-    range of limits), "left_out" (those fits), "at_bounds"}. sigma, freedom: of profile_interval()."""
+    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval",
+    "leave_one_out" (the range of limits), "left_out" (those fits), "at_bounds"}. sigma, freedom: of
+    profile_interval()."""
     law = LAWS["power"]
     columns, y = check_points(law, {"x": x, "loss": loss})
     found = fit(law, columns, y, weights)
     left_out = leave_one_out(law, columns, y, found, weights)
-    return {**found["params"], "interval": profile_interval(law, columns, y, weights, sigma, freedom),
-            "leave_one_out": limit_range(left_out), "left_out": left_out, "at_bounds": found["at_bounds"]}
+    interval, _ = profile(law, columns, y, weights, sigma, freedom, found)
+    return {**found["params"], "interval": interval, "leave_one_out": limit_range(left_out),
+            "left_out": left_out, "at_bounds": found["at_bounds"]}
 
 
 def jackknife(left_out):
-    """The standard error of an estimate from its n values with one of n independent draws left out."""
+    """The standard error of an estimate from its n values with one of n independent draws left
+    out."""
     n, values = len(left_out), np.asarray(left_out)
     return math.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum())
 
@@ -487,61 +908,50 @@ def t_interval(estimate, error, n):
 
 
 def tokens_for(law, loss):
-    """The inverse of a power law in D: tokens at which it has this loss. Raises ValueError at or below its limit."""
+    """The inverse of a power law in D: tokens at which it has this loss. Raises ValueError at or
+    below its limit."""
     if loss <= law["E"]:
         raise ValueError(f"the law never reaches {loss:.4f}: its limit is {law['E']:.4f}")
     return (law["A"] / (loss - law["E"])) ** (1 / law["b"])
 
 
 def data_efficiency(law, loss, standard_loss):
-    """How many times the data the standard recipe would need for `loss`: D_std(loss) / D_std(its own loss), both by
-    the standard recipe's law over D, as the authors compute it (paper, section on data efficiency)."""
+    """How many times the data the standard recipe would need for `loss`: D_std(loss) / D_std(its
+    own loss), both by the standard recipe's law over D, as the authors compute it (paper, section
+    on data efficiency)."""
     return tokens_for(law, loss) / tokens_for(law, standard_loss)
 
 
 def measured_efficiency(tokens, losses, loss, at):
-    """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's measured losses
-    (log tokens against loss); beyond them the nearest measured point counts, a bound on the truth."""
+    """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's
+    measured losses (log tokens against loss); beyond them the nearest measured point counts, a
+    bound on the truth."""
     order = np.argsort(losses)
     needed = np.interp(loss, np.asarray(losses)[order], np.log(tokens)[order])
     return float(np.exp(needed) / at), not min(losses) <= loss <= max(losses)
 
 
-def optimum_with_inference(params, loss, inference_tokens):
-    """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv 2401.00448)."""
-    p = SimpleNamespace(**params)
-    if loss <= p.E or min(p.A, p.B) <= 0:
-        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is {p.E:.4f}")
-    smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
-
-    def data(log_n):
-        return (p.B / (loss - p.E - p.A * math.exp(-p.alpha * log_n))) ** (1 / p.beta)
-
-    def slope(log_n):  # of the compute by N, over N: 6 (D + dD / dlogN) + 2 inference_tokens
-        d = data(log_n)
-        change = -d ** (1 + p.beta) * p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
-        return 6 * (d + change) + 2 * inference_tokens
-    log_n = brentq(slope, smallest + 1e-6, smallest + 60)
-    return math.exp(log_n), data(log_n)
-
-
 # --------------------------------------------------------------------------------------------------
-# Points of a CSV file
+# Points of a table
 
-ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens",), "U": ("tokens",), "K": ("members",),
-           "loss": ("val_loss",), "sigma": ("sd",)}  # the columns of this kit's runs.csv
+# other names of a column, in this kit's results and elsewhere
+ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
+           "U": ("tokens",), "K": ("members",), "loss": ("val_loss",), "sigma": ("sd",),
+           "V": ("vocab_size",)}
 COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 
 
 def read_rows(path):
-    """The rows of a table as dicts, each with its place in it: [(row, "PATH line 3")]. path: a .csv file (texts), results
-    as JSON lines (.jsonl), or a folder, every result.json below which is a row. Raises ValueError."""
+    """The rows of a table as dicts, each with its place in it: [(row, "PATH line 3")]. path: a .csv
+    file (texts), results as JSON lines (.jsonl), or a folder, every result.json below which is a
+    row. Raises ValueError."""
     if Path(path).is_dir():
         texts = [(file.read_text(), str(file)) for file in sorted(Path(path).rglob("result.json"))]
     elif Path(path).suffix == ".jsonl":
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-        texts = [(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        texts = [(line, f"{path} line {number}") for number, line in enumerate(lines, 1)
+                 if line.strip()]
     else:
         return read_csv(path)
     rows = []
@@ -565,9 +975,16 @@ def read_csv(path):
             rows = [(row, f"{path} line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
+    first_cells = [header[:1], *(list(row.values())[:1] for row, _ in rows)]
+    for cells, place in zip(first_cells, [f"{path} line 1", *(place for _, place in rows)]):
+        if cells and str(cells[0]).lstrip().startswith("#"):
+            raise ValueError(f"{place} is a comment line, which a CSV file has not; remove it")
+    if len(header) == 1 and ";" in header[0]:
+        raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
     for row, place in rows:
         if None in row:
-            raise ValueError(f"{place} has more fields than the header; decimal commas?")
+            raise ValueError(f"{place} has more fields than the header; decimal "
+                             f"commas, or thousands separators without quotes?")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has the column {twice[0]} twice; rename one")
@@ -575,149 +992,835 @@ def read_csv(path):
 
 
 def keep_rows(rows, where):
-    """The rows of read_rows() that meet every condition "COLUMN=VALUE", "COLUMN<VALUE" or "COLUMN>VALUE". Numbers
-    compare as numbers, so 1e9 equals 1000000000; a row without the column meets none. Raises ValueError."""
+    """The rows of read_rows() that meet every condition "COLUMN=VALUE", "COLUMN<VALUE" or
+    "COLUMN>VALUE". Numbers compare as numbers, so 1e9 equals 1000000000; a row without the column
+    meets none. Raises ValueError."""
     for condition in where:
         found = re.fullmatch(r"(.+?)([=<>])(.*)", condition, re.DOTALL)
         if not found:
-            raise ValueError(f"--where takes COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE, not {condition}")
+            raise ValueError(f"a condition is COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE, not "
+                             f"{condition}")
         column, sign, wanted = found.groups()
         known = dict.fromkeys(name for row, _ in rows for name in row)
         if rows and column not in known:
-            raise ValueError(f"--where {condition}: there is no column {column}; there are {', '.join(known)}")
+            raise ValueError(f"condition {condition}: there is no column {column}; there are "
+                             f"{', '.join(map(str, known))}")
+        if sign != "=" and not is_number(wanted):
+            raise ValueError(f"condition {condition}: {wanted!r} is no number; a condition is "
+                             f"COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
         rows = [(row, place) for row, place in rows if meets(row.get(column), sign, wanted)]
     return rows
 
 
+def is_number(text):
+    """Whether a cell or an option can be read as a number."""
+    try:
+        float(text)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def meets(value, sign, wanted):
-    """Whether a row's value is equal to, below or above the wanted text: as numbers if both are, else as texts."""
+    """Whether a row's value is equal to, below or above the wanted text: as numbers if both are,
+    else as texts, which are neither above nor below."""
     if value is None:
         return False
-    try:
+    if is_number(value) and is_number(wanted):
         value, wanted = float(value), float(wanted)
-    except (TypeError, ValueError):
-        value = str(value)
-    return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
+        return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
+    return sign == "=" and str(value) == wanted
 
 
 def split_pairs(pairs):
     """[(name, value)] of "name=value" texts. Raises ValueError."""
     for pair in pairs:
         if "=" not in pair:
-            raise ValueError(f"--where and --set take NAME=VALUE, not {pair}")
+            raise ValueError(f"an option takes NAME=VALUE, not {pair}")
     return [tuple(pair.split("=", 1)) for pair in pairs]
 
 
-def read_points(path, names, where=(), constants=()):
-    """Columns `names` of a CSV file as {name: float64 array}, `curve` as written. where: "column=value" rows to keep;
-    constants: "name=value" columns that the file lacks. Raises ValueError."""
-    constants = dict(split_pairs(constants))
+def plain(name):
+    """A column's name without case, blanks and signs between words."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def find_column(name, header, chosen):
+    """The column of a table that a law calls `name`: the one chosen, else of that name or alias,
+    else the same but for case and blanks; None if there is none. Raises ValueError."""
+    if name in chosen:
+        if chosen[name] not in header:
+            raise ValueError(f"--columns {name}={chosen[name]}: there is no such column; there are "
+                             f"{', '.join(map(str, header))}")
+        return chosen[name]
+    names = (name, *ALIASES.get(name, ()))
+    for one in names:
+        if one in header:
+            return one
+    for one in names:
+        alike = [column for column in header if plain(column) == plain(one)]
+        if len(alike) > 1:
+            raise ValueError(f"the columns {' and '.join(alike)} may both be {name}; say which "
+                             f"with --columns {name}=...")
+        if alike:
+            return alike[0]
+    return None
+
+
+def read_number(text, column, place, blank=False):
+    """A cell as a float; nan for a blank one where that is allowed. Raises ValueError."""
+    if text is None or str(text).strip() == "":
+        if blank:
+            return math.nan
+        raise ValueError(f"{place}: {column} is blank, not a number; fill it or leave the row out")
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        hint = ""
+        if re.fullmatch(r"\s*-?\d{1,3}(,\d{3})+(\.\d*)?\s*", str(text)):
+            hint = ": write it without thousands separators"
+        raise ValueError(f"{place}: {column} is {text!r}, not a number{hint}") from None
+
+
+def read_points(path, names, where=(), constants=(), columns=(), blank=(), absent=()):
+    """(table, rows, notes): columns `names` of a table as {name: float64 array}, `curve` as
+    written; its rows (of read_rows()); what the reader should know.
+
+    where: conditions of keep_rows(); constants: "name=value" columns that the table lacks; columns:
+    "name=header" choices; blank: names whose cells may be blank (nan); absent: names of columns
+    that need not be there. D and C are found from each other and N by C = 6 N D. Raises ValueError.
+    """
+    constants, chosen = dict(split_pairs(constants)), dict(split_pairs(columns))
     rows = keep_rows(read_rows(path), where)
     if not rows:
-        raise ValueError(f"{path} has no rows{' left by --where' if where else ''}")
-    columns, header = {}, dict.fromkeys(name for row, _ in rows for name in row)
-    for name in names:
-        there = next((alias for alias in (name, *ALIASES.get(name, ())) if alias in header), None)
+        left = " left by --where" if where else ""
+        raise ValueError(f"{path} has no rows{left}")
+    header, table, notes = dict.fromkeys(name for row, _ in rows for name in row), {}, []
+
+    def read(name):
+        there = find_column(name, header, chosen)
         if there is None and name not in constants:
-            raise ValueError(f"{path} has no column {name}; it has {', '.join(header)} (or give --set {name}=VALUE)")
+            return None
+        if there not in (None, name):
+            notes.append(f"{name} is the column {there}")
         values = []
         for row, place in rows:
-            try:
-                text = constants[name] if there is None else row[there]
-                values.append(text if name == "curve" else float(text))
-            except (TypeError, ValueError):
-                raise ValueError(f"{place}: {there or name} is {text!r}, not a number") from None
-        columns[name] = np.array(values)
-    return columns
+            cell = row.get(there, constants.get(name))
+            if name == "curve":
+                values.append(str(cell))
+            else:
+                values.append(read_number(cell, there or name, place, name in blank))
+        return np.array(values)
+
+    for name in names:
+        values = read(name)
+        other = {"D": "C", "C": "D"}.get(name)
+        if values is None and other:
+            n, counterpart = read("N"), read(other)
+            if n is not None and counterpart is not None:
+                notes.append(f"{name} is from C = 6 N D")
+                values = 6 * n * counterpart
+                if name == "D":
+                    values = counterpart / (6 * n)
+        if values is not None:
+            table[name] = values
+        elif name not in absent:
+            raise ValueError(f"{path} has no column {name}; it has {', '.join(map(str, header))} "
+                             f"(say which is meant with --columns {name}=..., or give --set "
+                             f"{name}=VALUE)")
+    return table, rows, notes
 
 
 def check_values(law, columns):
     """The columns as float64 (but `curve`); raises ValueError for values the law cannot take."""
     checked = {}
     for name, column in columns.items():
-        checked[name] = column = np.asarray(column, dtype=None if name == "curve" else np.float64)
         if name == "curve":
+            checked[name] = np.asarray(column)
             continue
-        signed = name == law.target and "-" in law.signs.values()  # what is subtracted may exceed the rest
-        bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (column == 0) & (name == "lr") | signed)))
+        checked[name] = column = np.asarray(column, dtype=np.float64)
+        good = np.isfinite(column) & (column > 0)
+        if name in ("lr", "step"):
+            good |= column == 0
+        if name == law.target and "-" in law.signs.values():  # what is subtracted may be the most
+            good |= np.isfinite(column)
+        if name == law.target and "curve" in law.columns:  # the row gives the schedule alone
+            good |= np.isnan(column)
+        bad = np.flatnonzero(~good)
         if len(bad):
             raise ValueError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
                              f"a law needs finite positive numbers")
         values = np.unique(column)
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
-            raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more than 100,000 "
-                             f"times: are units mixed? write all as plain counts")
-    if "curve" in law.columns and (lr_area(SimpleNamespace(**checked)) == 0).any():
-        raise ValueError("lr is 0 up to the first row of a curve; start it at a step with lr above 0")
+            raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
+                             f"than 100,000 times: are units mixed? write all as plain counts")
+    if "curve" in law.columns:
+        check_curves(law, checked)
     return checked
+
+
+def check_curves(law, columns):
+    """Raises ValueError for two rows of a curve at one step, and for a loss before any training."""
+    rows = list(zip(columns["curve"].tolist(), columns["step"].tolist()))
+    if len(set(rows)) < len(rows):
+        curve, step = next(row for number, row in enumerate(rows) if row in rows[:number])
+        raise ValueError(f"curve {curve} has step {step:g} twice; keep one")
+    known = np.isfinite(columns.get(law.target, np.zeros(len(rows))))
+    if (read_changes(columns, known).S1 <= 0).any():
+        raise ValueError("lr is 0 up to the first loss of a curve; leave that loss blank")
 
 
 def check_points(law, columns):
     """(columns, targets) of points that determine a law; raises ValueError for others."""
     columns = check_values(law, columns)
+    known = np.isfinite(columns[law.target])
     for name in law.columns:
-        if name not in CONSTANT and len(np.unique(columns[name])) < 2:
+        if name not in CONSTANT and len(np.unique(columns[name][known])) < 2:
             raise ValueError(f"all points have the same {name}; a law needs it to vary")
     least = len(law.shape) + len(law.signs)
-    points = len(set(zip(*(columns[name].tolist() for name in law.columns))))
+    points = len(set(zip(*(columns[name][known].tolist() for name in law.columns))))
     if points < least:
-        raise ValueError(f"a law of {least} parameters needs {least} different points, not {points}; add some")
+        raise ValueError(f"a law of {least} parameters needs {least} different points, not "
+                         f"{points}; add some")
     return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
-def law_report(name, path, args):
-    """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it, too."""
-    law = LAWS[name]
-    if args.x is not None and law.columns != ("x",) or args.x == "curve":
-        raise ValueError("--x names the column of numbers that is x in power and reciprocal")
-    if law.columns == ("x",):  # the one column that is there, or the one that is meant
-        if args.x is None:
-            raise ValueError(f"--x must name the column of {path} that is x, for example --x N")
-        law = replace(law, columns=(args.x,), basis=lambda p, c: LAWS[name].basis(
-            p, SimpleNamespace(x=getattr(c, args.x))))
-    names = [*law.columns, law.target, *([args.weights] if args.weights else []), *(["sigma"] if args.pooled else [])]
-    table = read_points(path, names, args.where, args.set)
-    columns, y = check_points(law, table)
-    weights = table[args.weights] if args.weights else None
-    if args.method != "ls" and min(y) <= 0:
-        raise ValueError(f"huber and lad take the log of {law.target}, which must be positive; use --method ls")
-    # the noise of one point: given, or pooled from a column of standard deviations
-    sigma = float(np.sqrt((table["sigma"] ** 2).mean())) if args.pooled else args.sigma
-    options = dict(method=args.method, delta=args.delta)
-    found = fit(law, columns, y, weights, **options)
-    values, bounds = quantities(law, found["params"]), found["at_bounds"]
-    spread = bootstrap(law, columns, y, found, args.bootstrap, weights, args.seed, **options) if args.bootstrap else {}
-    report = {"law": name, "formula": law.formula, "points": len(y), "objective": found["objective"],
-              "rmse": float(np.sqrt(((found["prediction"] - y) ** 2).mean())), "at_bounds": bounds,
-              "params": {key: dict(value=value, low=spread[key][0], high=spread[key][1]) if spread else value
-                         for key, value in values.items()}}
-    print(f"{name}: {law.formula}\n{len(y)} points, {args.method}, "
-          f"rmse {report['rmse']:.4g}, objective {found['objective']:.6g}")
-    for key, value in values.items():
-        interval = "   {:.4g} to {:.4g}".format(*spread[key]) if spread else ""
-        print(f"{key:>8} {value:12.6g}{interval}{'   at its bound' if key in bounds else ''}")
+def columns_together(law, columns):
+    """A sentence for each two columns that go together in all points; none where each varies on its
+    own."""
+    found = []
+    varied = [name for name in law.columns if name not in ("curve", "step", "lr", "V")
+              and len(np.unique(columns[name])) > 1]
+    for i, one in enumerate(varied):
+        for other in varied[i + 1:]:
+            x, y = np.log(columns[one]), np.log(columns[other])
+            if abs(np.corrcoef(x, y)[0, 1]) > 0.9995:
+                power = np.polyfit(x, y, 1)[0]
+                found.append(f"{one} and {other} go together in all points ({other} as {one}^"
+                             f"{power:.3g}): what each of them brings is not determined")
+    return found
 
-    if "E" in law.shape or law.signs.get("E") == "+":
-        left_out = leave_one_out(law, columns, y, found, weights, **options) if len(y) <= 50 else []
-        report["limit"], report["leave_one_out"] = found["params"]["E"], limit_range(left_out)
-        if args.method == "ls":  # the profile is that of least squares; for the others there is the bootstrap
-            report["limit_interval"] = profile_interval(law, columns, y, weights, sigma)
-            print(f"limit {report['limit']:.4f}; {describe(report['limit_interval'], report['leave_one_out'], sigma)}")
+
+# --------------------------------------------------------------------------------------------------
+# A law and a table
+
+METHODS = {"ls": "least squares", "huber": "Huber's loss of logs",
+           "raw_huber": "Huber's loss of raw residuals", "lad": "absolute deviations of logs"}
+DRAWS = 200  # refits for the intervals of predictions and optima, where --bootstrap says no number
+
+
+def add_law_options(parser):
+    """The options of `fit.py LAW POINTS`."""
+    laws = parser.add_argument_group("of a law")
+    laws.add_argument("--x", metavar="COLUMN[,COLUMN]",
+                      help="the column that is x in power and reciprocal, those of log_linear")
+    laws.add_argument("--columns", nargs="+", action="extend", default=[], metavar="NAME=COLUMN",
+                      help="the table's columns by the law's names, like N='Model Size'")
+    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                      help="a constant column")
+    laws.add_argument("--method", choices=tuple(METHODS),
+                      help="least squares on the target, Huber's loss of logs or of raw residuals, "
+                      "absolute deviations of logs; without it that of the law's authors")
+    laws.add_argument("--delta", type=float, help="width of Huber's loss, 0.001 if not given")
+    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
+    laws.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE",
+                      help="hold a parameter at a value, or an exponent equal to another by name")
+    laws.add_argument("--sigma", metavar="NOISE[:DEGREES]",
+                      help="noise of a point of weight 1 and the degrees of freedom it rests on "
+                      "(runs less settings), for the limit's interval")
+    laws.add_argument("--pooled", action="store_true",
+                      help="pool both from the columns sigma (or sd) and seeds")
+    laws.add_argument("--bootstrap", type=int, metavar="B", help="refits for intervals of all")
+    laws.add_argument("--seed", type=int, help="of the bootstrap, 0 if not given")
+    laws.add_argument("--predict", metavar="TABLE",
+                      help="predict these points, with or without their loss")
+    laws.add_argument("--hold_out", action="append", default=[], metavar="CONDITION",
+                      help="fit the other rows and predict these, an error a condition")
+    laws.add_argument("--compute", type=float, metavar="FLOPS",
+                      help="the N and D of least loss with 6 N D = FLOPS")
+    laws.add_argument("--inference", type=float, metavar="TOKENS",
+                      help="of chinchilla: the cheapest N and D to generate so many tokens later")
+    laws.add_argument("--loss", type=float, help="the loss that --inference is to reach")
+
+
+def names_laws(what):
+    """Whether the words of a command are laws and a table, however a law's name is spelt."""
+    names = what[0].split(",")
+    if any(name in LAWS for name in names):
+        return True
+    return len(what) == 2 and not Path(what[0]).exists() and Path(what[1]).exists()
+
+
+def check_options(names, args):
+    """Raises ValueError for options of a law that are out of range or would do nothing."""
+    for name in names:
+        if name not in LAWS:
+            near = difflib.get_close_matches(name, LAWS, 1, cutoff=0.0)
+            raise ValueError(f"there is no law {name}; do you mean {near[0]}? The laws: "
+                             f"{', '.join(LAWS)}")
+    if len(args.what) != 2:
+        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
+    for name in ("delta", "loss", "inference", "compute"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} {value:g} is out of range; it must be above 0")
+    if args.bootstrap is not None and args.bootstrap < 20:
+        raise ValueError(f"--bootstrap {args.bootstrap} gives no interval; take 200 or more")
+    if args.seed is not None and args.seed < 0:
+        raise ValueError("--seed must be at least 0")
+    methods = {args.method or LAWS[name].method for name in names}
+    if args.delta is not None and not methods & {"huber", "raw_huber"}:
+        raise ValueError(f"--delta is the width of Huber's loss; the method is {methods.pop()}")
+    if (args.sigma or args.pooled) and methods != {"ls"}:
+        raise ValueError("--sigma and --pooled are for the profile of least squares; add --method "
+                         "ls, or take --bootstrap")
+    if args.sigma and args.pooled:
+        raise ValueError("--pooled takes the noise from the table and --sigma gives it; take one")
+    if args.loss is not None and args.inference is None:
+        raise ValueError("--loss is what --inference is to reach; give both")
+    if args.inference is not None and (args.loss is None or names != ["chinchilla"]):
+        raise ValueError("--inference goes with chinchilla and --loss")
+    of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
+    if args.compute is not None and not set(names) <= set(of_both):
+        raise ValueError(f"--compute goes with a law in N and D: {', '.join(of_both)}")
+    alone = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")
+    for name in alone:
+        if getattr(args, name) and (len(names) > 1 or args.hold_out):
+            raise ValueError(f"--{name} goes with one law and all its points, not with several "
+                             f"laws or --hold_out")
+    # without a bootstrap nothing is drawn
+    drawn = args.bootstrap or args.predict or args.compute or args.inference
+    if args.seed is not None and not drawn:
+        raise ValueError("--seed is of --bootstrap; give both")
+    for name in ("csv", "save"):
+        if getattr(args, name, None):
+            raise ValueError(f"--{name} is of runs; a law's result is printed, by --json in full")
+
+
+def law_command(args):
+    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
+    names = args.what[0].split(",")
+    check_options(names, args)
+    if len(names) > 1 or args.hold_out:
+        return compare_laws(names, args.what[1], args)
+    return law_report(names[0], args.what[1], args)
+
+
+def law_of(name, args):
+    """The law with the columns of --x."""
+    law = LAWS[name]
+    if "x" not in law.columns:
+        if args.x is not None:
+            raise ValueError("--x names the columns of power, reciprocal and log_linear")
+        return law
+    chosen = (args.x or "").split(",")
+    if chosen == [""] or name != "log_linear" and len(chosen) > 1 or "curve" in chosen:
+        raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
+    if name == "log_linear":
+        return log_linear(*chosen)
+    return replace(law, columns=(chosen[0],), basis=lambda p, c: law.basis(
+        p, SimpleNamespace(x=getattr(c, chosen[0]))))
+
+
+def fixed_of(law, pairs):
+    """--fix as {name: value or name of an equal shape}. Raises ValueError."""
+    fixed = {}
+    for name, value in split_pairs(pairs):
+        if name not in law.shape and name not in law.signs:
+            raise ValueError(f"--fix {name}: the law has {', '.join([*law.shape, *law.signs])}")
+        if value in law.shape and name in law.shape and value != name:
+            fixed[name] = value
+        elif not is_number(value) or not math.isfinite(float(value)):
+            raise ValueError(f"--fix {name}={value} is neither a number nor another of the "
+                             f"exponents {', '.join(law.shape)}")
+        else:
+            fixed[name] = float(value)
+        if name in law.shape and not isinstance(fixed[name], str) and fixed[name] <= 0:
+            raise ValueError(f"--fix {name}={value}: it must be above 0")
+    if any(value in fixed for value in fixed.values() if isinstance(value, str)):
+        raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
+    return fixed
+
+
+@dataclass
+class Points:
+    """A table as a law reads it."""
+    law: Law
+    columns: dict
+    y: np.ndarray  # nan where a row gives the schedule alone
+    weights: np.ndarray
+    rows: list  # as of read_rows()
+    options: dict  # method, delta and fixed of fit()
+    notes: list  # lines on what was assumed or is not determined
+    sigma: float = None
+    freedom: float = math.inf
+
+
+def read_law(name, path, args):
+    """The Points of a law's command. Raises ValueError."""
+    law = law_of(name, args)
+    names, wanted, blank = [*law.columns, law.target], [*law.columns, law.target], ()
+    if args.weights:
+        wanted.append(args.weights)
+    if args.pooled:
+        wanted += ["sigma", "seeds"]
+    if "L0" in law.shape:
+        wanted.append("V")
+    if "curve" in law.columns:
+        blank = (law.target,)
+    table, rows, notes = read_points(path, wanted, args.where, args.set, args.columns, blank,
+                                     absent=("V", "seeds"))
+    fixed = fixed_of(law, args.fix)
+    if "V" in table and "L0" in law.shape and "L0" not in fixed:
+        if len(np.unique(table["V"])) > 1:
+            raise ValueError(f"{name} takes one vocabulary, and V varies; choose with --where")
+        fixed["L0"] = float(np.log(table["V"][0]))
+    elif "L0" in law.shape and "L0" not in fixed:
+        notes.append("L0 is fitted: no column V and no --set V=VOCABULARY gives it")
+    columns, y = check_points(law, {column: table[column] for column in names})
+    weights = np.where(np.isfinite(y), table.get(args.weights, 1.0), 0.0)
+    if not np.isfinite(weights).all() or weights.min() < 0:
+        raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
+    if "curve" in law.columns:
+        notes += schedule_notes(columns)
+    method = args.method or law.method
+    if method in ("huber", "lad") or law.logs:
+        if np.nanmin(y) <= 0:
+            raise ValueError(f"{method} takes the log of {law.target}, which must be positive; use "
+                             f"--method ls or raw_huber")
+    options = dict(method=method, delta=args.delta or 1e-3, fixed=fixed)
+    points = Points(law, columns, np.nan_to_num(y, nan=1.0), weights, rows, options, notes)
+    points.sigma, points.freedom = read_noise(args, table)
+    notes += columns_together(law, columns)
+    notes += repeat_notes(law, rows)
+    return points
+
+
+def read_noise(args, table):
+    """(sigma, degrees of freedom) of --sigma or of the table's columns; (None, inf) without."""
+    if args.pooled:
+        if "seeds" not in table:
+            raise ValueError("--pooled needs a column seeds, how many runs each sd is of; or give "
+                             "--sigma NOISE:DEGREES")
+        degrees = table["seeds"] - 1
+        if (degrees < 0).any() or degrees.sum() == 0:
+            raise ValueError("--pooled needs two seeds or more at some point")
+        # each variance counts by its degrees of freedom, one of a single run not at all
+        squares = np.where(degrees > 0, table["sigma"] ** 2, 0.0)
+        return math.sqrt((degrees * squares).sum() / degrees.sum()), float(degrees.sum())
+    if args.sigma is None:
+        return None, math.inf
+    noise, _, degrees = args.sigma.partition(":")
+    if not is_number(noise) or not 0 < float(noise) < math.inf:
+        raise ValueError(f"--sigma {args.sigma} is out of range; it is NOISE above 0, or "
+                         f"NOISE:DEGREES")
+    if degrees and (not is_number(degrees) or not float(degrees) >= 1):
+        raise ValueError(f"--sigma {args.sigma}: the degrees of freedom must be at least 1")
+    return float(noise), float(degrees or math.inf)
+
+
+def schedule_notes(columns):
+    """What is assumed of curves whose first row is not their first step."""
+    late = [rows[0] for rows, *_ in schedules(columns) if columns["step"][rows[0]] > 1]
+    if not late:
+        return []
+    first = ", ".join(dict.fromkeys(f"{columns['step'][row]:g}" for row in late))
+    return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to "
+            f"there; rows without a loss can give another schedule"]
+
+
+def repeat_notes(law, rows):
+    """Whether tokens are repeated in a table whose law has no word for it."""
+    if "D" not in law.columns or "U" in law.columns:
+        return []
+    epochs = [float(row["epochs"]) for row, _ in rows if is_number(row.get("epochs"))]
+    if max(epochs, default=1) <= 1:
+        return []
+    return [f"tokens are seen up to {max(epochs):g} times, which this law does not know: a "
+            f"repeated token counts as D says"]
+
+
+def law_report(name, path, args):
+    """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it."""
+    points = read_law(name, path, args)
+    law, columns, y, options = points.law, points.columns, points.y, points.options
+    found = fit(law, columns, y, points.weights, **options)
+    limit = has_limit(law, options["fixed"])
+    if limit and options["method"] == "ls":
+        interval, found = profile(law, columns, y, points.weights, points.sigma, points.freedom,
+                                  found, options["fixed"])
+    problem = Problem(law, columns, y, points.weights, *options.values())
+    open_names = not_determined(problem, found["z"])
+    if args.compute is not None or args.inference is not None:
+        check_optimum(points, found, open_names)
+    draws, total = draw_refits(points, found, args)
+    report = describe_fit(name, points, found, problem, open_names, draws, total, args)
+    if limit:
+        report["limit"] = found["params"]["E"]
+        report["leave_one_out"] = None
+        if len(y) <= 50:
+            left_out = leave_one_out(law, columns, y, found, points.weights, **options)
+            report["leave_one_out"] = limit_range(left_out)
+        if options["method"] == "ls":
+            report["limit_interval"] = interval
+            noise = describe(interval, report["leave_one_out"], points.sigma)
+            print(f"limit {report['limit']:.4f}; {noise}")
+            compare_intervals(interval, report["params"]["E"])
+        else:
+            print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here "
+                  f"of --bootstrap")
     if name == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
-    if args.inference is not None:
-        if {"A", "B"} & set(bounds):
-            raise ValueError("one term of the law is at its bound: these points do not say what N and D bring apart")
-        n, d = optimum_with_inference(found["params"], args.loss, args.inference)
-        report["inference"] = {"N": n, "D": d, "loss": args.loss, "inference_tokens": args.inference}
-        print(f"loss {args.loss:g} with {args.inference:g} tokens of inference: N {n:.4g}, D {d:.4g}")
+    if args.compute is not None or args.inference is not None:
+        report |= report_optima(points, found, draws, total, args)
     if args.predict:
-        other = check_values(law, read_points(args.predict, [*law.columns, law.target], args.where, args.set))
-        truth, predicted = other[law.target], predict(law, found["params"], other)
-        report["predict"] = {"mae": float(np.abs(predicted - truth).mean()),
-                             "rows": [{law.target: float(t), "predicted": float(p)} for t, p in zip(truth, predicted)]}
-        print(f"{args.predict}: mean absolute error {report['predict']['mae']:.4g} over {len(truth)} points")
+        report["predict"] = report_predictions(points, found, draws, total, args)
+    if args.figure:
+        draw_law(args.figure, name, points, found, draws, total)
     return report
+
+
+def has_limit(law, fixed):
+    """Whether a law has a limit E that is sought."""
+    return "E" not in fixed and ("E" in law.shape or law.signs.get("E") == "+")
+
+
+def draw_refits(points, found, args):
+    """(draws, number drawn from) of bootstrap(), where it is asked for or an answer needs it."""
+    needed = args.predict or args.compute is not None or args.inference is not None
+    if not (args.bootstrap or needed):
+        return [], 0
+    count = args.bootstrap or DRAWS
+    try:
+        draws, total = bootstrap(points.law, points.columns, points.y, found, count, points.weights,
+                                 args.seed or 0, **points.options)
+    except ValueError as error:
+        if args.bootstrap:
+            raise
+        points.notes.append(f"no intervals of predictions and optima: {error}")
+        return [], 0
+    if "curve" in points.law.columns and total < 10:
+        points.notes.append(f"{total} curves are drawn from: their intervals are rough")
+    return draws, total
+
+
+def describe_fit(name, points, found, problem, open_names, draws, total, args):
+    """The report of a fit, printed: method, parameters with errors and intervals, what is wrong."""
+    law, method = points.law, points.options["method"]
+    values, errors = quantities(law, found["params"]), standard_errors(problem, found["z"])
+    params = {}
+    for key, value in values.items():
+        params[key] = {"value": value, "se": errors.get(key), "low": None, "high": None}
+        if draws and key not in points.options["fixed"]:
+            drawn = [draw[key] for draw in draws]
+            low, high = percentile_interval(drawn, value, total, len(found["z"]))
+            if law.signs.get(key) in ("+", "-") or key in law.shape:
+                low = max(low, 0.0)
+            params[key] |= {"se": float(np.std(drawn, ddof=1)), "low": low, "high": high}
+    counted, delta, title = points.weights > 0, None, METHODS[method]
+    residuals = (found["prediction"] - points.y)[counted]
+    if "huber" in method:
+        delta = points.options["delta"]
+        title += f", width {delta:g}"
+    if args.method is None:
+        title += ", the law's own (--method for another)"
+    if not found["done"]:
+        points.notes.append("new starts still found better fits, or one alone found the best: a "
+                            "better one may exist")
+    if open_names:
+        points.notes.append(f"not determined by these points: {', '.join(open_names)} (at equal "
+                            f"loss an exponent may double or halve, a term vanish)")
+    report = {"law": name, "formula": law.formula, "points": int(counted.sum()), "method": method,
+              "delta": delta, "weights": args.weights, "sigma": points.sigma,
+              "sigma_freedom": None, "bootstrap": len(draws), "seed": args.seed or 0,
+              "fixed": points.options["fixed"], "objective": found["objective"],
+              "rmse": float(np.sqrt((residuals ** 2).mean())), "at_bounds": found["at_bounds"],
+              "not_determined": open_names, "done": found["done"], "params": params,
+              "notes": points.notes}
+    if math.isfinite(points.freedom):
+        report["sigma_freedom"] = points.freedom
+    print(f"{name}: {law.formula}\n{report['points']} points; {title}; rmse {report['rmse']:.4g}, "
+          f"objective {found['objective']:.6g}")
+    for note in points.notes:
+        print(f"note: {note}")
+    for key, one in params.items():
+        line = f"{key:>8} {one['value']:12.6g}"
+        if one["se"] is not None:
+            line += f"  s.e. {one['se']:<10.4g}"
+        if one["low"] is not None:
+            line += f"  95% {one['low']:.4g} to {one['high']:.4g}"
+        if key in found["at_bounds"]:
+            line += "  at its bound"
+        if key in points.options["fixed"]:
+            line += "  fixed"
+        print(line.rstrip())
+    return report
+
+
+def compare_intervals(interval, drawn):
+    """Says so where profile and bootstrap disagree on the limit by more than half of the
+    profile."""
+    if interval is None or drawn["low"] is None:
+        return
+    width = interval[1] - interval[0]
+    if max(abs(interval[0] - drawn["low"]), abs(interval[1] - drawn["high"])) > width / 2:
+        print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the "
+              f"profile {interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; "
+              f"trust the wider")
+
+
+def check_optimum(points, found, open_names):
+    """Raises ValueError where the points do not say what is optimal."""
+    doubt = [*open_names, *found["at_bounds"]]
+    together = columns_together(points.law, points.columns)
+    if doubt or together:
+        why = together[0] if together else f"these points do not determine {', '.join(doubt)}"
+        raise ValueError(f"there is no optimum to tell: {why}; add runs in which N and D vary "
+                         f"apart")
+    for name in ("N", "D"):
+        if points.columns[name].max() < 1e5:
+            raise ValueError(f"{name} is at most {points.columns[name].max():g} in these points, "
+                             f"which looks like billions; an optimum needs plain counts")
+
+
+def report_optima(points, found, draws, total, args):
+    """{"compute", "inference"} of --compute and --inference, printed."""
+    report = {}
+    if args.compute is not None:
+        def solve(params):
+            return compute_optimum(points.law, params, args.compute)
+        asked = f"{args.compute:g} FLOPs"
+        answer = describe_optimum(asked, solve, found, draws, total, ("N", "D", "loss"))
+        report["compute"] = {"flops": args.compute, **answer}
+    if args.inference is not None:
+        def solve(params):
+            return optimum_with_inference(params, args.loss, args.inference)
+        asked = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
+        answer = describe_optimum(asked, solve, found, draws, total, ("N", "D"))
+        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference, **answer}
+    return report
+
+
+def describe_optimum(title, solve, found, draws, total, names):
+    """{name: value, name_low, name_high} of what solve(params) gives, printed; draws without such
+    an optimum are counted."""
+    best, drawn, failed = solve(found["params"]), [], 0
+    for draw in draws:
+        try:
+            drawn.append(solve(draw))
+        except ValueError:
+            failed += 1
+    out, line = {}, []
+    for name, value, values in zip(names, best, np.array(drawn).reshape(-1, len(best)).T):
+        out[name] = float(value)
+        line.append(f"{name} {value:.4g}")
+        if len(values) > failed:  # an interval of logs: N and D range over decades
+            low, high = percentile_interval(np.log(values), math.log(value), total, len(found["z"]))
+            out |= {f"{name}_low": math.exp(low), f"{name}_high": math.exp(high)}
+            line[-1] += f" (95% {math.exp(low):.4g} to {math.exp(high):.4g})"
+    if failed:
+        line.append(f"none in {failed} of {len(draws)} refits")
+    print(f"{title}: {', '.join(line)}")
+    return out
+
+
+def report_predictions(points, found, draws, total, args):
+    """{"mae", "rows"} of the points of --predict, printed as a table. An interval is where a new
+    point may lie: the spread of the refits and of the residuals."""
+    law, target = points.law, points.law.target
+    table, _, notes = read_points(args.predict, [*law.columns, target], (), args.set, args.columns,
+                                  blank=(target,), absent=(target,))
+    known = target in table and np.isfinite(table[target]).any()
+    truth = table.pop(target, None)
+    other = check_values(law, table)
+    predicted = predict(law, found["params"], other)
+    low, high = predicted_range(points, found, draws, total, other, predicted)
+    for note in notes:
+        print(f"note: {args.predict}: {note}")
+    shown = [*law.columns, "predicted"]
+    if draws:
+        shown += ["low", "high"]
+    if known:
+        shown += [target, "relative error"]
+    print(f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}")
+    rows, errors = [], []
+    for i in range(len(predicted)):
+        row = {name: other[name][i].item() for name in law.columns}
+        row["predicted"] = float(predicted[i])
+        if draws:
+            row |= {"low": float(low[i]), "high": float(high[i])}
+        if known and np.isfinite(truth[i]):
+            error = float(predicted[i] - truth[i])
+            row |= {target: float(truth[i]), "relative error": error / float(truth[i])}
+            errors.append(abs(error))
+        rows.append(row)
+        print_cells([row.get(name, "") for name in shown])
+    if not errors:
+        return {"mae": None, "rows": rows}
+    mae = float(np.mean(errors))
+    print(f"{args.predict}: mean absolute error {mae:.4g} over {len(errors)} points")
+    return {"mae": mae, "rows": rows}
+
+
+def print_cells(cells):
+    """A row of a Markdown table, numbers to five digits."""
+    texts = [cell if isinstance(cell, str) else f"{cell:.5g}" for cell in cells]
+    print(f"| {' | '.join(texts)} |")
+
+
+def predicted_range(points, found, draws, total, columns, predicted):
+    """(low, high) of a new point at each row of columns, (rows,); (None, None) without draws."""
+    if not draws:
+        return None, None
+    rng, counted, changes = np.random.default_rng(0), points.weights > 0, []
+    # noise adds to the loss or to its log, as the method has it
+    on_logs = points.law.logs or points.options["method"] in ("huber", "lad")
+    scale = np.log if on_logs else np.asarray
+    residuals = scale(points.y[counted]) - scale(found["prediction"][counted])
+    residuals = residuals - np.median(residuals)
+    for draw in draws:
+        change = scale(predict(points.law, draw, columns)) - scale(predicted)
+        changes.append(change + rng.choice(residuals, len(predicted)))
+    ranges = [percentile_interval(change, 0.0, total, len(found["z"]))
+              for change in np.array(changes).T]
+    low, high = np.array(ranges).T
+    if on_logs:
+        return predicted * np.exp(low), predicted * np.exp(high)
+    return predicted + low, predicted + high
+
+
+def compare_laws(names, path, args):
+    """A table of laws by their mean absolute error on what each --hold_out leaves out, printed in
+    Markdown; {"laws": {law: {condition: error}}}."""
+    report, lines, noted = {}, [], {}  # noted: {note: the laws that it is about}
+    for name in names:
+        points = read_law(name, path, args)
+        everything = fit(points.law, points.columns, points.y, points.weights, **points.options)
+        rows = {"none held out": held_error(points, np.zeros(len(points.y), dtype=bool))}
+        for condition in args.hold_out:
+            kept = {id(row) for row, _ in keep_rows(points.rows, [condition])}
+            held = np.array([id(row) in kept for row, _ in points.rows])
+            if not held.any():
+                raise ValueError(f"--hold_out {condition} holds no row out")
+            rows[condition] = held_error(points, held)
+        best = best_found(points, everything["prediction"])
+        report[name] = {"method": points.options["method"], **rows, "best T found": best}
+        line = [name, points.options["method"], *(f"{error:.4f}" for error in rows.values())]
+        if best:
+            line.append(f"{best[0]} of {best[1]}")
+        lines.append(line)
+        for note in points.notes:
+            noted.setdefault(note, []).append(name)
+        if not everything["done"]:
+            noted.setdefault("a better fit may exist", []).append(name)
+    counted = int((points.weights > 0).sum())
+    header = ["law", "method", "none held out", *args.hold_out]
+    if any(one["best T found"] for one in report.values()):
+        header.append("best T found")
+    print(f"mean absolute error of {points.law.target} by what is held out, {counted} points\n")
+    print_cells(header)
+    print(f"|{'---|' * len(header)}")
+    for line in lines:
+        print_cells([*line, *[""] * (len(header) - len(line))])
+    print()
+    notes = []
+    for note, about in noted.items():
+        if len(about) < len(names):
+            note = f"{', '.join(about)}: {note}"
+        notes.append(note)
+        print(f"note: {note}")
+    return {"laws": report, "points": counted, "notes": notes}
+
+
+def held_error(points, held):
+    """The mean absolute error of the held rows by a fit to the others; of all where none is
+    held."""
+    known = points.weights > 0
+    weights = np.where(held, 0.0, points.weights)
+    left = {name: column[~held & known] for name, column in points.columns.items()}
+    check_points(points.law, {**left, points.law.target: points.y[~held & known]})
+    found = fit(points.law, points.columns, points.y, weights, **points.options)
+    error = np.abs(found["prediction"] - points.y)
+    if held.any():
+        return float(error[known & held].mean())
+    return float(error[known].mean())
+
+
+def best_found(points, prediction):
+    """(right, lines): for how many lines of points that differ in tokens seen T alone the law puts
+    the least loss where it was measured; None for laws without T."""
+    if "T" not in points.columns:
+        return None
+    others = [points.columns[name] for name in points.law.columns if name != "T"]
+    lines, right = {}, 0
+    for i, key in enumerate(zip(*(column.tolist() for column in others))):
+        lines.setdefault(key, []).append(i)
+    lines = [line for line in lines.values() if len(line) > 2]
+    for line in lines:
+        right += points.y[line].argmin() == prediction[line].argmin()
+    return int(right), len(lines)
+
+
+def draw_law(path, name, points, found, draws, total):
+    """A figure of a law: its points against the column that varies most, with the law as a line for
+    each setting of the other columns and its 95% band; below, the residuals."""
+    plt = load_pyplot(path)
+    law, known, columns = points.law, points.weights > 0, points.columns
+    chief = "step"
+    if "curve" not in law.columns:
+        chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
+    others = [column for column in law.columns if column not in (chief, "lr")]
+    settings = [tuple(columns[column][i] for column in others) for i in range(len(points.y))]
+    lines = len(set(settings)) <= 8
+    if not lines:  # too many for lines: one colour, and a cross where the law lies
+        settings = [()] * len(points.y)
+    figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
+                                        height_ratios=(3, 1))
+    low, high = predicted_range(points, found, draws, total, columns, found["prediction"])
+    for setting in dict.fromkeys(settings):
+        rows = np.array([i for i in np.flatnonzero(known) if settings[i] == setting])
+        rows = rows[np.argsort(columns[chief][rows])]
+        x, predicted = columns[chief][rows], found["prediction"][rows]
+        label = ", ".join(f"{column} {value:.3g}" if column != "curve" else str(value)
+                          for column, value in zip(others, setting))
+        drawn, = top.plot(x, points.y[rows], ".", label=label)
+        color = drawn.get_color()
+        top.plot(x, predicted, "-" if lines else "x", lw=1, ms=5, color=color)
+        if draws and lines:
+            top.fill_between(x, low[rows], high[rows], color=color, alpha=0.15, lw=0)
+        elif draws:
+            top.vlines(x, low[rows], high[rows], color=color, alpha=0.3)
+        below.plot(x, points.y[rows] - predicted, ".", color=color)
+    top.set(ylabel=law.target, title=f"{name} (line or cross) and points")
+    below.axhline(0, color="0.5", lw=1)
+    below.set(xlabel=chief, ylabel="residual")
+    if chief != "step":
+        below.set_xscale("log")
+    if lines and others:
+        top.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def load_pyplot(path):
+    """matplotlib's pyplot for a figure of this name. Raises ValueError."""
+    if Path(path).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--figure {path} must end in .png, .pdf or .svg")
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
+    return plt
+
+
+def list_laws():
+    """Print every law: formula, columns, method, source."""
+    for name, law in LAWS.items():
+        columns = ", ".join((*law.columns, law.target))
+        print(f"{name}: {law.formula}\n    columns {columns}; {METHODS[law.method]}; {law.source}")
+    print(LEFT_OUT)
 
 
 def describe(interval, left_out, sigma, unit="point"):
@@ -732,212 +1835,916 @@ def describe(interval, left_out, sigma, unit="point"):
 
 
 # --------------------------------------------------------------------------------------------------
-# Runs
+# Runs: means over seeds, the best settings, and whether they are certified
 
-RUN_COLUMNS = ("kind", "recipe", "size", "params", "params_nonembedding", "tokens", "members", "epochs", "lr",
-               "weight_decay", "seed", "subset_seed", "context", "batch_size", "doc_mask", "shuffle", "dtype",
-               "synthetic", "synthetic_hash", "synthetic_weight", "val_loss", "probs_loss", "limit_se",
-               "probs_limit_se", "kl", "vary", "train_loss", "tau_epochs", "steps", "tokens_seen", "seconds", "flops",
-               "data", "data_hash", "name")
-TEXT_COLUMNS = ("kind", "recipe", "size", "shuffle", "dtype", "synthetic", "synthetic_hash", "vary", "data",
-                "data_hash", "name")
-# runs that agree in all of these are one experiment and differ in seed alone
-SETTING_KEYS = ("data_hash", "recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "context",
-                "batch_size", "doc_mask", "dtype", "shuffle", "subset_seed", "synthetic_hash", "synthetic_weight")
+SEEDS = ("seed", "init_seed", "data_seed")
+AXES = ("epochs", "lr", "weight_decay")  # what a search moves along
+STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
+ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 
-
-def read_folder(folder):
-    """(path, result) of every result.json under a folder, sorted by path."""
-    for path in sorted(Path(folder).rglob("result.json")):
-        try:
-            # older runs lack the first two
-            yield path, {"shuffle": "epoch", "subset_seed": None, **json.loads(path.read_text())}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a JSON object ({error}); remove its folder and train again") from None
-
-
-def read_table(path):
-    """What read_folder gives, from a table that write_csv wrote; an ensemble is a row for each K there."""
-    try:
-        with open(path, newline="") as file:
-            rows = [{name: text if name in TEXT_COLUMNS else json.loads(text or "null") for name, text in row.items()}
-                    for row in csv.DictReader(file)]
-        yield from ((path, row) for row in rows if row["kind"] == "run")
-        averages = sorted((row for row in rows if row["kind"] == "ensemble"), key=lambda row: row["members"])
-        for _, group in grouped(averages, lambda row: (row["name"], row["recipe"])):
-            by_k = {"logits": [row["val_loss"] for row in group], "probs": [row["probs_loss"] for row in group]}
-            laws = {name: {**fit_reciprocal([row["members"] for row in group], by_k[kind]), "se": group[0].get(se)}
-                    if len(group) > 1 else None
-                    for name, kind, se in (("law", "logits", "limit_se"), ("probs_law", "probs", "probs_limit_se"))}
-            yield path, {**group[0], "loss_by_k": by_k, **laws}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is not a table that fit.py --csv wrote ({error})") from None
-
-
-def read_results(sources, where=()):
-    """(runs, ensembles) of folders and of tables (.csv), what agrees with every "column=value" of where. The same run
-    from two places counts once. Raises ValueError."""
-    runs, ensembles = {}, {}
-    for source in sources:
-        for path, result in read_table(source) if str(source).endswith(".csv") else read_folder(source):
-            several = "loss_by_k" in result
-            result = {key: None if value == "" else value for key, value in result.items()}  # as in a table
-            result["kind"] = "ensemble" if several else "run"
-            if any(str(result.get(column)) != value for column, value in split_pairs(where)):
-                continue
-            kind, needed = (ensembles, ("probs_law", "vary")) if several else (runs, (*SETTING_KEYS, "val_loss"))
-            missing = [key for key in ("name", "recipe", "size", "params", "tokens", *needed) if key not in result]
-            if missing:
-                raise ValueError(f"{path} has no {missing[0]}; remove it and ask for it again")
-            kind[result["name"], result["recipe"]] = result
-    if not runs and not ensembles:
-        raise ValueError(f"no finished run under {', '.join(map(str, sources))}"
-                         + (f" with {' and '.join(where)}" if where else " (no result.json); train one first"))
-    return list(runs.values()), list(ensembles.values())
-
-
-def grouped(items, key):
-    """[(key, items)] of items with equal key, sorted by it."""
-    return [(value, list(group)) for value, group in groupby(sorted(items, key=key), key=key)]
-
-
+# what is compared with what: runs of one recipe on the same text
+TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
 
 
-def best_of_recipes(runs, by=BEST_OF):
-    """(points, noise). One point a (recipe, size, tokens), or whatever `by` names: the least mean over seeds among the
-    settings there, as a dict with the settings, `loss` (mean), `sd` over seeds (None for one) and `seeds`. noise: of
-    each recipe the standard deviation of one run, pooled over its settings with several seeds if there are any, and
-    its degrees of freedom."""
-    best, variances = {}, {}  # variances: of each recipe (sum of squares, degrees of freedom)
-    for _, group in grouped(runs, lambda run: tuple(str(run[key]) for key in SETTING_KEYS)):
-        losses = np.array([run["val_loss"] for run in group])
+def values(item, names):
+    """The values of some keys, to compare or sort by; what an item lacks is None, the least."""
+    found = []
+    for name in names:
+        value = item.get(name)
+        # None, numbers and texts do not compare, so each has a rank before its value
+        if value is None:
+            found.append((0, 0))
+        else:
+            found.append((2 if isinstance(value, str) else 1, value))
+    return found
+
+
+def grouped(items, names):
+    """[[item]]: the groups of items that agree in these keys, sorted by them."""
+    def key(item):
+        return values(item, names)
+    return [list(group) for _, group in groupby(sorted(items, key=key), key=key)]
+
+
+def agreeing(items, other, names):
+    """The items that agree with another in these keys."""
+    wanted = values(other, names)
+    return [item for item in items if values(item, names) == wanted]
+
+
+def column(items, name):
+    """The values of one key, as an array."""
+    return np.array([item[name] for item in items])
+
+
+def pick(item, names):
+    """A dict of some keys; None for those that it lacks."""
+    return {name: item.get(name) for name in names}
+
+
+def rest_of(result, but=()):
+    """All that a result computes beside seeds, axes and the options `but`, as a text to compare.
+
+    train.py writes into `identity` whatever decides a result and is no default, so a new option is
+    compared as well. A result without it agrees with none but its own setting.
+    """
+    identity = result.get("identity") or {"setting": result["setting"]}
+    rest = {key: identity[key] for key in identity if key not in (*SEEDS, *AXES, *but)}
+    return json.dumps(rest, sort_keys=True)
+
+
+def mean_settings(runs):
+    """The settings of runs, a dict each: the keys of its first run, `loss` (mean over seeds), `sd`
+    over them (None for one), `seeds` (their number) and `by_seed`, {seeds: loss}.
+
+    Runs differ in seed alone where recipe and `setting` agree: train.py hashes into `setting` all
+    that it computes but the seeds, so no option can be forgotten here.
+    """
+    settings = []
+    for group in grouped(runs, ("recipe", "setting")):
+        first, losses = group[0], column(group, "val_loss")
+        sd = None  # one run says nothing of noise
         if len(losses) > 1:
-            squares, freedom = variances.get(group[0]["recipe"], (0.0, 0))
-            squares += ((losses - losses.mean()) ** 2).sum()
-            variances[group[0]["recipe"]] = squares, freedom + len(losses) - 1
-        mean = {**group[0], "loss": float(losses.mean()), "seeds": len(losses),
-                "sd": float(losses.std(ddof=1)) if len(losses) > 1 else None}
-        key = tuple(mean[name] for name in by)
-        best[key] = min(best.get(key, mean), mean, key=lambda m: m["loss"])
-    noise = {recipe: (math.sqrt(squares / freedom), freedom) for recipe, (squares, freedom) in variances.items()}
-    return sorted(best.values(), key=lambda m: -m["loss"]), noise
+            sd = float(losses.std(ddof=1))
+        by_seed = {}
+        for run in group:
+            seeds = [run.get(name) for name in SEEDS]
+            # --seed sets those that are not given
+            key = tuple(seeds[0] if seed is None else seed for seed in seeds)
+            by_seed[key] = run["val_loss"]
+        settings.append({
+            **first, "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
+            "by_seed": by_seed, "rest": rest_of(first), "rest_but_size": rest_of(first, ["size"])})
+    return settings
 
 
-def epoch_curves(runs):
-    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by epochs: the best
-    setting of each count (paper, section on the standard recipe)."""
-    points, _ = best_of_recipes([run for run in runs if run["recipe"] == "standard"], (*BEST_OF, "epochs"))
-    curves = grouped(points, lambda p: (p["data_hash"], p["tokens"], p["params"]))
-    return [sorted(curve, key=lambda p: p["epochs"]) for _, curve in curves if len(curve) > 2]
+def pooled_noise(settings):
+    """{recipe: (standard deviation of one run, its degrees of freedom)}, pooled over the settings
+    that have several seeds."""
+    # two or three seeds a setting say little; together those of a recipe say enough
+    noise = {}
+    for group in grouped(settings, ("recipe",)):
+        freedom, squares = 0, 0.0
+        for s in group:
+            if s["seeds"] > 1:
+                freedom += s["seeds"] - 1
+                squares += (s["seeds"] - 1) * s["sd"] ** 2
+        if freedom:
+            noise[group[0]["recipe"]] = math.sqrt(squares / freedom), freedom
+    return noise
 
+
+def best_of(settings, by=BEST_OF):
+    """The setting of least loss of each (recipe, size, tokens), or of what `by` names, with
+    `tried`, the number of settings there; the worst first."""
+    best = []
+    for group in grouped(settings, by):
+        best.append({**min(group, key=lambda s: s["loss"]), "tried": len(group)})
+    return sorted(best, key=lambda s: -s["loss"])
+
+
+def certificate(center, settings, noise):
+    """Whether a setting is locally optimal: its keys, `neighbours` and `certified`.
+
+    Certified: it has several seeds, both sides of each axis that was searched were tried, a step of
+    the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
+    """
+    alike = agreeing(settings, center, ("recipe", "rest"))
+    found, good = [], []
+    for axis in AXES:
+        # an axis on which all have one value belongs to the recipe, as standard's weight decay
+        if len(set(column(alike, axis))) == 1:
+            continue
+        others = [other for other in AXES if other != axis]
+        line = sorted(agreeing(alike, center, others), key=lambda s: s[axis])
+        below = [s for s in line if s[axis] < center[axis]]
+        above = [s for s in line if s[axis] > center[axis]]
+        down, up = {"verdict": "not run"}, {"verdict": "not run"}
+        # the nearest that was tried, be it one step away or more
+        if below:
+            down = compare(center, below[-1], axis, noise)
+        elif center[axis] <= ENDS[axis]:
+            down = {"verdict": "end"}
+        if above:
+            up = compare(center, above[0], axis, noise)
+        for side, neighbour in (("down", down), ("up", up)):
+            found.append({"axis": axis, "side": side, **neighbour})
+            near = neighbour.get("near", True)
+            good.append(near and neighbour["verdict"] in ("tie", "worse", "end"))
+    # one seed may have been lucky
+    certified = bool(good) and all(good) and center["seeds"] > 1
+    return {**center, "neighbours": found, "certified": certified}
+
+
+def compare(center, other, axis, noise):
+    """A neighbour's value on the axis, its margin and a verdict. The margin is the mean difference
+    of losses over common seeds; within two standard errors of that it is a tie."""
+    low, high = sorted([center[axis], other[axis]])
+    found = {"value": other[axis], "near": low <= ENDS[axis] or high / low <= STEP,
+             "setting": other["setting"]}
+    # both means rest on the same initial weights and orders of the data
+    common = center["by_seed"].keys() & other["by_seed"].keys()
+    if not common:
+        return {**found, "verdict": "not run"}
+    margins = [other["by_seed"][seeds] - center["by_seed"][seeds] for seeds in sorted(common)]
+    margin = float(np.mean(margins))
+    sd, _ = noise[center["recipe"]]
+    if abs(margin) <= 2 * sd * math.sqrt(2 / len(margins)):
+        verdict = "tie"
+    elif margin > 0:
+        verdict = "worse"
+    else:
+        verdict = "better"
+    return {**found, "margin": margin, "seeds": len(margins), "verdict": verdict}
+
+
+def certificates(settings, noise):
+    """The certificate of each best setting and, beyond it, of other local optima: certified, and no
+    tie with a better one that is certified as well. None where no seeds say what a tie is."""
+    found = []
+    known_noise = [s for s in settings if s["recipe"] in noise]
+    for group in grouped(known_noise, (*TASK, "params")):
+        # from the best on, so that a plateau is reported once, by its lowest point
+        optima, certified = [], set()
+        for center in sorted(group, key=lambda s: s["loss"]):
+            one = certificate(center, group, noise)
+            ties = {n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"}
+            other = one["certified"] and not ties & certified
+            if one["neighbours"] and (other or not optima):
+                optima.append(one)
+            if one["certified"]:
+                certified.add(one["setting"])
+        found += optima
+    return found
+
+
+def epoch_curves(settings):
+    """[points] of the standard recipe at each size and tokens with three epoch counts or more, by
+    epochs: the best setting of each count (paper, section on the standard recipe)."""
+    standard = [s for s in settings if s["recipe"] == "standard"]
+    points = best_of(standard, (*BEST_OF, "epochs"))
+    curves = []
+    for curve in grouped(points, ("data_hash", "tokens", "params")):
+        if len(curve) > 2:
+            curves.append(sorted(curve, key=lambda p: p["epochs"]))
+    return curves
+
+
+def one_setting(points, settings):
+    """The smallest model's best setting where larger ones were trained by it, with `own`, the loss
+    of the larger size's own best."""
+    rows = []
+    for group in grouped(points, TASK):
+        # the paper: settings that suit a small model overfit with a large one
+        first, *larger = sorted(group, key=lambda p: p["params"])
+        alike = agreeing(settings, first, ("recipe", "rest_but_size", *AXES))
+        for own in larger:
+            for s in agreeing(alike, own, ("size",)):
+                rows.append({**s, "own": own["loss"]})
+    return rows
+
+
+def size_trends(points):
+    """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error,
+    for each (recipe, tokens) with three sizes or more."""
+    trends = []
+    for group in grouped(points, TASK):
+        if len(group) < 3:
+            continue
+        # seeds as points of their own: their spread is in the standard error
+        n, loss = [], []
+        for p in group:
+            n += [math.log2(p["params"])] * p["seeds"]
+            loss += p["by_seed"].values()
+        n, loss = np.array(n), np.array(loss)
+        slope, level = np.polyfit(n, loss, 1)
+        squares = ((loss - slope * n - level) ** 2).sum()
+        error = math.sqrt(squares / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
+        trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
+    return trends
+
+
+# --------------------------------------------------------------------------------------------------
+# Limits: over N, over K, over both, over D
 
 def size_laws(points, noise):
-    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as "nonembedding", for
-    N without embedding and head: the limit moves with the count."""
+    """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as
+    "nonembedding", for N without embedding and head: the limit moves with the count."""
     laws = []
-    for (recipe, tokens, _), group in grouped(points, lambda p: (p["recipe"], p["tokens"], p["data_hash"])):
-        if len({p["params"] for p in group}) >= 3:
-            loss, seeds = [p["loss"] for p in group], np.array([p["seeds"] for p in group], float)
-            sigma, freedom = noise.get(recipe, (None, 0))
-            law, other = (limit_of([p[n] for p in group], loss, seeds, sigma, freedom)
-                          for n in ("params", "params_nonembedding"))
-            laws.append({"claim": "N", "recipe": recipe, "tokens": tokens, "data_hash": group[0]["data_hash"],
-                         "sigma": sigma, "points": len(group), **law, "nonembedding": other})
+    for group in grouped(points, ("recipe", "tokens", "data_hash")):
+        first, loss = group[0], column(group, "loss")
+        if len(set(column(group, "params"))) < 3:  # as many as the law has parameters
+            continue
+        # a mean over seeds is as much surer as it has seeds
+        seeds = column(group, "seeds").astype(float)
+        sigma, freedom = noise.get(first["recipe"], (None, 0))
+        law = limit_of(column(group, "params"), loss, seeds, sigma, freedom)
+        other = limit_of(column(group, "params_nonembedding"), loss, seeds, sigma, freedom)
+        laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "points": len(group), **law,
+                     "nonembedding": other})
     return laws
 
 
 def member_laws(ensembles):
-    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over members and, as
-    "free", A / K^b + E where there are three K or more; of probability means, which fall more slowly, the free one."""
+    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over
+    members and, as "free", A / K^b + E where there are three K or more. Probability means fall more
+    slowly, so their limit is that of the free exponent."""
     laws = []
+    copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
     for e in ensembles:
-        if e["law"]:
-            k = range(1, len(e["loss_by_k"]["logits"]) + 1)
-            se, fit_probs = e["law"]["se"], fit_power if len(k) > 2 else fit_reciprocal
-            laws.append({"claim": "K", "recipe": e["recipe"], "size": e["size"] or "mixed", "params": e["params"],
-                         "tokens": e["tokens"], "data_hash": e.get("data_hash"), "points": len(k), **e["law"],
-                         "settings": [e.get(key) for key in SETTING_KEYS],
-                         "b": 1.0, "loss_by_k": e["loss_by_k"], "vary": e.get("vary") or "seed",
-                         "probs_E": fit_probs(k, e["loss_by_k"]["probs"])["E"],
-                         "interval": None if se is None else t_interval(e["law"]["E"], se, len(k)),
-                         "free": fit_power(k, e["loss_by_k"]["logits"]) if len(k) > 2 else None})
+        law = e["law"]
+        if not law:  # one member has no law
+            continue
+        k = len(e["loss_by_k"]["logits"])
+        interval = None
+        if law["se"] is not None:
+            interval = t_interval(law["E"], law["se"], k)
+        # of two members there is no free exponent
+        free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
+        laws.append({
+            "claim": "K", **pick(e, copied), "size": e["size"] or "mixed",
+            "vary": e["vary"] or "seed", "points": k,
+            # members with a subset each are compared with those that share one
+            "rest": rest_of(e, ["subset_seed"]),
+            "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
+            "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
+            "probs_E": free_probs["E"]})
     return laws
 
 
-def tiered_laws(members):
-    """K -> infinity at each N, then N -> infinity, for each (recipe, tokens) with ensembles at three sizes or more:
-    at each size the settings of the least limit, of those the ensemble with most members. The noise of a limit is that
-    of one member, pooled over the sizes, over the square root of K."""
+def best_ensembles(members):
+    """For each (recipe, tokens, size) of members that differ in seed alone the settings of the
+    least limit, of those the ensemble with most members."""
+    alike, best = [], []
+    for m in members:
+        if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed":
+            alike.append(m)
+    for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
+        # not the least limit of all: of two ensembles of one setting the smaller is the less sure
+        largest = [max(same, key=lambda m: m["points"]) for same in grouped(group, ("setting",))]
+        best.append(min(largest, key=lambda m: m["E"]))
+    return best
+
+
+def tiered_laws(members, average="logits"):
+    """K -> infinity at each N (A / K + E of one of the averages), then N -> infinity, for each
+    (recipe, tokens) with ensembles at three sizes or more. The noise of a limit is that of one
+    member, pooled over the sizes, over the square root of K."""
     laws = []
-    alike = [m for m in members if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed"]
-    for (recipe, tokens, data), group in grouped(alike, lambda m: (m["recipe"], m["tokens"], str(m["data_hash"]))):
-        best = {}
-        for _, same in grouped(group, lambda m: str(m["settings"])):
-            most = max(same, key=lambda m: m["points"])
-            best[most["params"]] = min(best.get(most["params"], most), most, key=lambda m: m["E"])
-        if len(best) >= 3:
-            n, k, limits = (np.array([m[key] for m in best.values()], float) for key in ("params", "points", "E"))
-            spread = [(m["points"] - 1, m["points"] * m["se"] ** 2) for m in best.values() if m["se"] is not None]
-            freedom = sum(degrees for degrees, _ in spread)
-            sigma = math.sqrt(sum(math.prod(both) for both in spread) / freedom) if spread else None
-            laws.append({"claim": "N and K", "recipe": recipe, "tokens": tokens, "data_hash": data, "sigma": sigma,
-                         "points": len(best), **limit_of(n, limits, k, sigma, freedom)})
+    for group in grouped(best_ensembles(members), ("recipe", "tokens", "data_hash")):
+        if len(group) < 3:
+            continue
+        over_k = group
+        if average == "probs":
+            over_k = column(group, "probs_law")
+        # a limit over K rests on K draws: its variance is that of one member over K
+        k = column(group, "points").astype(float)
+        freedom, squares = 0, 0.0
+        for count, law in zip(k, over_k):
+            if law["se"] is not None:  # of two members
+                freedom += count - 1
+                squares += (count - 1) * count * law["se"] ** 2
+        sigma = None
+        if freedom:
+            sigma = math.sqrt(squares / freedom)
+        law = limit_of(column(group, "params"), column(over_k, "E"), k, sigma, freedom)
+        laws.append({"claim": "N and K", "average": average, **pick(group[0], TASK),
+                     "sigma": sigma, "points": len(group), **law})
     return laws
+
+
+def half_width(law):
+    """Half the width of a limit's interval, None where there is none."""
+    if law["interval"] is None:
+        return None
+    return (law["interval"][1] - law["interval"][0]) / 2
+
+
+def vary_differences(members):
+    """Members that differ in something else than seed against the most that differ in seed, all
+    else equal: their laws with `apart`, the difference of the loss at each K, `limit_apart`, and
+    `half` the width of the latter's 95% interval."""
+    rows = []
+    for m in members:
+        alike = agreeing(members, {**m, "vary": "seed"}, ("rest", *AXES, "vary"))
+        if m["vary"] == "seed" or not alike:
+            continue
+        base = max(alike, key=lambda other: other["points"])  # the surest of them
+        pairs = zip(m["loss_by_k"]["logits"], base["loss_by_k"]["logits"])
+        half = None
+        if m["interval"] and base["interval"]:
+            # of a difference of two independent estimates
+            half = math.hypot(half_width(m), half_width(base))
+        rows.append({**m, "apart": [loss - other for loss, other in pairs],
+                     "limit_apart": m["E"] - base["E"], "half": half})
+    return rows
+
+
+def predictions(members):
+    """What an ensemble says of one with twice its members or more of the same setting, by A / K + E
+    of logit means and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
+    found = []
+    for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
+        by_count = sorted(group, key=lambda m: m["points"])
+        small, large = by_count[0], by_count[-1]
+        if large["points"] < 2 * small["points"]:  # else there is little to predict
+            continue
+        rows, free = [], small["free_probs"]
+        losses = zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"])
+        for k, (logits, probs) in enumerate(losses, 1):
+            rows.append({"k": k, "logits": logits, "probs": probs,
+                         "predicted": small["A"] / k + small["E"],
+                         "predicted_probs": free["A"] / k ** free["b"] + free["E"]})
+        found.append((small, large, rows))
+    return found
 
 
 def data_laws(points, sizes, tiered):
-    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss over N, of every
-    other recipe's limit over N, of the tiered limits (paper, section on data efficiency)."""
-    lines = {}
+    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss
+    over N, of every other recipe's limit over N, of the tiered limits (paper, section on data
+    efficiency)."""
+    lines = {}  # {(name, data hash): {tokens: loss}}
+
+    def add(name, item, loss):
+        line = lines.setdefault((name, item["data_hash"]), {})
+        line[item["tokens"]] = min(line.get(item["tokens"], math.inf), loss)
+
+    # the standard recipe has no limit over N to speak of: larger models do not help it
     for p in points:
         if p["recipe"] == "standard":
-            line = lines.setdefault(("standard, best N", p["data_hash"]), {})
-            line[p["tokens"]] = min(line.get(p["tokens"], math.inf), p["loss"])
+            add("standard, best N", p, p["loss"])
     for law in sizes:
         if law["recipe"] != "standard":
-            lines.setdefault((f"{law['recipe']}, N to infinity", law["data_hash"]), {})[law["tokens"]] = law["E"]
+            add(f"{law['recipe']}, N to infinity", law, law["E"])
     for law in tiered:
-        name = f"{law['recipe']} ensembles, N and K to infinity"
-        lines.setdefault((name, law["data_hash"]), {})[law["tokens"]] = law["E"]
-    return [{"claim": "D", "recipe": name, "data_hash": data, "points": len(line), "tokens": sorted(line),
-             "loss": [line[tokens] for tokens in sorted(line)],
-             **limit_of(sorted(line), [line[tokens] for tokens in sorted(line)])}
-            for (name, data), line in lines.items() if len(line) >= 3]
+        add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"])
+    laws = []
+    for (name, data), line in lines.items():
+        if len(line) > 2:
+            tokens = sorted(line)
+            loss = [line[count] for count in tokens]
+            laws.append({"claim": "D", "recipe": name, "data_hash": data, "points": len(line),
+                         "tokens": tokens, "loss": loss, **limit_of(tokens, loss)})
+    return laws
+
+
+def is_power_law(law):
+    """Whether the points show a falling power law: one that ran to a bound of A or b fits them as
+    a constant, or as a step."""
+    return not {"A", "b"} & set(law["at_bounds"])
 
 
 def efficiencies(laws):
-    """How many times the data the standard recipe needs for what each other line over D reaches: by the standard law,
-    with the range when one of its points is left out, and by interpolation between the measured losses."""
+    """How many times the data the standard recipe needs for what each other line over D reaches: by
+    the standard law, with the range when one of its points is left out, and by interpolation
+    between the measured losses."""
     def by_law(law, loss, own):
-        return data_efficiency(law, loss, own) if min(loss, own) > law["E"] and law["A"] > 0 else None
+        if min(loss, own) <= law["E"] or law["A"] <= 0:
+            return None  # it never gets there
+        return data_efficiency(law, loss, own)
 
     standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
     rows = []
     for law in laws:
-        standard = standards.get(law["data_hash"], law)
+        standard = standards.get(law["data_hash"], law)  # itself where there is none: no rows
+        own_losses = dict(zip(standard["tokens"], standard["loss"]))
         for tokens, loss in zip(law["tokens"], law["loss"]):
-            if law is standard or tokens not in standard["tokens"]:
+            if law is standard or tokens not in own_losses:
                 continue
-            own = standard["loss"][standard["tokens"].index(tokens)]
-            ends = [ratio for one in standard["left_out"] if (ratio := by_law(one, loss, own)) is not None]
-            measured, beyond = measured_efficiency(standard["tokens"], standard["loss"], loss, tokens)
-            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss, "standard_loss": own,
-                         "by_law": by_law(standard, loss, own), "measured": measured, "extrapolated": beyond,
-                         "by_law_range": [min(ends), max(ends)] if ends else None})
+            own = own_losses[tokens]
+            ratios = [by_law(one, loss, own) for one in standard["left_out"]]
+            ends = sorted(ratio for ratio in ratios if ratio is not None)
+            ratio_range = None
+            if ends:
+                ratio_range = [ends[0], ends[-1]]
+            measured, beyond = measured_efficiency(*zip(*own_losses.items()), loss, tokens)
+            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss,
+                         "standard_loss": own, "by_law": by_law(standard, loss, own),
+                         "by_law_range": ratio_range, "measured": measured, "extrapolated": beyond})
     return rows
 
 
-def write_csv(path, runs, ensembles):
-    """One line a run and one a (ensemble, K), columns RUN_COLUMNS; written whole or not at all."""
-    rows = [{**run, "members": 1} for run in runs]
-    for e in ensembles:
-        for k, (logits, probs) in enumerate(zip(e["loss_by_k"]["logits"], e["loss_by_k"]["probs"]), 1):
-            rows.append({**e, "members": k, "val_loss": logits, "probs_loss": probs,
-                         "limit_se": e["law"] and e["law"]["se"],
-                         "probs_limit_se": e["law"] and e["probs_law"]["se"]})
+# --------------------------------------------------------------------------------------------------
+# Tables, in Markdown; each appears when its points are there
+
+# the first columns of most tables
+SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epochs": "{epochs}",
+           "lr": "{lr:g}", "weight decay": "{weight_decay:g}"}
+
+
+def print_table(title, rows, columns):
+    """A Markdown table under its title; nothing where there are no rows. columns: {header: template
+    of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent."""
+    if not rows:
+        return
+    texts = []  # column by column
+    for header, template in columns.items():
+        names = re.findall(r"{(\w+)", template)  # the keys that it reads
+        cells = []
+        for row in rows:
+            known = all(row.get(name) is not None for name in names)
+            cells.append(template.format(**row) if known else "")
+        # words to the left, numbers to the right; padded, so that a terminal shows a table as well
+        words = any(re.search("^[a-z]|[a-z]{4}", cell) for cell in cells)
+        width = max(3, *map(len, [header, *cells]))
+        rule = "-" * width if words else "-" * (width - 1) + ":"
+        align = str.ljust if words else str.rjust
+        texts.append([align(cell, width) for cell in (header, rule, *cells)])
+    print(f"**{title}**\n")
+    for line in zip(*texts):
+        print(f"| {' | '.join(line)} |")
+    print()
+
+
+def print_settings(points, settings):
+    """The best settings; and by context and batch size where several of these were tried."""
+    columns = {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}",
+               "seeds": "{seeds}", "tried": "{tried}"}
+    print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
+    rows = []
+    for group in grouped(settings, BEST_OF):
+        for places in grouped(best_of(group, ("context", "batch_size")), ("context", "batch_size")):
+            best = dict(places[0])
+            if best.get("steps"):
+                best["steps_per_epoch"] = best["steps"] // best["epochs"]
+            if best["tried"] < len(group):  # there are other places
+                rows.append(best)
+    print_table("Best settings by context and batch size", rows,
+                {"context": "{context}", "batch": "{batch_size}",
+                 "steps an epoch": "{steps_per_epoch}", **columns})
+
+
+def print_certificates(found):
+    """A line a certificate: the setting, its neighbours' margins and which are not worse, and the
+    least margin of those that are."""
+    rows, margins = [], {}
+    for axis, side in product(AXES, ("down", "up")):
+        margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
+    for one in found:
+        row = {**one, "certified": "yes" if one["certified"] else "no"}
+        for neighbour in one["neighbours"]:
+            verdict, margin = neighbour["verdict"], neighbour.get("margin")
+            cell = verdict
+            if margin is not None:
+                cell = f"{margin:+.3f}"
+            if verdict in ("tie", "better"):
+                cell += f" {verdict}"
+            if not neighbour.get("near", True):  # a grid with a hole
+                cell += f" at {neighbour['value']:g}"
+            if verdict == "worse":
+                row["least"] = min(margin, row.get("least", margin))
+            row[f"{neighbour['axis']}_{neighbour['side']}"] = cell
+        rows.append(row)
+    print_table("Certificates on the axes that were searched: margins of the neighbours one step "
+                "away; a tie is within two standard errors", rows,
+                {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}",
+                 "certified": "{certified}"})
+
+
+def print_trends(curves, trends, rows):
+    """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
+    by_epochs, counts = [], {}  # a row a curve; a column an epoch count that any of them has
+    for curve in curves:
+        row = dict(curve[0])
+        for p in curve:
+            row[f"at{p['epochs']}"] = p["loss"]
+            counts[p["epochs"]] = f"{{at{p['epochs']}:.3f}}"
+        by_epochs.append(row)
+    in_order = {f"{count} epochs": counts[count] for count in sorted(counts)}
+    print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
+                {"size": "{size}", "tokens": "{tokens:,}", **in_order})
+    print_table("Slope of the best settings' losses, nats per doubling of N", trends,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
+                 "standard error": "{error:.3f}", "runs": "{count}"})
+    print_table("The smallest model's settings at larger sizes", rows,
+                {**SETTING, "loss": "{loss:.3f}", "seeds": "{seeds}", "with its own": "{own:.3f}"})
+
+
+def print_ensembles(members):
+    """A line an ensemble; then the limits by epochs and weight decay, what members differ in, and
+    what fewer members predict of more."""
+    # settings beside each other, so that a column shows what one of them does
+    rows = []
+    order = ("recipe", "params", "epochs", "weight_decay", "vary", "points")
+    for m in sorted(members, key=lambda m: values(m, order)):
+        logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
+        row = {**m, **by_count(logits), "recipe": m["recipe"] or "mixed", "half": half_width(m),
+               "probs_last": probs[-1], "probs_b": m["free_probs"]["b"]}
+        if m["free"]:
+            row["free_b"] = m["free"]["b"]
+        rows.append(row)
+    print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
+                "(jackknife), b of A / K^b + E; probability means with that law's limit and b; "
+                "mean KL of pairs", rows,
+                {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
+                 "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
+                 "95%": "+-{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
+                 "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}", "KL": "{kl:.2f}"})
+    print_limit_grid(members)
+    rows = [{**m, **by_count(m["apart"])} for m in vary_differences(members)]
+    print_table("Members that differ in something else minus members that differ in seed, logit "
+                "means", rows,
+                {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
+                 "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
+                 "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
+    for small, large, rows in predictions(members):
+        print_table(f"{large['points']} {large['recipe']} members of {large['size']}, and what "
+                    f"{small['points']} predict: A / K + E for logit means, A / K^b + E for "
+                    f"probability means", rows,
+                    {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
+                     "predicted logits": "{predicted:.3f}",
+                     "predicted probs": "{predicted_probs:.3f}"})
+
+
+def by_count(losses):
+    """The first three and the last of losses by K, as cells of a row."""
+    row = {"count": len(losses), "last": losses[-1]}
+    for k, loss in enumerate(losses[:3], 1):
+        row[f"k{k}"] = loss
+    return row
+
+
+def print_limit_grid(members):
+    """The limit over K by epochs and weight decay, where members of one size have two of each or
+    more; of ensembles of one setting that of most members."""
+    alike = [m for m in members if m["vary"] == "seed" and None not in pick(m, AXES).values()]
+    for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
+        # whatever the recipe: the member rule and the settings around it are one grid
+        decays = sorted(set(column(group, "weight_decay")))
+        rows, cells = [], 0
+        for line in grouped(group, ("epochs",)):
+            row = {"epochs": line[0]["epochs"]}
+            for same in grouped(line, ("weight_decay",)):
+                most = max(same, key=lambda m: m["points"])
+                row[f"decay{decays.index(most['weight_decay'])}"] = most["E"]
+                cells += 1
+            rows.append(row)
+        # two recipes at one size are not yet a grid
+        if len(rows) > 1 and len(decays) > 1 and cells > 3:
+            columns = {f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
+            print_table(f"Limit over K of {group[0]['size']} members, lr {group[0]['lr']:g}, by "
+                        f"epochs and weight decay", rows, {"epochs": "{epochs}", **columns})
+
+
+def print_laws(laws, ratios):
+    """The laws over N, N and K, D with what is known of their limits; then data efficiency."""
+    rows = []
+    for law in laws:
+        row = {**law, "of": law["recipe"], "x": law["claim"][0], "unit": "run"}
+        if row["x"] == "N":
+            row["at"] = f"{law['tokens']:,}"
+        if "K" in law["claim"]:
+            row["of"] += f" ensembles, K to infinity, {law['average']}"
+            row["unit"] = "member"
+        rows.append(row)
+        # which count of parameters is the right one is not known, so both limits are shown
+        if "nonembedding" in law:
+            rows.append({**row, **law["nonembedding"], "x": "N without embedding and head"})
+    for row in rows:
+        row["known"] = describe(
+            row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
+        if not is_power_law(row):
+            row["known"] += "; A or b at its bound: no power law"
+    print_table("Laws A / x^b + E and how well their limits E are known", rows,
+                {"of": "{of}", "x": "{x}", "tokens": "{at}", "points": "{points}", "A": "{A:.3g}",
+                 "b": "{b:.3g}", "limit": "{E:.4f}", "known": "{known}"})
+    rows = []
+    for ratio in ratios:
+        row = {**ratio, "times": "never reached", "how": "interpolated"}
+        if ratio["by_law"] is not None:
+            row["times"] = f"{ratio['by_law']:.2f}"
+        if ratio["by_law_range"]:
+            row["low"], row["high"] = ratio["by_law_range"]
+        if ratio["extrapolated"]:  # the nearest measured point is a bound on the truth
+            bound = "more" if ratio["loss"] < ratio["standard_loss"] else "less"
+            row["how"] = f"warning: beyond its range, {bound} than that"
+        rows.append(row)
+    print_table("Data efficiency: times the data that the standard recipe needs for the same loss",
+                rows, {"recipe": "{recipe}", "tokens": "{tokens:,}", "by its law": "{times}",
+                       "leaving one out": "{low:.2f} to {high:.2f}", "measured": "{measured:.2f}",
+                       "how": "{how}"})
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+
+# marker, colour and line of a recipe, to be told apart in grey as well
+STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"),
+          "member": ("^", "tab:green", "--"), "student": ("D", "tab:red", ":")}
+OTHER_STYLE = ("*", "black", "-.")
+MARKERS = "osDv^P*X"
+
+
+@dataclass
+class Line:
+    """Points of a figure, and the law that was fitted to them if there is one."""
+    label: str
+    x: list
+    y: list
+    marker: str
+    color: str
+    style: str = "-"
+    error: list = None
+    law: dict = None
+    joined: bool = False  # by a line through the points
+    faint: bool = False  # hollow, and not in the legend
+
+
+def size_lines(points, laws, members):
+    """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
+    found = {}
+    for law in laws:
+        # a law that ran to a bound would mislead as a line
+        if is_power_law(law):
+            found[law["claim"], law["recipe"], law["tokens"]] = law
+    lines = []
+    for mine in grouped(points, ("recipe", "tokens")):
+        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+        marker, color, style = STYLES.get(recipe, OTHER_STYLE)
+        error = [p["sd"] or 0 for p in mine]
+        lines.append(Line(recipe, column(mine, "params"), column(mine, "loss"), marker, color,
+                          style, error, found.get(("N", recipe, tokens))))
+    for mine in grouped(best_ensembles(members), ("recipe", "tokens")):
+        recipe, tokens = mine[0]["recipe"], mine[0]["tokens"]
+        _, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        lines.append(Line(f"{recipe} ensembles, K to infinity", column(mine, "params"),
+                          column(mine, "E"), "*", color, "-.",
+                          law=found.get(("N and K", recipe, tokens))))
+    return lines
+
+
+def member_lines(members):
+    """Loss against K of the best ensemble of each recipe and size, with its law; faint, that of
+    their probability means."""
+    chosen = best_ensembles(members) or members
+    sizes = list(dict.fromkeys(m["size"] for m in chosen))
+    lines = []
+    for m in chosen:
+        # a colour a recipe, a marker a size
+        _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
+        marker = MARKERS[sizes.index(m["size"]) % len(MARKERS)]
+        k = list(range(1, m["points"] + 1))
+        lines += [Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker,
+                       color, style, law=m),
+                  Line("", k, m["loss_by_k"]["probs"], marker, color, faint=True)]
+    return lines
+
+
+def epoch_lines(curves):
+    """Loss of the standard recipe against epochs, a line a size and budget; faint, its train
+    loss."""
+    lines = []
+    for i, curve in enumerate(curves):
+        epochs, color = column(curve, "epochs"), f"C{i % 10}"
+        label = f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens"
+        lines.append(Line(label, epochs, column(curve, "loss"), MARKERS[i % len(MARKERS)], color,
+                          joined=True))
+        if all(p.get("train_loss") for p in curve):
+            lines.append(Line("", epochs, column(curve, "train_loss"), "", color, ":", joined=True,
+                              faint=True))
+    return lines
+
+
+def data_lines(laws):
+    """Loss against D of each recipe, with its law."""
+    lines = []
+    for i, law in enumerate(laws):
+        lines.append(Line(law["recipe"], law["tokens"], law["loss"], MARKERS[i % len(MARKERS)],
+                          f"C{i % 10}", law=law))
+    return lines
+
+
+def draw_points(axis, line):
+    """The points of a line with their errors."""
+    # ms, mfc: size of a marker, colour of its inside
+    look = {"label": line.label, "mfc": line.color}
+    if line.faint:
+        look = {"alpha": 0.6, "mfc": "white"}
+    join = line.style if line.joined else ""
+    axis.errorbar(line.x, line.y, line.error, fmt=line.marker + join, color=line.color, ms=5, lw=1,
+                  capsize=3, **look)
+
+
+def draw_limits_beside(axis, lines):
+    """The laws over K out to 16 members and, beside each other at the right, their limits with
+    their intervals: K to infinity. So many of them can be told apart."""
+    last = max(16, *(line.x[-1] for line in lines))
+    k = np.geomspace(1, last, 100)
+    for i, line in enumerate(lines):
+        # the limits a little apart, as their intervals overlap
+        axis.plot(k, line.law["A"] / k + line.law["E"], color=line.color, ls=line.style, lw=1)
+        axis.errorbar(2 * last * 1.06 ** i, line.law["E"], half_width(line.law), fmt=line.marker,
+                      color=line.color, ms=5, capsize=3)
+    # the axis has no place for infinity, so its tick is where the limits begin
+    ticks = [1, 2, 4, 8, 16]
+    axis.set(xticks=[*ticks, 2 * last], xticklabels=[*ticks, "∞"])
+    axis.tick_params(which="minor", bottom=False)
+
+
+def draw_laws(axis, lines):
+    """Each law ten times beyond its points, its limit dashed, the limit's interval (else the range
+    of limits with one point left out) as a band. A limit far below all points is left out."""
+    for line in lines:
+        x = np.geomspace(min(line.x), 10 * max(line.x), 100)
+        axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color,
+                  ls=line.style, lw=1)
+    # the heights of points and laws; a limit of 0 would press them into a corner
+    low, high = axis.get_ylim()
+    lowest, margin = low, (high - low) / 50
+    for line in lines:
+        if line.law["E"] > 2 * low - high:
+            lowest = min(lowest, line.law["E"] - margin)
+        axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
+        band = line.law["interval"] or line.law["leave_one_out"]
+        if band:
+            axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
+    axis.set_ylim(lowest, high)  # which lines and bands have stretched
+
+
+def draw(path, x_label, lines, levels=()):
+    """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
+    plt = load_pyplot(path)
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
+    for line in lines:
+        draw_points(axis, line)
+    if all(line.joined for line in lines):
+        ticks = sorted({x for line in lines for x in line.x})
+        axis.set(xticks=ticks, xticklabels=ticks)
+    # a limit over K has an interval of its own, many of which would hide each other as bands
+    with_law = [line for line in lines if line.law]
+    if with_law and with_law[0].law["claim"] == "K":
+        draw_limits_beside(axis, with_law)
+    else:
+        draw_laws(axis, with_law)
+    for name in levels:
+        axis.axhline(levels[name], color="0.5", ls=":", lw=1)
+        axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", fontsize=8)
+    axis.xaxis.set_minor_formatter("")  # between ticks numbers would overlap
+    if sum(not line.faint for line in lines) > 4:  # too many to lie between the points
+        figure.legend(loc="outside right upper", fontsize=8)
+    else:
+        axis.legend(fontsize=8)
+    drawn = io.BytesIO()  # in memory first: a figure is there whole or not at all
+    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+    plt.close(figure)
+    write_atomically(path, drawn.getvalue())
+
+
+def draw_claims(path, found):
+    """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data."""
+    points, members = found["points"], found["members"]
+    over_n = []
+    if len({p["params"] for p in points}) > 1:
+        over_n = size_lines(points, found["sizes"] + found["tiered"], members)
+    # beside ensembles of one size, the single models of that size; of several it would be too much
+    levels, sizes = {}, {m["size"] for m in members}
+    for p in points:
+        if sizes == {p["size"]}:
+            levels[f"{p['recipe']} {p['size']}"] = p["loss"]
+    figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
+               "sizes": ("parameters N", over_n),
+               "members": ("members K (hollow: probability means)", member_lines(members), levels),
+               "data": ("unique tokens D", data_lines(found["data"]))}
+    drawn = 0
+    for claim, figure in figures.items():
+        if figure[1]:
+            draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
+            drawn += 1
+    if not drawn:
+        print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
+
+
+# --------------------------------------------------------------------------------------------------
+# Results: folders of finished runs, and files of them as JSON lines
+
+# what the tables read of a result
+NEEDED = {"run": ("name", "recipe", "setting", "data_hash", "size", "params", "params_nonembedding",
+                  "tokens", *AXES, "val_loss"),
+          "ensemble": ("name", "recipe", "setting", "size", "params", "tokens", "vary",
+                       "loss_by_k", "law", "probs_law")}
+
+
+def read_results(sources, where=()):
+    """The results in folders and .jsonl files that meet every condition of keep_rows(), verbatim. A
+    result is one JSON object, of a run, an ensemble or an evaluation (`kind`). Raises
+    ValueError."""
+    rows = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise ValueError(f"there is no {source}: train a run first, or name a law: "
+                             f"{', '.join(LAWS)}")
+        if not source.is_dir() and source.suffix != ".jsonl":
+            raise ValueError(f"{source} is neither a folder of runs nor a .jsonl file of results; "
+                             f"to fit a law to its points name the law first")
+        rows += read_rows(source)
+    names = ", ".join(map(str, sources))
+    if not rows:
+        raise ValueError(f"no finished run in {names}; train one first")
+    kept = keep_rows(rows, where)
+    if not kept:
+        raise ValueError(f"no finished run in {names} with {' and '.join(where)}")
+    for row, place in kept:
+        for key in ("kind", *NEEDED.get(row.get("kind"), ())):
+            if key not in row:
+                raise ValueError(f"{place} has no {key}: it is no result, or one of an older "
+                                 f"version; remove it and ask for it again")
+    return [row for row, _ in kept]
+
+
+def count_once(results):
+    """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
+    Prints what this leaves out beside copies, and the runs that have two losses."""
+    found, twice, others = {}, {}, 0
+    for result in results:
+        if result["kind"] not in NEEDED:
+            others += 1
+            continue
+        # a run may stand under two recipes: a member by the rule can be another recipe's best
+        key = result["kind"], result["name"], result["recipe"]
+        before = found.get(key, result)
+        if before.get("val_loss") != result.get("val_loss"):
+            twice[key] = {**result, "first_study": before["study"], "first": before["val_loss"],
+                          "apart": result["val_loss"] - before["val_loss"]}
+        found[key] = result
+    # rounding differs between processors, and between compiled and not, and grows: like a new seed
+    print_table("Runs made twice, on two machines or compiled and not: the second one counts",
+                list(twice.values()),
+                {**SETTING, "seed": "{seed}", "study": "{first_study}", "loss": "{first:.4f}",
+                 "second": "{study}", "its loss": "{val_loss:.4f}", "difference": "{apart:+.4f}"})
+    if others:
+        print(f"{others} result(s) of other kinds have no table here\n")
+    counted = list(found.values())
+    run, ensemble = {"kind": "run"}, {"kind": "ensemble"}
+    return agreeing(counted, run, ["kind"]), agreeing(counted, ensemble, ["kind"])
+
+
+def save_results(path, results):
+    """Merge results into a .jsonl file: a line for each (study, kind, name, recipe), sorted by
+    that, written whole or not at all. What the file holds stays, unless the same comes anew."""
+    before = []
+    if Path(path).exists():
+        before = [row for row, _ in read_rows(path)]
+    merged = {}
+    for result in before + results:  # the new ones last, so that they count
+        key = tuple(str(result.get(name)) for name in ("study", "kind", "name", "recipe"))
+        merged[key] = json.dumps(result, separators=(",", ":"), allow_nan=False)
+    lines = [merged[key] + "\n" for key in sorted(merged)]
+    write_atomically(path, "".join(lines).encode())
+
+
+def write_csv(path, results):
+    """The numbers and texts of each result, but no lists and laws, as a line of a CSV file for
+    other programs; written whole or not at all."""
+    rows, columns = [], {}
+    for result in results:
+        row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
+        rows.append(row)
+        columns |= row
     text = io.StringIO()
-    writer = csv.DictWriter(text, RUN_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
@@ -956,221 +2763,89 @@ def write_atomically(path, content):
 
 
 # --------------------------------------------------------------------------------------------------
-# What the user sees
+# Command line
 
-def print_table(points, curves, members, laws, ratios):
-    """Everything measured, a line each: recipes, ensembles by K, then the laws with their limits."""
-    several = len({item["tokens"] for item in points + members}) > 1
-
-    def line(label, item, settings, loss, remark):
-        budget = f" on {item['tokens']:,} tokens" if several and item["tokens"] else ""
-        print(f"{label:<17} {item['size']:<5} {settings:<49} {loss:7.4f}   {remark}{budget}")
-
-    for p in points:
-        spread = f"sd {p['sd']:.3f} over {p['seeds']} seeds" if p["sd"] is not None else "1 seed"
-        tau = f", tau {p['tau_epochs']:.2f}" if p.get("tau_epochs") else ""  # AdamW's memory in epochs
-        line(p["recipe"], p, f"{p['epochs']} epochs, lr {p['lr']:g}, weight decay {p['weight_decay']:g}{tau}",
-             p["loss"], spread)
-    for curve in curves:
-        print(f"standard {curve[0]['size']} at {curve[0]['tokens']:,} tokens, by epochs: "
-              + ", ".join(f"{p['epochs']}: {p['loss']:.3f}" for p in curve))
-    for m in members:
-        what = (m["recipe"] or "mixed") + " members" + (f", {m['vary']}" if m["vary"] != "seed" else "")
-        for k, (logits, probs) in enumerate(zip(m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]), 1):
-            line(f"ensemble K = {k}", m, f"logit mean ({what})", logits,
-                 f"probability mean {probs:.3f}")
-        spread = "95% {:.3f} to {:.3f} (jackknife); ".format(*m["interval"]) if m["interval"] else ""
-        line("ensemble K = inf", m, "limit of A / K + E", m["E"], f"{spread}probability mean {m['probs_E']:.3f}")
-        if m["free"]:
-            line("ensemble K = inf", m, f"limit of A / K^b + E, b = {m['free']['b']:.2f}", m["free"]["E"],
-                 f"{m['points']} points for 3 parameters")
-    for law in laws:
-        x, unit = law["claim"][0], "member" if "K" in law["claim"] else "run"
-        at = f" at {law['tokens']:,} tokens" if x == "N" else ""
-        of = " ensembles, K to infinity," if law["claim"] == "N and K" else ""
-        print(f"{law['recipe']}{of}{at}: loss = {law['A']:.3g} / {x}^{law['b']:.3g} + {law['E']:.4f}, {law['points']} "
-              f"points\n    {describe(law['interval'], law['leave_one_out'], law.get('sigma'), unit)}"
-              + ("; b at its bound: no power law" if "b" in law["at_bounds"] else ""))
-        if "nonembedding" in law:
-            other = law["nonembedding"]
-            print(f"    by N without embedding and head: + {other['E']:.4f}; "
-                  f"{describe(other['interval'], other['leave_one_out'], law['sigma'], unit)}")
-    for r in ratios:
-        by_law = "never reached" if r["by_law"] is None else f"{r['by_law']:.2f} times the data"
-        spread = " ({:.2f} to {:.2f} leaving one out)".format(*r["by_law_range"]) if r["by_law_range"] else ""
-        print(f"{r['recipe']} at {r['tokens']:,} tokens: {by_law} by the standard law{spread}, "
-              + (f"{'more' if r['loss'] < r['standard_loss'] else 'less'} than {r['measured']:.2f} by measurement "
-                 f"(warning: beyond its range)" if r["extrapolated"] else f"{r['measured']:.2f} by interpolation"))
-    if not laws:
-        print("no law over N: it needs three sizes of one recipe")
-
-
-STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"), "member": ("^", "tab:green", "--"),
-          "student": ("D", "tab:red", ":")}  # marker, colour and line, to be told apart in grey, too
-OTHER_STYLE = ("*", "black", "-.")
-
-
-def draw_limit(axis, x, law, color, style):
-    """A law over x, its limit as a dashed line and the limit's interval as a band, which may leave the figure."""
-    from matplotlib.patches import Rectangle
-    axis.plot(x, law["A"] / x ** law["b"] + law["E"], color=color, ls=style, lw=1)
-    axis.axhline(law["E"], color=color, ls="--", lw=1)
-    band = law.get("interval") or law.get("leave_one_out")
-    if band:  # an artist does not stretch the axes as axhspan would
-        axis.add_artist(Rectangle((0, band[0]), 1, band[1] - band[0], transform=axis.get_yaxis_transform(), lw=0,
-                                  color=color, alpha=0.12))
-
-
-def draw_sizes(axis, points, sizes, tiered, members):
-    """Loss against N: the best of each recipe, ensemble limits, their laws and, dashed, the laws' limits."""
-    for recipe, mine in grouped(points, lambda p: p["recipe"]):
-        marker, color, _ = STYLES.get(recipe, OTHER_STYLE)
-        axis.errorbar([p["params"] for p in mine], [p["loss"] for p in mine], yerr=[p["sd"] or 0 for p in mine],
-                      fmt=marker, color=color, capsize=3, label=recipe)
-    sized = [m for m in members if m["params"]]
-    if sized:
-        axis.plot([m["params"] for m in sized], [m["E"] for m in sized], "*", ms=9, color="black",
-                  label="ensemble, K to infinity")
-    n = np.geomspace(min(p["params"] for p in points), 10 * max(p["params"] for p in points), 100)
-    for law in sizes + tiered:
-        _, color, style = STYLES.get(law["recipe"], OTHER_STYLE) if law["claim"] == "N" else OTHER_STYLE
-        if "b" not in law["at_bounds"]:
-            draw_limit(axis, n, law, color, style)
-    axis.set(xscale="log", xlabel="parameters N")
-
-
-def draw_members(axis, points, members):
-    """Loss against K with the law A / K + E and its limit; single models of those sizes as dotted levels."""
-    for m, marker in zip(members, "o^sDvP*X" * len(members)):
-        k = np.arange(1, m["points"] + 1)
-        drawn, = axis.plot(k, m["loss_by_k"]["logits"], marker, label=f"{m['size']}, logit mean")
-        axis.plot(k, m["loss_by_k"]["probs"], "x", color=drawn.get_color(), label="probability mean")
-        draw_limit(axis, np.geomspace(1, max(16, k[-1]), 100), m, drawn.get_color(), "-")
-    for p in points:
-        if p["size"] in {m["size"] for m in members}:
-            axis.axhline(p["loss"], color=STYLES.get(p["recipe"], OTHER_STYLE)[1], ls=":", lw=1)
-            axis.annotate(f"{p['recipe']} {p['size']}", (0.99, p["loss"]), xycoords=("axes fraction", "data"),
-                          ha="right", va="bottom", fontsize=8)
-    axis.set(xscale="log", xlabel="members K", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
-
-
-def draw_epochs(axis, curves):
-    """Loss of the standard recipe against epochs, a line a size; its train loss dotted."""
-    for curve, marker in zip(curves, "so^DvP*X" * len(curves)):
-        epochs = [p["epochs"] for p in curve]
-        drawn, = axis.plot(epochs, [p["loss"] for p in curve], f"{marker}-", lw=1,
-                           label=f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens")
-        if all(p.get("train_loss") for p in curve):
-            axis.plot(epochs, [p["train_loss"] for p in curve], ":", lw=1, color=drawn.get_color())
-    ticks = sorted({p["epochs"] for curve in curves for p in curve})
-    axis.set(xscale="log", xlabel="epochs (dotted: train loss)", xticks=ticks, xticklabels=ticks)
-
-
-def draw_data(axis, laws):
-    """Loss against D of each recipe, with its law and limit."""
-    for law, marker in zip(laws, "so^DvP"):
-        drawn, = axis.plot(law["tokens"], law["loss"], marker, label=law["recipe"])
-        x = np.geomspace(law["tokens"][0], 10 * law["tokens"][-1], 100)
-        draw_limit(axis, x, law, drawn.get_color(), "-")
-    axis.set(xscale="log", xlabel="unique tokens D")
-
-
-def draw(path, points, curves, sizes, members, tiered, laws):
-    """One figure a claim that has points, beside each other's names: NAME-epochs, -sizes, -members, -data."""
-    try:
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import NullFormatter
-    except ImportError:
-        raise ValueError("--figure needs matplotlib; install it with pip install matplotlib") from None
-    claims = {"epochs": (curves, draw_epochs, (curves,)),
-              "sizes": (len({p["params"] for p in points}) > 1, draw_sizes, (points, sizes, tiered, members)),
-              "members": (members, draw_members, (points, members)), "data": (laws, draw_data, (laws,))}
-    if not any(there for there, _, _ in claims.values()):
-        print("no figure: it needs two sizes, an ensemble or three budgets")
-    for claim, (there, draw_claim, what) in claims.items():
-        if there:
-            figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-            draw_claim(axis, *what)
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set_ylabel("validation loss (nats per token)")
-            axis.legend(fontsize=8)
-            drawn = io.BytesIO()
-            figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
-            plt.close(figure)
-            write_atomically(Path(path).with_stem(f"{Path(path).stem}-{claim}"), drawn.getvalue())
-
-
-def runs_report(args):
-    """The paper's analysis of folders or tables of runs: points, laws, limits, data efficiency; prints it, too."""
-    runs, ensembles = read_results(args.what, args.where)
-    points, noise = best_of_recipes(runs)
-    curves = epoch_curves(runs)
-    sizes, members = size_laws(points, noise), member_laws(ensembles)
+def analyse(runs, ensembles):
+    """The paper's whole analysis: {what: its rows or laws}."""
+    settings = mean_settings(runs)
+    noise = pooled_noise(settings)
+    points = best_of(settings)
+    sizes = size_laws(points, noise)
+    members = member_laws(ensembles)
     tiered = tiered_laws(members)
-    laws = data_laws(points, sizes, tiered)
-    ratios = efficiencies(laws)
-    print_table(points, curves, members, sizes + tiered + laws, ratios)
-    if args.csv:
-        write_csv(args.csv, runs, ensembles)
+    data = data_laws(points, sizes, tiered)
+    return {"settings": settings, "noise": noise, "points": points,
+            "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
+            "trends": size_trends(points), "one_setting": one_setting(points, settings),
+            "sizes": sizes, "members": members, "tiered": tiered,
+            "tiered_probs": tiered_laws(members, "probs"), "data": data,
+            "efficiencies": efficiencies(data)}
+
+
+def runs_command(args):
+    """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
+    JSON."""
     if args.figure:
-        draw(args.figure, points, curves, sizes, members, tiered, laws)
-    keys = ("recipe", "size", "params", "tokens", "epochs", "lr", "weight_decay", "loss", "sd", "seeds")
-    return {"points": [{key: p[key] for key in keys} for p in points],
-            "sigma": {recipe: sigma for recipe, (sigma, _) in noise.items()},
-            "laws": sizes + members + tiered + laws, "data_efficiency": ratios}
+        load_pyplot(args.figure)  # refuses before any work
+    if args.save and Path(args.save).suffix != ".jsonl":
+        raise ValueError(f"--save {args.save} must end in .jsonl")
+    results = read_results(args.what, args.where)
+    # saved before they are counted once: a study keeps its own line of a shared run
+    if args.save:
+        save_results(args.save, results)
+    if args.csv:
+        write_csv(args.csv, results)
+    runs, ensembles = count_once(results)
+    found = analyse(runs, ensembles)
+    print_settings(found["points"], found["settings"])
+    print_certificates(found["certificates"])
+    print_trends(found["curves"], found["trends"], found["one_setting"])
+    print_ensembles(found["members"])
+    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
+    print_laws(over_n + found["data"], found["efficiencies"])
+    if not over_n:
+        print("No law over N: it needs three sizes of one recipe.")
+    hours = sum(run.get("seconds") or 0 for run in runs) / 3600
+    print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
+    if args.figure:
+        draw_claims(args.figure, found)
+    keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
+    of_certificates = (*keys, "neighbours", "certified")
+    return {"points": [pick(point, keys) for point in found["points"]],
+            "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
+            "laws": over_n + found["members"] + found["data"],
+            "data_efficiency": found["efficiencies"],
+            "certificates": [pick(one, of_certificates) for one in found["certificates"]]}
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Laws, limits and figures of runs or of any table of points.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
-    parser.add_argument("what", nargs="*", default=["runs"], help="folders of finished runs and tables that --csv "
-                        "wrote; or the name of a law and a CSV file of points, columns by name, also those of --csv")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only such rows")
-    parser.add_argument("--list", action="store_true", help="print every law: formula, columns, source")
+    parser = argparse.ArgumentParser(
+        description="Laws, limits and figures of runs or of any table of points.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = lambda message: parser.exit(
+        2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
+    parser.add_argument("what", nargs="*", default=["runs"],
+                        help="folders of finished runs and .jsonl files of results; or the name of "
+                        "a law, or several with commas, and a table of points, columns by name")
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
+                        help="keep only rows with COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
+    parser.add_argument("--list", action="store_true",
+                        help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    parser.add_argument("--figure", help="of a law: also draw points, law and residuals; of runs: "
+                        "also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
     runs = parser.add_argument_group("of runs")
-    runs.add_argument("--csv", help="also write every run and ensemble to this file")
-    runs.add_argument("--figure", help="also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
-    laws = parser.add_argument_group("of a law")
-    laws.add_argument("--x", help="the column that is x in power and reciprocal")
-    laws.add_argument("--method", choices=("ls", "huber", "lad"), default="ls",
-                      help="least squares on the target, or Huber or absolute deviations of its log")
-    laws.add_argument("--delta", type=float, default=1e-3, help="width of huber")
-    laws.add_argument("--weights", metavar="COLUMN", help="column of weights of the points")
-    laws.add_argument("--sigma", type=float, help="noise of a point, from seeds, for the limit's interval")
-    laws.add_argument("--pooled", action="store_true", help="pool that noise from the column sigma (or sd)")
-    laws.add_argument("--bootstrap", type=int, default=0, metavar="B", help="refits for percentile intervals")
-    laws.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    laws.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant column")
-    laws.add_argument("--predict", metavar="CSV", help="predict these points, too")
-    laws.add_argument("--inference", type=float, metavar="TOKENS",
-                      help="of chinchilla: the cheapest N and D when so many tokens will be generated")
-    laws.add_argument("--loss", type=float, default=None, help="the loss that --inference is to reach")
+    runs.add_argument("--save", metavar="FILE.jsonl",
+                      help="also merge the results into this file, one a line")
+    runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
+    add_law_options(parser)
     args = parser.parse_args()
     if args.list:
-        for name, law in LAWS.items():
-            print(f"{name}: {law.formula}\n    columns {', '.join((*law.columns, law.target))}; {law.source}")
-        return print(LEFT_OUT)
-    for name in ("delta", "sigma", "loss", "inference"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} {value} is out of range; it must be above 0")
-    if min(args.bootstrap, args.seed) < 0:
-        raise ValueError("--bootstrap and --seed must be at least 0")
-    if args.figure and Path(args.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--figure {args.figure} must end in .png, .pdf or .svg")
-    of_law = args.what[0] in LAWS
-    absent = [source for source in args.what if not of_law and not Path(source).exists()]
-    if absent:
-        raise ValueError(f"there is no {absent[0]}: train a run first, or name a law: {', '.join(LAWS)}")
-    if of_law and len(args.what) != 2:
-        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
-    if args.inference is not None and (args.loss is None or args.what[0] not in ("chinchilla", "inference")):
-        raise ValueError("--inference goes with chinchilla and --loss")
-    report = law_report(*args.what, args) if of_law else runs_report(args)
+        return list_laws()
+    if names_laws(args.what):
+        report = law_command(args)
+    else:
+        report = runs_command(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 

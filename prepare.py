@@ -708,12 +708,12 @@ def read_documents(store, reader, source, args):
             reader.cut_all = sum(1 for _ in itertools.islice(documents, FEW)) < FEW
         collect_documents(store, reader, source.train, most)
     store.flush()
-    if reader.cut_all:
-        print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
-              f"letters, some of which may be in train and some in validation")
     if len(store) == in_val or source.val and not in_val:
         part = "no text" if len(store) == in_val else "no validation text"
         raise InputError(f"{part} in {' '.join(args.source)}{reader.summary('; ')}")
+    if reader.cut_all:
+        print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
+              f"letters, some of which may be in train and some in validation")
     if reader.first:
         print(reader.summary("warning: "), file=sys.stderr)
     store.warn()
@@ -762,6 +762,9 @@ def drop_copies(store, in_val, near):
             new = np.fromiter(new, bool, len(part))
             found["near_copies"] += int((~new).sum())
             parts[place] = part[new]
+    print(f"{len(store):,} documents were read; {found['copies']:,} copies and "
+          f"{found['near_copies']:,} near-copies of others were dropped (--dedup 0 keeps the "
+          f"latter)")
     return *parts, found
 
 
@@ -1112,11 +1115,12 @@ def check_kind(path):
         return  # their readers find out
     with open(path, "rb") as file:
         head = file.read(512)
+    named = regex.search(r"\.(tar\.\w+|tgz)$", path.name.lower())  # and packed
+    if named or head[257:262] == b"ustar":
+        raise InputError(f"{path} is {TAR}")
     for begin, what in BEGINNINGS.items():
         if head.startswith(begin):
             raise InputError(f"{path} is {what}")
-    if head[257:262] == b"ustar":
-        raise InputError(f"{path} is {TAR}")
     if kind is None:
         raise InputError(f"{path} is of no known kind (its suffix: {path.suffix or 'none'}); name "
                          "it .txt if it is plain text, .jsonl if each of its lines is a JSON "
@@ -1376,9 +1380,11 @@ def count_tokens(folder, part, dtype):
 
 def count_bytes(folder, part, dtype, lengths):
     """UTF-8 bytes of the text of a part's tokens."""
-    tokens, total = np.memmap(folder / f"{part}.bin", dtype, "r"), 0
-    for begin in range(0, len(tokens), 2 ** 22):
-        total += int(lengths[tokens[begin:begin + 2 ** 22]].sum())
+    total = 0
+    # read piece by piece: all pages of a memory map that were touched would count as memory in use
+    with open(folder / f"{part}.bin", "rb") as file:
+        while len(tokens := np.fromfile(file, dtype, 2 ** 22)):
+            total += int(lengths[tokens].sum())
     return total
 
 
@@ -1755,8 +1761,6 @@ def report(folder, meta, args):
               file=sys.stderr)
     if "documents_read" in meta:
         read, copies, near = (meta[key] for key in ("documents_read", "copies", "near_copies"))
-        print(f"{read:,} documents were read; {copies:,} copies and {near:,} near-copies of others "
-              f"were dropped")
         if copies + near > read / 10 and not versions:  # docstrings are known to repeat themselves
             print(f"warning: {copies + near:,} of {read:,} documents are gone, being like others; "
                   f"--dedup 0 keeps near-copies", file=sys.stderr)

@@ -2,12 +2,15 @@
 import bz2
 import csv
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
 import lzma
 import math
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -409,6 +412,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, monkeypatch, caps
     texts = [*make_documents(150), 'signs: , "\t" ;\nand a line']
     texts += ["NA", "007", "你好 🙂", "None"]
     make_tables(tmp_path, texts)
+    capsys.readouterr()
     hashes = set()
     files = sorted(path for path in tmp_path.iterdir() if path.is_file())
     assert len(files) == 15
@@ -477,7 +481,7 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("notes.md", b"# Notes", "no known kind (its suffix: .md)"),
             ("t.tar", None, "is a tar archive; unpack it"),
             ("tar.txt", None, "is a tar archive; unpack it"),
-            ("t.tar.gz", None, "t.tar.gz is packed by gzip; name it for what"),
+            ("t.tar.gz", None, "t.tar.gz is a tar archive; unpack it"),
             ("u.jsonl.gz", None, "begins with NUL bytes, which no text has: it may be an archive"),
             ("z.zip", None, "is a zip archive"),
             ("z.txt", None, "is a zip archive"),
@@ -2729,34 +2733,51 @@ def test_every_teacher_has_a_turn(world, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------
-# fit.py
+# fit.py: the solver against peers
 
-FITS = int(os.environ.get("FITS", 1))  # problems for each law; FITS=5 pytest -k every_law: all methods, 100 starts
+# FITS=5 pytest -s -k every_law prints the table of all methods: 5 problems a law, 100 starts of
+# the peer (25 of curves)
+FITS = int(os.environ.get("FITS", 1))
 # ranges of true shape parameters; of exponents 0.2 to 0.9
-USUAL = {"E": (1, 2), "RD": (2, 30), "RN": (2, 30), "n": (.1, 10), "forget": (5e-4, .01), "C": (.3, 5),
-         "gamma": (.3, 1.2), "epsilon": (.02, .3), "alphaN": (.05, .2), "alphaD": (.05, .2)}
+USUAL = {"E": (1, 2), "L0": (6.9, 7.0), "RD": (2, 30), "RN": (2, 30), "n": (.1, 10),
+         "forget": (5e-4, .01), "C": (.3, 5), "gamma": (.3, 1.2), "epsilon": (.02, .3),
+         "alphaN": (.05, .2), "alphaD": (.05, .2)}
+
+
+def every_row(law, columns):
+    """What the basis of a law reads of all rows."""
+    rows = len(next(iter(columns.values())))
+    return law.prepare(columns, np.ones(rows, dtype=bool))
+
+
+def synthetic_curves(rows=60):
+    """Three curves of steps 50, 100, ... after a short warm-up: cosine, constant and decay, line."""
+    step, curve = np.tile(np.arange(1, rows + 1) * 50.0, 3), np.repeat(list("abc"), rows)
+    t = step / (50 * rows)
+    decay = np.where(t < 0.7, 1.0, (1 - t) / 0.3 + 0.003)
+    linear, cosine = np.minimum(1, 2.05 - 2 * t), 0.55 + 0.45 * np.cos(np.pi * t)
+    schedule = np.select([curve == "a", curve == "b"], [cosine, decay], linear)
+    return dict(step=step, lr=0.3 * schedule * np.minimum(1, step / 200), curve=curve)
 
 
 def synthetic_columns(law, rng, rows=40):
-    """Columns a law reads, in raw units; for laws of curves three schedules of 60 rows."""
-    ranges = dict(x=(.1, 10), N=(1e6, 1e10), D=(1e8, 1e12), U=(1e8, 1e9), TPP=(1, 1e3), C=(1e17, 1e22), r=(.05, .95),
-                  Nnv=(1e7, 1e10), Nv=(1e6, 1e9), loss=(2, 4), V=(1024, 1025))
+    """Columns a law reads, in raw units."""
     if "curve" in law.columns:
-        step, curve = np.tile(np.arange(1, 61) * 50.0, 3), np.repeat([0, 1, 2], 60)
-        t = step / 3000
-        decay = np.where(t < 0.7, 1.0, (1 - t) / 0.3 + 0.003)
-        linear, cosine = np.minimum(1, 2.05 - 2 * t), 0.55 + 0.45 * np.cos(np.pi * t)
-        schedule = np.select([curve == 0, curve == 1], [cosine, decay], linear)
-        return dict(step=step, lr=0.3 * schedule * np.minimum(1, step / 200), curve=curve)
-    columns = {name: np.exp(rng.uniform(*np.log(ranges[name]), rows)) for name in law.columns if name != "T"}
-    return columns | ({"T": columns["U"] * 2.0 ** rng.integers(0, 7, rows)} if "T" in law.columns else {})
+        return synthetic_curves()
+    ranges = dict(x=(.1, 10), N=(1e6, 1e10), D=(1e8, 1e12), U=(1e8, 1e9), C=(1e17, 1e22),
+                  r=(.05, .95), Nnv=(1e7, 1e10), Nv=(1e6, 1e9), loss=(2, 4))
+    columns = {name: np.exp(rng.uniform(*np.log(ranges[name]), rows))
+               for name in law.columns if name != "T"}
+    if "T" in law.columns:
+        columns["T"] = columns["U"] * 2.0 ** rng.integers(0, 7, rows)
+    return columns
 
 
 def synthetic_problem(law, rng, noise):
-    """(columns, targets, true parameters): every basis column contributes a third to one to the sum."""
+    """(columns, targets, true parameters): every basis column contributes a third to one."""
     columns = synthetic_columns(law, rng)
     shape = {name: math.exp(rng.uniform(*np.log(USUAL.get(name, (.2, .9))))) for name in law.shape}
-    c, p = SimpleNamespace(**columns), SimpleNamespace(**shape)
+    c, p = every_row(law, columns), SimpleNamespace(**shape)
     size = [np.sqrt(np.mean(np.square(column))) for column in law.basis(p, c)]
     share = [0.9, 0.5] if law.target == "error" else rng.uniform(0.3, 1.0, len(size))
     truth = shape | {name: s / z for name, s, z in zip(law.signs, share, size)}
@@ -2764,10 +2785,24 @@ def synthetic_problem(law, rng, noise):
     return columns, y * np.exp(rng.normal(0, noise, len(y))), truth
 
 
-def best_of_random_starts(law, columns, y, method, rng, starts):
-    """The peer: L-BFGS-B from random starts on the objective from its definition, gradient by complex steps."""
+def spoil(columns, y, how, rng):
+    """Points as real tables have them: "outliers" (one run in twenty a third worse), "repeats" (each
+    point three times), "over-fitted" (loss rises again with repetition, more in larger models)."""
+    if how == "outliers":
+        return columns, y * np.where(rng.random(len(y)) < 0.05, 1.3, 1.0)
+    if how == "repeats":
+        columns = {name: np.repeat(column, 3) for name, column in columns.items()}
+        return columns, np.repeat(y, 3) * np.exp(rng.normal(0, 0.003, 3 * len(y)))
+    if how == "over-fitted":
+        worse = np.maximum(columns["T"] / columns["U"] / 8, 1) * (columns["N"] / 1e8) ** 0.2
+        return columns, y + 0.1 * np.log(np.maximum(worse, 1))
+    return columns, y
+
+
+def best_of_random_starts(law, columns, y, method, rng, starts, delta=1e-3):
+    """The peer: L-BFGS-B from random starts on the objective from its definition."""
     from scipy.optimize import minimize
-    c, k, h = SimpleNamespace(**columns), len(law.shape), 1e-30
+    c, k = every_row(law, columns), len(law.shape)
     ranges = np.log(np.array(list(law.shape.values())).reshape(-1, 2))
     sign = np.array([-1.0 if s == "-" else 1.0 for s in law.signs.values()])
 
@@ -2779,46 +2814,94 @@ def best_of_random_starts(law, columns, y, method, rng, starts):
         if law.logs:
             return eta - np.log(y)
         value = law.inverse(eta, p, c)
-        return value - y if method == "ls" else np.log(value / y)
+        return value - y if method in ("ls", "raw_huber") else np.log(value / y)
 
     def objective(z):
         r = residuals(z)
-        huber = np.where(abs(r) < 1e-3, r * r / 2, 1e-3 * abs(r) - 5e-7)
-        value, slope = {"ls": (r * r / 2, r), "huber": (huber, np.clip(r, -1e-3, 1e-3)),
-                        "lad": (abs(r), np.sign(r))}[method]
+        huber = np.where(abs(r) < delta, r * r / 2, delta * (abs(r) - delta / 2))
+        value, slope = {"ls": (r * r / 2, r), "lad": (abs(r), np.sign(r))}.get(
+            method, (huber, np.clip(r, -delta, delta)))
         if not np.isfinite(value).all():
             return 1e9, np.zeros(len(z))
-        gradient = [slope @ (residuals(z + 1j * h * unit).imag / h) for unit in np.eye(len(z))]
+        steps = 1e-6 * np.eye(len(z))
+        gradient = [slope @ (residuals(z + h) - residuals(z - h)) / 2e-6 for h in steps]
         return 1e3 * value.sum(), 1e3 * np.array(gradient)
-    bounds = [*map(tuple, ranges), *[(None, None) if s == "" else (0, None) for s in law.signs.values()]]
-    options, best = dict(maxiter=3000, maxfun=6000, ftol=1e-15, gtol=1e-10, maxcor=20), math.inf
+    free = [(None, None) if s == "" else (0, None) for s in law.signs.values()]
+    options = dict(maxiter=3000, maxfun=6000, ftol=1e-15, gtol=1e-10, maxcor=20)
+    best = math.inf
     with np.errstate(all="ignore"):
         for _ in range(starts):
             start = np.concatenate([rng.uniform(*ranges.T), rng.uniform(0, 2, len(sign))])
-            found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+            found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options,
+                             bounds=[*map(tuple, ranges), *free])
             best = min(best, found.fun)
     return best / 1e3
 
 
-@pytest.mark.parametrize("name", [name for name in fit.LAWS if name != "inference"])
+def checked_methods(law, y):
+    """The law's own method and least squares; with FITS every method that its targets allow."""
+    if FITS == 1:
+        return dict.fromkeys([law.method, "ls"])
+    return [method for method in fit.METHODS if (y > 0).all() or method in ("ls", "raw_huber")]
+
+
+@pytest.mark.parametrize("name", list(fit.LAWS))
 def test_every_law_is_recovered_and_its_optimum_is_global(name):
-    law = fit.LAWS[name]
-    slow = "curve" in law.columns
+    """With FITS, a line a method: the worst excess over the peer's objective (negative: better), the
+    largest error of a prediction against the truth relative to its mean, seconds of fit and peer."""
+    law, slow = fit.LAWS[name], "curve" in fit.LAWS[name].columns
+    worst = {}
     for seed in range(FITS):
         columns, y, truth = synthetic_problem(law, np.random.default_rng(seed), 0.0)
         found = fit.fit(law, columns, y)
-        assert np.abs(found["prediction"] / y - 1).max() < 1e-5 or found["objective"] < 1e-12, name
+        assert np.abs(found["prediction"] / y - 1).max() < 1e-5 or found["objective"] < 1e-12
         columns, y, truth = synthetic_problem(law, np.random.default_rng(seed), 0.003)
         right = fit.predict(law, truth, columns)
-        for method in ("ls", "huber", "lad") if FITS > 1 or len(law.shape) < 3 and not slow else ("ls",):
-            if (y <= 0).any() and method != "ls":
-                continue
+        for method in checked_methods(law, y):
+            begin = time.process_time()
             found = fit.fit(law, columns, y, method=method)
+            middle = time.process_time()
+            starts, rng = (5 if slow else 20) * FITS, np.random.default_rng(seed)
+            if FITS == 1:
+                starts = 2
+            peer = best_of_random_starts(law, columns, y, method, rng, starts)
+            seconds = middle - begin, time.process_time() - middle
             error = np.abs(found["prediction"] - right) / np.abs(right).mean()
             assert error.max() < 0.02 and np.sqrt((error ** 2).mean()) < 0.003, (method, error.max())
-            starts = 20 * FITS if FITS > 1 else 2
-            peer = best_of_random_starts(law, columns, y, method, np.random.default_rng(seed), starts)
-            assert found["objective"] <= peer * (1 + 1e-8), method
+            assert found["objective"] <= peer * (1 + 1e-6), method
+            worst.setdefault(method, []).append([found["objective"] / peer - 1, error.max(), *seconds])
+    for method, rows in worst.items() if FITS > 1 else ():
+        excess, error, ours, peers = np.array(rows).T
+        print(f"{name:<17}{method:<10}{excess.max():9.1e}{error.max():9.4f}{ours.mean():8.2f}"
+              f"{peers.mean():8.1f}")
+
+
+@pytest.mark.parametrize("name, how", [
+    ("power", "outliers"), ("chinchilla", "outliers"), ("chinchilla", "repeats"),
+    ("data_constrained", "outliers"), ("data_constrained", "over-fitted"),
+    ("data_constrained", "repeats"), ("practical", "over-fitted"), ("overfit", "over-fitted")])
+def test_the_optimum_is_global_on_points_like_those_of_real_tables(name, how):
+    law = fit.LAWS[name]
+    for seed in range(FITS):
+        rng = np.random.default_rng(100 + seed)
+        columns, y, _ = synthetic_problem(law, rng, 0.01)
+        columns, y = spoil(columns, y, how, rng)
+        for method in ("ls", "huber", "lad") if FITS > 1 else ("ls", law.method):
+            found = fit.fit(law, columns, y, method=method)
+            peer = best_of_random_starts(law, columns, y, method, rng, 60 if FITS > 1 else 6)
+            assert found["objective"] <= peer * (1 + 1e-6) and found["done"], (method, seed)
+
+
+def test_a_narrow_huber_loss_ends_at_the_least_absolute_deviations():
+    """At width 1e-6 hardly a residual is inside: the corner that linear programs find is as good."""
+    law = fit.LAWS["chinchilla"]
+    columns, y, _ = synthetic_problem(law, np.random.default_rng(3), 0.01)
+    corner, narrow = fit.fit(law, columns, y, method="lad"), fit.fit(law, columns, y, delta=1e-6)
+    r = np.abs(np.log(corner["prediction"] / y))
+    at_corner = np.where(r < 1e-6, r * r / 2, 1e-6 * (r - 5e-7)).sum()
+    assert narrow["done"] and narrow["objective"] <= at_corner * (1 + 1e-9)
+    assert corner["objective"] <= np.abs(np.log(narrow["prediction"] / y)).sum()
+    assert (r < 1e-9).sum() >= 5  # as many points as parameters are met
 
 
 @pytest.mark.parametrize("truth", [(0.05, 1.02, 3.43), (2.0, 0.3, 1.7), (0.5, 2.5, 0.0)])
@@ -2893,21 +2976,88 @@ def test_published_coefficients():
 
 
 def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
-    """S1 and S2 from every 50th row, shuffled, are those of every step, summed from their definitions."""
+    """S1, S2 and the drop of the multi-power law from every 50th row, shuffled, against the sums over
+    every step of their definitions. Rows kept begin after the warm-up, which is linear."""
     step = np.arange(1, 1001)
-    lr = np.interp(step, [1, 200, 1000], [1.0, 1.0, 0.1])
-    momentum = s2 = 0.0
-    for before, after in zip(lr, lr[1:]):
+    lr = np.interp(step, [0, 200, 1000], [0.0, 1.0, 0.1])
+    s1, momentum, s2 = np.cumsum(lr), 0.0, 0.0
+    for before, after in zip(lr[199:], lr[200:]):
         momentum = 0.99 * momentum + before - after
         s2 += momentum
-    for kept in (step, np.random.default_rng(0).permutation(np.r_[step[199::50], 1])):
-        c = SimpleNamespace(step=kept.astype(float), lr=lr[kept - 1], curve=np.full(len(kept), "a"))
-        last = np.argmax(kept)
-        assert fit.lr_area(c)[last] == pytest.approx(lr.sum()) and fit.annealed(c, 0.99)[last] == pytest.approx(s2)
+    p = SimpleNamespace(C=2.0, beta=.6, gamma=.7)
+    changes, earlier = np.diff(lr, prepend=0.0), np.concatenate([[0.0], s1[:-1]])
+    drop = (changes * (1 - (1 + p.C * lr ** -p.gamma * (s1[-1] - earlier)) ** -p.beta)).sum()
+    rows_kept = step, np.random.default_rng(0).permutation(step[199::50])
+    for kept, near in zip(rows_kept, (1e-9, 0.03)):  # the latest changes are summed as one
+        columns = dict(step=kept.astype(float), lr=lr[kept - 1], curve=np.full(len(kept), "a"))
+        c, last = fit.read_changes(columns, np.ones(len(kept), dtype=bool)), np.argmax(kept)
+        assert c.S1[last] == pytest.approx(s1[-1])
+        assert fit.annealed(c, 0.99)[last] == pytest.approx(s2)
+        assert fit.multi_power_drop(c, p)[last] == pytest.approx(drop, rel=near)
+
+
+@pytest.mark.parametrize("name, truth", [
+    ("lr_annealing", dict(alpha=.5, forget=.003, L0=3.15, A=.524, C=1.9)),
+    ("multi_power", dict(alpha=.508, beta=.583, gamma=.641, C=2.066, L0=3.04, A=.525, B=364.0))])
+def test_curves_begin_after_a_warmup(world, capsys, name, truth):
+    """1,500 rows of three curves that begin where their warm-up of 2,160 steps ends, like the public
+    ones: the exponent of the area is right, in seconds. A row without a loss gives another schedule."""
+    law, rng = fit.LAWS[name], np.random.default_rng(0)
+    step, curve = np.tile(np.linspace(2160, 24000, 500).round(), 3), np.repeat(list("abc"), 500)
+    t = (step - 2160) / 21840
+    cosine, wsd = .1 + .45 * (1 + np.cos(np.pi * t)), np.where(t < .7, 1, 1 - .9 * (t - .7) / .3)
+    lr = 3e-4 * np.select([curve == "a", curve == "b"], [cosine, wsd], 1.0)
+    area = np.zeros(1500)  # by its definition, over every step
+    for one in "abc":
+        rows = curve == one
+        every = np.interp(np.arange(1, 24001), [0, *step[rows]], [0.0, *lr[rows]])
+        area[rows] = np.cumsum(every)[step[rows].astype(int) - 1]
+    columns = dict(step=step, lr=lr, curve=curve)
+    c = every_row(law, columns)
+    last = -truth["C"] * fit.annealed(c, 1 - truth["forget"]) if name == "lr_annealing" \
+        else truth["B"] * fit.multi_power_drop(c, SimpleNamespace(**truth))
+    loss = truth["L0"] + truth["A"] * area ** -truth["alpha"] + last
+    loss = loss * np.exp(rng.normal(0, 1e-3, 1500))
+    begin = time.process_time()
+    found = fit.fit(law, columns, loss)
+    assert time.process_time() - begin < 15  # 0.5 to 3 s on a free core
+    assert found["params"]["alpha"] == pytest.approx(truth["alpha"], rel=0.03)
+    assert found["params"]["L0"] == pytest.approx(truth["L0"], rel=0.01) and found["done"]
+    few = np.arange(0, 1500, 25)
+    write_points(world / "curves.csv", step=step[few], lr=lr[few], curve=curve[few], loss=loss[few])
+    assert call(fit, name, "curves.csv", "--json") == 0
+    printed = capsys.readouterr().out
+    assert "3 curves begin at step 2160: lr is taken to rise linearly" in printed
+    report = json.loads(printed.splitlines()[-1])
+    assert report["points"] == 60
+    # a first row without a loss at step 0: no warm-up
+    text = "".join(f"0,0.0003,{one},\n" for one in "abc")
+    (world / "told.csv").write_text((world / "curves.csv").read_text() + text)
+    assert call(fit, name, "told.csv", "--json") == 0
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert "begin at step" not in printed and told["points"] == 60
+    assert abs(told["params"]["alpha"]["value"] - truth["alpha"]) > 0.02
+
+
+def test_a_bootstrap_draws_whole_curves(world, capsys):
+    """The rows of one curve have an error in common: drawn by row, intervals would be too narrow."""
+    law, rng = fit.LAWS["lr_annealing"], np.random.default_rng(0)
+    step, curve = np.tile(np.arange(1, 21) * 100.0, 8), np.repeat(list("abcdefgh"), 20)
+    end = np.repeat(rng.uniform(0.1, 0.9, 8), 20)
+    columns = dict(step=step, lr=1 - (1 - end) * step / 2000, curve=curve)
+    truth = dict(alpha=.5, forget=.01, L0=3.0, A=5.0, C=.01)
+    loss = fit.predict(law, truth, columns) + np.repeat(rng.normal(0, 0.02, 8), 20)
+    found = fit.fit(law, columns, loss)
+    draws, total = fit.bootstrap(law, columns, loss, found, 40)
+    assert total == 8 and np.std([d["L0"] for d in draws]) > 0.004  # by row it is 0.002
+    write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
+    assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
 
 
 def test_intervals_of_a_linear_law_are_the_textbooks():
-    """A / K + E is linear: the profile is Student's interval, or the normal one where the noise is known."""
+    """A / K + E is linear: the profile is Student's interval, or the normal one where the noise is
+    known."""
     from scipy import optimize, stats
     k, rng = np.arange(1, 9), np.random.default_rng(1)
     loss = 0.5 / k + 3 + rng.normal(0, 0.01, 8)
@@ -2918,9 +3068,10 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     assert (low, high) == pytest.approx((line.intercept - half, line.intercept + half), abs=1e-6)
     residual = np.sqrt(((loss - line.slope / k - line.intercept) ** 2).sum() / 6)
     low, high = fit.profile_interval(law, columns, loss, sigma=0.02)
-    assert (high - low) / 2 == pytest.approx(1.95996 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
-    low, high = fit.profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # known from four seeds
-    assert (high - low) / 2 == pytest.approx(3.18245 * 0.02 * line.intercept_stderr / residual, rel=1e-4)
+    error = 0.02 * line.intercept_stderr / residual
+    assert (high - low) / 2 == pytest.approx(1.95996 * error, rel=1e-4)
+    low, high = fit.profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # of four seeds
+    assert (high - low) / 2 == pytest.approx(3.18245 * error, rel=1e-4)
     assert fit.profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
     exact = fit.profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
     assert exact == pytest.approx((3, 3), abs=1e-4)
@@ -2935,25 +3086,128 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     assert high == pytest.approx(end, abs=1e-4) and end > 3.67
     # the bootstrap agrees with them and is seeded
     found = fit.fit(law, columns, loss)
-    drawn = fit.bootstrap(law, columns, loss, found, 300)
-    assert drawn == fit.bootstrap(law, columns, loss, found, 300)
-    assert drawn != fit.bootstrap(law, columns, loss, found, 300, seed=1)
-    assert drawn["E"][0] < found["params"]["E"] < drawn["E"][1] and 0.3 < (drawn["E"][1] - drawn["E"][0]) / half < 2
+    draws, total = fit.bootstrap(law, columns, loss, found, 300)
+    again, _ = fit.bootstrap(law, columns, loss, found, 300)
+    other, _ = fit.bootstrap(law, columns, loss, found, 300, seed=1)
+    assert draws == again and draws != other
+    low, high = fit.percentile_interval([d["E"] for d in draws], found["params"]["E"], total, 2)
+    assert low < found["params"]["E"] < high and 0.6 < (high - low) / 2 / half < 2
     # without the first point, the limit by hand
     left = fit.limit_range(fit.leave_one_out(law, columns, loss, found))
     ends = [stats.linregress(np.delete(1 / k, i), np.delete(loss, i)).intercept for i in range(8)]
     assert left == (pytest.approx(min(ends)), pytest.approx(max(ends)))
 
 
-def test_profiles_cover_the_truth_as_often_as_they_say():
-    """The limit of the paper's four sizes, noise known from seeds: 95% intervals of 20 draws."""
-    rng, n = np.random.default_rng(0), np.array([0.15, 0.3, 0.6, 1.4])
-    covered, flat = 0, 0
-    for _ in range(20):
-        loss = 0.05 / n ** 1.02 + 3.43 + rng.normal(0, 0.008, 4)
-        low, high = fit.profile_interval(fit.LAWS["power"], {"x": n}, loss, sigma=0.008)
-        covered, flat = covered + (low <= 3.43 <= high), flat + (low == 0)
-    assert 17 <= covered <= 20 and flat < 10
+def cover(draw, count, truth):
+    """The share of `count` intervals of draw(seed) that hold the truth."""
+    held = 0
+    for seed in range(count):
+        low, high = draw(seed)
+        held += low <= truth <= high
+    return held / count
+
+
+# COVER=200 pytest -s -k "cover" prints the coverage of each route over 200 draws
+COVER = int(os.environ.get("COVER", 0))
+
+
+def sizes_at_the_limit(rng, noise=0.008):
+    """The paper's four sizes around its law."""
+    n = np.array([0.15, 0.3, 0.6, 1.4])
+    return {"x": n}, 0.05 / n ** 1.02 + 3.43 + rng.normal(0, noise, 4)
+
+
+def twelve_points(rng):
+    """Twelve points of a power law with an exponent that they determine."""
+    x = np.geomspace(1, 100, 12)
+    return {"x": x}, 2 / x ** 0.5 + 3 + rng.normal(0, 0.01, 12)
+
+
+def chinchilla_points(rng, rows=40):
+    design = np.random.default_rng(5)
+    n, d = np.exp(design.uniform(18, 23, rows)), np.exp(design.uniform(21, 26, rows))
+    truth = dict(alpha=.35, beta=.37, A=480.0, B=2100.0, E=1.8)
+    columns = {"N": n, "D": d}
+    right = fit.predict(fit.LAWS["chinchilla"], truth, columns)
+    return columns, right * np.exp(rng.normal(0, 0.003, rows)), truth
+
+
+def known_noise(seed):
+    rng = np.random.default_rng(seed)
+    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=0.008)
+
+
+def noise_of_seeds(seed):
+    rng = np.random.default_rng(seed)
+    sigma = np.std(rng.normal(0, 0.008, 3), ddof=1)  # three seeds: two degrees of freedom
+    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=2)
+
+
+def pooled_noise(seed):
+    rng = np.random.default_rng(seed)
+    sigma = np.sqrt(np.mean([np.var(rng.normal(0, 0.008, 3), ddof=1) for _ in range(4)]))
+    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=8)
+
+
+def noise_of_residuals(seed):
+    rng = np.random.default_rng(seed)
+    return fit.profile_interval(fit.LAWS["power"], *twelve_points(rng))
+
+
+def bootstrap_of_twelve(seed):
+    rng = np.random.default_rng(seed)
+    law, (columns, y) = fit.LAWS["power"], twelve_points(rng)
+    found = fit.fit(law, columns, y)
+    draws, total = fit.bootstrap(law, columns, y, found, 100)
+    return fit.percentile_interval([d["E"] for d in draws], found["params"]["E"], total, 3)
+
+
+@functools.lru_cache(maxsize=None)
+def chinchilla_intervals(seed):
+    """{quantity: interval} of Chinchilla's law by its authors' method, for one draw of 40 points."""
+    law, (columns, y, _) = fit.LAWS["chinchilla"], chinchilla_points(np.random.default_rng(seed))
+    found = fit.fit(law, columns, y)
+    draws, total = fit.bootstrap(law, columns, y, found, 100)
+    return {name: fit.percentile_interval([d[name] for d in draws], value, total, 5)
+            for name, value in fit.quantities(law, found["params"]).items()}
+
+
+def t_of_members(seed):
+    """The limit of five members' average by its jackknife, here the mean of five draws."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(3.43, 0.008, 5)
+    left_out = [np.delete(values, i).mean() for i in range(5)]
+    return fit.t_interval(values.mean(), fit.jackknife(left_out), 5)
+
+
+@pytest.mark.parametrize("route, truth, quick", [
+    (known_noise, 3.43, 20), (noise_of_seeds, 3.43, 20), (pooled_noise, 3.43, 20),
+    (noise_of_residuals, 3.0, 20), (bootstrap_of_twelve, 3.0, 16), (t_of_members, 3.43, 100),
+    (lambda seed: chinchilla_intervals(seed)["E"], 1.8, 12),
+    (lambda seed: chinchilla_intervals(seed)["alpha"], .35, 12),
+    (lambda seed: chinchilla_intervals(seed)["a"], .37 / .72, 12)], ids=[
+        "profile, noise known", "profile, noise of 3 seeds", "profile, noise pooled",
+        "profile, noise of residuals", "bootstrap, 12 points", "jackknife of 5 members",
+        "bootstrap, chinchilla E", "bootstrap, chinchilla alpha", "bootstrap, chinchilla a"])
+def test_intervals_cover_the_truth_as_often_as_they_say(request, route, truth, quick):
+    count = COVER or quick
+    share = cover(route, count, truth)
+    if COVER:
+        print(f"{request.node.callspec.id}: {share:.1%} of {count} draws (nominal 95%)")
+    # three standard errors of the count below 95%; the whole check is at least 92% of 200
+    assert share >= (0.92 if COVER else 0.95 - 3 * math.sqrt(0.95 * 0.05 / count))
+
+
+def fit_refuses(*arguments):
+    """The message with which `fit.py arguments` stops."""
+    old, sys.argv = sys.argv, ["fit.py", *map(str, arguments)]
+    try:
+        with pytest.raises(ValueError) as error:
+            fit.main()
+    finally:
+        sys.argv = old
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def write_points(path, **columns):
@@ -2962,32 +3216,210 @@ def write_points(path, **columns):
     return path
 
 
+def law_json(capsys, *arguments):
+    """The report of `fit.py LAW POINTS` and all that it printed before."""
+    capsys.readouterr()
+    assert call(fit, *arguments, "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    return json.loads(lines[-1]), "\n".join(lines[:-1])
+
+
 def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
-    rng = np.random.default_rng(0)
-    n, d = np.exp(rng.uniform(18, 23, 60)), np.exp(rng.uniform(21, 26, 60))
-    loss = 1.8 + 480 / n ** .35 + 2100 / d ** .37
-    noisy = loss * np.exp(rng.normal(0, 0.003, 60))
+    columns, noisy, truth = chinchilla_points(np.random.default_rng(0), 60)
+    n, d = columns["N"], columns["D"]
     write_points(world / "points.csv", N=n[:50], D=d[:50], loss=noisy[:50], w=[1] * 50)
-    write_points(world / "other.csv", N=n[50:], D=d[50:], loss=loss[50:])
-    assert call(fit, "chinchilla", "points.csv", "--method", "huber", "--bootstrap", 40, "--predict", "other.csv",
-                "--weights", "w", "--inference", 1e12, "--loss", 2.2, "--json") == 0
-    printed = capsys.readouterr().out.splitlines()
-    report = json.loads(printed[-1])
-    assert report["predict"]["mae"] < 0.01 and len(report["predict"]["rows"]) == 10
-    for name, true in dict(alpha=.35, beta=.37, E=1.8).items():
-        low, high = report["params"][name]["low"], report["params"][name]["high"]
-        assert low < report["params"][name]["value"] < high and 2 * low - high < true < 2 * high - low
+    write_points(world / "other.csv", N=n[50:], D=d[50:], loss=noisy[50:])
+    report, printed = law_json(
+        capsys, "chinchilla", "points.csv", "--bootstrap", 60, "--predict", "other.csv", "--weights",
+        "w", "--inference", 1e12, "--loss", 2.2, "--compute", 1e21, "--figure", "law.png")
+    assert "Huber's loss of logs, width 0.001, the law's own" in printed
+    assert (report["method"], report["delta"], report["weights"]) == ("huber", 0.001, "w")
+    assert (report["sigma"], report["seed"], report["bootstrap"]) == (None, 0, 60)
+    assert (world / "law.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("alpha", "beta", "E"):
+        one = report["params"][name]
+        assert set(one) == {"value", "se", "low", "high"} and one["se"] > 0
+        assert one["low"] < one["value"] < one["high"]
+        assert 2 * one["low"] - one["high"] < truth[name] < 2 * one["high"] - one["low"]
     assert report["limit"] == report["params"]["E"]["value"] and report["inference"]["N"] > 0
-    # columns of this kit's runs.csv, chosen rows, constants
-    rows = dict(params=[1e6, 2e6, 4e6, 8e6] * 2, val_loss=[3.5, 3.3, 3.2, 3.15, 9, 9, 9, 9], recipe=list("aaaabbbb"))
+    # predictions: with intervals that hold new points, with N, D and relative error
+    rows = report["predict"]["rows"]
+    assert report["predict"]["mae"] < 0.02 and len(rows) == 10
+    assert sum(row["low"] < row["loss"] < row["high"] for row in rows) >= 8
+    for row, size in zip(rows, n[50:]):
+        assert row["N"] == pytest.approx(size)
+        assert row["relative error"] == pytest.approx(row["predicted"] / row["loss"] - 1, abs=1e-12)
+    assert "| N | D | predicted | low | high | loss | relative error |" in printed
+    # the optimum is the closed form's, and its interval holds the truth's
+    fitted = {name: one["value"] for name, one in report["params"].items()}
+    optimum = report["compute"]
+    assert optimum["N"] == pytest.approx(math.exp(fitted["log_G"]) * (1e21 / 6) ** fitted["a"], rel=1e-4)
+    assert 6 * optimum["N"] * optimum["D"] == pytest.approx(1e21)
+    right = fit.allocation(truth)
+    best_n = math.exp(right["log_G"]) * (1e21 / 6) ** right["a"]
+    assert optimum["N_low"] < best_n < optimum["N_high"]
+    assert optimum["loss_low"] < optimum["loss"] < optimum["loss_high"]
+    # without the answer, and without intervals of parameters: the same keys
+    write_points(world / "ask.csv", N=[1e9], D=[2e10])
+    report, _ = law_json(capsys, "chinchilla", "points.csv", "--predict", "ask.csv", "--method", "ls")
+    row, = report["predict"]["rows"]
+    assert report["predict"]["mae"] is None and "loss" not in row
+    assert row["low"] < row["predicted"] < row["high"]
+    assert set(report["params"]["E"]) == {"value", "se", "low", "high"}
+    # columns of this kit's results, chosen rows, noise from the table
+    rows = dict(params=[1e6, 2e6, 4e6, 8e6] * 2, val_loss=[3.5, 3.3, 3.2, 3.15, 9, 9, 9, 9],
+                recipe=list("aaaabbbb"), sd=[0.01] * 8, seeds=[3] * 8)
     write_points(world / "runs.csv", **rows)
-    assert call(fit, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--sigma", 0.01, "--json") == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["params"]["b"] == pytest.approx(1.0, rel=1e-4) and report["limit"] == pytest.approx(3.1, abs=1e-4)
-    assert report["limit_interval"][0] < 3.1 < report["limit_interval"][1] and report["points"] == 4
+    report, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--pooled")
+    assert report["params"]["b"]["value"] == pytest.approx(1.0, rel=1e-4) and report["points"] == 4
+    assert report["limit"] == pytest.approx(3.1, abs=1e-4)
+    assert (report["sigma"], report["sigma_freedom"]) == (pytest.approx(0.01), 8)
+    same, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--sigma", "0.01:8")
+    assert same["limit_interval"] == report["limit_interval"]
+    assert same["limit_interval"][0] < 3.1 < same["limit_interval"][1]
     assert call(fit, "--list") == 0
     listed = capsys.readouterr().out
     assert all(f"{name}: " in listed for name in fit.LAWS) and "left out" in listed
+
+
+def test_standard_errors_are_those_of_curve_fit(world, capsys):
+    from scipy.optimize import curve_fit
+    columns, y = twelve_points(np.random.default_rng(0))
+    write_points(world / "points.csv", N=columns["x"], loss=y)
+    report, _ = law_json(capsys, "power", "points.csv", "--x", "N")
+    popt, covariance = curve_fit(lambda x, a, b, e: a / x ** b + e, columns["x"], y, (2, .5, 3))
+    for name, value, error in zip("AbE", popt, np.sqrt(np.diag(covariance))):
+        assert report["params"][name]["value"] == pytest.approx(value, rel=1e-5)
+        assert report["params"][name]["se"] == pytest.approx(error, rel=1e-3)
+
+
+def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, capsys):
+    """What --where keeps of the fitted points must not choose the points to predict; numbers compare
+    as numbers; several laws, one table of errors that a loop by hand gives too."""
+    columns, y, _ = chinchilla_points(np.random.default_rng(0), 60)
+    n, d = columns["N"], np.where(np.arange(60) < 50, 1e9, 4e9) * (1 + np.arange(60) % 5)
+    y = fit.predict(fit.LAWS["chinchilla"], dict(alpha=.35, beta=.37, A=480., B=2100., E=1.8),
+                    dict(N=n, D=d)) * y / y.mean()
+    path = write_points(world / "points.csv", N=n, D=d, loss=y)
+    path.write_text(path.read_text().replace("1000000000.0,", "1e+09,"))
+    report, _ = law_json(capsys, "chinchilla", "points.csv", "--where", "D<3.5e9", "--predict", "points.csv",
+                         "--method", "ls")
+    assert report["points"] == int((d < 3.5e9).sum()) and len(report["predict"]["rows"]) == 60
+    report, _ = law_json(capsys, "power", "points.csv", "--x", "N", "--where", "D=1000000000")
+    assert report["points"] == 10
+    report, printed = law_json(capsys, "chinchilla,kaplan", "points.csv", "--hold_out", "D>9e9",
+                               "--hold_out", "N<1e8", "--method", "ls")
+    assert "| law | method | none held out | D>9e9 | N<1e8 |" in printed
+    for name, errors in report["laws"].items():
+        for condition, held in (("D>9e9", d > 9e9), ("N<1e8", n < 1e8)):
+            kept = fit.fit(fit.LAWS[name], dict(N=n[~held], D=d[~held]), y[~held], method="ls")
+            right = np.abs(fit.predict(fit.LAWS[name], kept["params"], dict(N=n, D=d)) - y)[held].mean()
+            assert errors[condition] == pytest.approx(right, rel=1e-4)
+    # the law of repeated tokens says where more epochs stop to help
+    rows = [dict(N=size, U=1e6, T=1e6 * t, loss=3 - .3 * math.log(t) + worse * (math.log(t)) ** 2)
+            for size, worse in ((1e5, .08), (4e5, .12), (16e5, .16)) for t in (1, 2, 4, 8, 16)]
+    write_points(world / "epochs.csv", **{key: [row[key] for row in rows] for key in rows[0]})
+    report, _ = law_json(capsys, "overfit", "epochs.csv", "--hold_out", "T=16e6")
+    assert report["laws"]["overfit"]["best T found"][1] == 3
+
+
+def test_fixed_and_equal_parameters(world, capsys):
+    columns, y, truth = chinchilla_points(np.random.default_rng(0))
+    write_points(world / "points.csv", **columns, loss=y)
+    report, printed = law_json(capsys, "chinchilla", "points.csv", "--fix", "E=1.6", "--fix", "alpha=beta")
+    values = {name: one["value"] for name, one in report["params"].items()}
+    assert values["E"] == 1.6 and values["alpha"] == values["beta"] and "fixed" in printed
+    # against a plain fit of the three that are left
+    from scipy.optimize import minimize
+
+    def objective(z):
+        r = np.abs(np.log((np.exp(z[0]) * columns["N"] ** -z[2] + np.exp(z[1]) * columns["D"] ** -z[2]
+                           + 1.6) / y))
+        return 1e3 * np.where(r < 1e-3, r * r / 2, 1e-3 * (r - 5e-4)).sum()
+    best = min(minimize(objective, start, method="Nelder-Mead",
+                        options=dict(maxiter=20_000, maxfev=20_000, xatol=1e-9, fatol=1e-13)).fun
+               for start in ([5, 6, .3], [6, 7, .35], [4, 4, .25]))
+    assert report["objective"] * 1e3 <= best * (1 + 1e-6)
+    for option, message in (("alpha=gamma", "neither a number nor another of the exponents"),
+                            ("F=1", "the law has alpha, beta, A, B, E"), ("alpha=-1", "above 0")):
+        assert message in fit_refuses("chinchilla", "points.csv", "--fix", option)
+
+
+def test_points_that_do_not_determine_a_law_say_so(world, capsys):
+    """D = 20 N in all rows, N and D in billions, our tables whose tokens are unique ones."""
+    n = np.geomspace(1e7, 1e10, 30)
+    loss = 1.8 + 480 / n ** .35 + 2100 / (20 * n) ** .37
+    loss = loss * np.exp(np.random.default_rng(0).normal(0, 1e-3, 30))
+    write_points(world / "line.csv", N=n, D=20 * n, loss=loss)
+    report, printed = law_json(capsys, "chinchilla", "line.csv")
+    assert "N and D go together in all points" in printed and report["not_determined"]
+    for option in (["--compute", 1e21], ["--inference", 1e12, "--loss", 2.5]):
+        assert "N and D go together" in fit_refuses("chinchilla", "line.csv", *option)
+    columns, y, _ = chinchilla_points(np.random.default_rng(0))
+    write_points(world / "billions.csv", N=columns["N"] / 1e9, D=columns["D"] / 1e9, loss=y)
+    assert "looks like billions" in fit_refuses("chinchilla", "billions.csv", "--compute", 1e21)
+    write_points(world / "good.csv", **columns, loss=y)
+    report, printed = law_json(capsys, "chinchilla", "good.csv")
+    assert report["not_determined"] == [] and "note" not in printed
+    # two exponents of one size at nearly the same D: nothing tells beta
+    narrow = np.exp(np.random.default_rng(1).uniform(0, 0.02, 40)) * 1e10
+    noise = np.random.default_rng(2).normal(0, 0.01, 40)
+    flat = 1.8 + 480 / columns["N"] ** .35 + 2100 / narrow ** .37 + noise
+    write_points(world / "narrow.csv", N=columns["N"], D=narrow, loss=flat)
+    report, printed = law_json(capsys, "chinchilla", "narrow.csv")
+    assert "beta" in report["not_determined"] and "not determined by these points" in printed
+    # tokens seen are D, tokens are the unique ones
+    seen = columns["D"] * 4
+    write_points(world / "ours.csv", params=columns["N"], tokens=columns["D"], tokens_seen=seen,
+                 epochs=[4] * 40, val_loss=y)
+    report, printed = law_json(capsys, "chinchilla", "ours.csv")
+    assert "D is the column tokens_seen" in printed and "tokens are seen up to 4 times" in printed
+    assert report["params"]["B"]["value"] == pytest.approx(
+        4 ** report["params"]["beta"]["value"] * law_json(capsys, "chinchilla", "good.csv")[0][
+            "params"]["B"]["value"], rel=1e-2)
+
+
+def test_a_profile_that_finds_a_better_fit_starts_anew_from_it():
+    """From a fit in the wrong basin the interval is that of the best one."""
+    law = fit.LAWS["power"]
+    columns, y = twelve_points(np.random.default_rng(0))
+    right, best = fit.profile(law, columns, y)
+    wrong = fit.fit(law, columns, y, fixed={"b": 9.0}, method="ls")
+    wrong = {**fit.fit(law, columns, y), "objective": wrong["objective"],
+             "params": wrong["params"]}
+    interval, found = fit.profile(law, columns, y, found=wrong)
+    assert interval == pytest.approx(right, abs=1e-5)
+    assert found["objective"] == pytest.approx(best["objective"])
+
+
+def test_tables_as_people_have_them(world, capsys):
+    """Headers with blanks or other case, chosen columns, D from C and N, blanks where nobody looks."""
+    columns, y, _ = chinchilla_points(np.random.default_rng(0))
+    write_points(world / "good.csv", **columns, loss=y)
+    right, _ = law_json(capsys, "chinchilla", "good.csv")
+    compute = 6 * columns["N"] * columns["D"]
+    write_points(world / "theirs.csv", **{"Model Size": columns["N"], "c": compute, "smooth loss": y,
+                                          "remark": ["", "x"] * 20})
+    report, printed = law_json(capsys, "chinchilla", "theirs.csv", "--columns", "N=Model Size",
+                               "loss=smooth loss")
+    assert report["params"]["alpha"]["value"] == pytest.approx(right["params"]["alpha"]["value"], rel=1e-4)
+    assert "D is from C = 6 N D" in printed and "N is the column Model Size" in printed
+    write_points(world / "case.csv", **{" n ": columns["N"], "d": columns["D"], "Loss": y})
+    report, _ = law_json(capsys, "chinchilla", "case.csv")
+    assert report["objective"] == pytest.approx(right["objective"])
+    # one law for lines in logs, of chosen columns
+    best = 1.8 * columns["N"] ** -.7 * columns["D"] ** .3
+    write_points(world / "lr.csv", **columns, lr=best)
+    report, _ = law_json(capsys, "log_linear", "lr.csv", "--x", "N,D", "--columns", "y=lr")
+    assert report["params"]["k"]["value"] == pytest.approx(1.8, rel=1e-4)
+    assert report["params"]["a_N"]["value"] == pytest.approx(-.7)
+    text = (world / "good.csv").read_text()
+    for change, message in (("# a remark\n" + text, "is a comment line"),
+                            (text.replace(",", ";"), "separated by semicolons"),
+                            (text + '"1,000,000",2e9,3\n', "without thousands separators"),
+                            (text + ",2e9,3\n", "N is blank")):
+        (world / "bad.csv").write_text(change)
+        assert message in fit_refuses("chinchilla", "bad.csv")
 
 
 @pytest.mark.parametrize("law, columns, options, message", [
@@ -3003,16 +3435,28 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     ("power", dict(N=[.15, .3, 6e8, 1.4e9], loss=[4, 3, 2, 1]), ["--x", "N"], "are units mixed"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "no column a;"),
-    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"], "goes with chinchilla and --loss"),
-    ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8], loss=[3, 2, 2, 3, 1.5, 1.5, 1.25, 1.25]),
-     ["--inference", "1e9", "--loss", "2"], "is at its bound: these points do not say"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "has no rows left by --where"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "take NAME=VALUE, not V"),
-    ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than the header"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0.0 is out of range"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "9"], "more than 3 points"),
-    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the first row"),
-    ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "name a law: power, reciprocal, chinchilla")])
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"], "'=2' is no number"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"],
+     "goes with chinchilla and --loss"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--sigma", "0.1"], "add --method ls"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--csv", "a.csv"], "--csv is of runs"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of --bootstrap"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"], "a law in N and D: chin"),
+    ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8],
+                        loss=[3, 2, 2, 3, 1.5, 1.5, 1.25, 1.25]),
+     ["--inference", "1e9", "--loss", "2"], "these points do not determine"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "left by --where"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "NAME=VALUE, not V"),
+    ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0 is out of"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--pooled"], "has no column sigma"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"], "more than 3 points"),
+    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the"),
+    ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
+    ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
+    ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?")])
 def test_bad_points_are_refused(tmp_path, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
@@ -3031,93 +3475,353 @@ def test_reciprocal_law():
             fit.fit_reciprocal(*points)
 
 
-def test_fit_command_over_runs(world, capsys):
-    """The paper's analysis on made-up runs and ensembles with known limits, over four sizes and three budgets."""
-    def write(name, **result):
-        (world / "runs" / name).mkdir(parents=True)
-        (world / "runs" / name / "result.json").write_text(json.dumps({**result, "name": name}))
+def made_run(config, loss, **changes):
+    """What train.py writes of a run, without training it."""
+    return {"kind": "run", "setting": train.setting_of(config),
+            "identity": train.identity(config), **dataclasses.asdict(config),
+            "name": train.run_name(config), "params": 300_000, "params_nonembedding": 150_000,
+            "study": "made", "val_loss": loss, **changes}
 
+
+def write_result(world, name, result):
+    """FOLDER/result.json under runs/."""
+    (world / "runs" / name).mkdir(parents=True, exist_ok=True)
+    (world / "runs" / name / "result.json").write_text(json.dumps(result))
+
+
+def write_made_ladder(world):
+    """Runs and ensembles with known limits, over four sizes and three budgets, each with two
+    settings and two seeds."""
     sizes, k = (150_000, 300_000, 600_000, 1_400_000), np.arange(1, 6)
-    for tokens, n, seed, worse in itertools.product((200_000, 400_000, 800_000), sizes, (0, 1), (0, 1)):
-        level = 40 / tokens ** 0.3
-        for recipe, loss in (("regularized", 5e4 / n ** 0.9 + level + 1.4), ("standard", level + 1.8)):
-            settings = dataclasses.asdict(tiny_config(seed=seed, epochs=2 + worse, recipe=recipe))
-            settings |= {"tokens": tokens, "size": f"{n // 1000}k", "params": n, "params_nonembedding": n // 2}
-            write(f"{recipe}-{tokens}-{n}-{seed}-{worse}", **settings, val_loss=loss + 0.01 * seed + 0.1 * worse)
-        if seed == worse == 0:
-            losses = {kind: (A / k + 0.3 - A + 2e4 / n ** 0.9 + level + 1.2).tolist()
-                      for kind, A in (("logits", 0.3), ("probs", 0.2))}
-            law, probs_law = ({**fit.fit_reciprocal(k, by_k), "se": 0.01} for by_k in losses.values())
-            for recipe in ("regularized", "standard"):
-                write(f"ensembles/{recipe}-{tokens}-{n}", recipe=recipe, size=f"{n // 1000}k", params=n, tokens=tokens,
-                      loss_by_k=losses, law=law, probs_law=probs_law, vary="seed", data_hash=settings["data_hash"])
-    assert call(fit, "--csv", "runs.csv", "--figure", "claims.png", "--json") == 0
-    printed = capsys.readouterr().out.splitlines()
-    out = json.loads(printed[-1])
-    laws = {(law["claim"], law["recipe"], str(law["tokens"])): law for law in out["laws"] if law["claim"] != "K"}
+    for tokens, n in itertools.product((200_000, 400_000, 800_000), sizes):
+        level, size = 40 / tokens ** 0.3, {"size": f"{n // 1000}k", "params": n}
+        losses = {"regularized": 5e4 / n ** 0.9 + level + 1.4, "standard": level + 1.8}
+        for recipe, seed, worse in itertools.product(losses, (0, 1), (0, 1)):
+            config = tiny_config(seed=seed, epochs=2 + worse, recipe=recipe)
+            config = dataclasses.replace(config, tokens=tokens, size=size["size"])
+            loss = losses[recipe] + 0.01 * seed + 0.1 * worse
+            write_result(world, f"{recipe}-{tokens}-{n}-{seed}-{worse}", made_run(
+                config, loss, name=f"{recipe}-{tokens}-{n}-{seed}-{worse}", **size,
+                params_nonembedding=n // 2))
+        by_k = {average: (A / k + 0.3 - A + 2e4 / n ** 0.9 + level + 1.2).tolist()
+                for average, A in (("logits", 0.3), ("probs", 0.2))}
+        law, probs_law = ({**fit.fit_reciprocal(k, by_k[average]), "se": 0.01} for average in by_k)
+        for recipe in losses:
+            name = f"ensembles/{recipe}-{tokens}-{n}"
+            write_result(world, name, {
+                "kind": "ensemble", "study": "made", "setting": f"{recipe}{tokens}{n}",
+                "name": name, "recipe": recipe, **size, "tokens": tokens,
+                "data_hash": config.data_hash,
+                "members": [], "vary": "seed", "loss_by_k": by_k, "law": law,
+                "probs_law": probs_law, "free_law": None, "free_probs_law": None, "kl": 0.5})
+
+
+def markdown_tables(text):
+    """{title: [{header: cell}]} of printed tables."""
+    found, title, header = {}, None, None
+    for line in text.splitlines():
+        if line.startswith("**"):
+            title, header = line.strip("*"), None
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line[1:-1].split("|")]
+            if header is None:
+                header = cells
+            elif not set(line) <= set("|-: "):
+                found.setdefault(title, []).append(dict(zip(header, cells)))
+    return found
+
+
+def test_fit_command_over_runs(world, capsys):
+    """The paper's analysis on made-up runs and ensembles, from folders and from a file of them."""
+    write_made_ladder(world)
+    assert call(fit, "--save", "all.jsonl", "--csv", "all.csv", "--figure", "a.png", "--json") == 0
+    printed = capsys.readouterr().out
+    *_, last = printed.splitlines()
+    out, tables = json.loads(last), markdown_tables(printed)
+
+    # the limits that were put in: over N, over N and K, over D
+    laws = {(law["claim"], law["recipe"], str(law["tokens"])): law
+            for law in out["laws"] if law["claim"] != "K" and law.get("average") != "probs"}
     level = 40 / 200_000 ** 0.3
-    law = laws["N", "regularized", "200000"]  # the better settings, mean of two seeds
-    assert (law["E"], law["b"]) == (pytest.approx(level + 1.405, abs=1e-4), pytest.approx(0.9, rel=1e-3))
-    assert law["interval"][0] < law["E"] < law["interval"][1] and law["nonembedding"]["E"] == pytest.approx(law["E"])
-    assert laws["N and K", "regularized", "200000"]["E"] == pytest.approx(level + 1.2, abs=1e-4)
-    assert out["sigma"] == {recipe: pytest.approx(0.01 / 2 ** 0.5) for recipe in ("regularized", "standard")}
+    law = laws["N", "regularized", "200000"]  # the better setting, mean of two seeds
+    assert law["E"] == pytest.approx(level + 1.405, abs=1e-4)
+    assert law["b"] == pytest.approx(0.9, rel=1e-3)
+    assert law["interval"][0] < law["E"] < law["interval"][1]
+    assert law["nonembedding"]["E"] == pytest.approx(law["E"])
+    tiered = [law["E"] for law in out["laws"]
+              if law["claim"] == "N and K" and law["tokens"] == 200_000
+              and law["average"] == "logits"]
+    assert tiered == pytest.approx([level + 1.2] * 2, abs=1e-4)
+    assert out["sigma"] == {recipe: pytest.approx(0.01 / 2 ** 0.5)
+                            for recipe in ("regularized", "standard")}
     data = {law["recipe"]: law for law in out["laws"] if law["claim"] == "D"}
     assert data["standard, best N"]["E"] == pytest.approx(1.805, abs=1e-3)
-    assert data["regularized ensembles, N and K to infinity"]["E"] == pytest.approx(1.2, abs=1e-3)
+    limit = data["regularized ensembles, N and K to infinity"]["E"]
+    assert limit == pytest.approx(1.2, abs=1e-3)
     ratios = {(r["recipe"], r["tokens"]): r for r in out["data_efficiency"]}
-    found = ratios["regularized, N to infinity", 200_000]
-    assert found["by_law"] == pytest.approx((level / (level - 0.4)) ** (1 / 0.3), rel=1e-2)
-    found = ratios["standard ensembles, N and K to infinity", 200_000]  # measured by the single models, too
-    assert found["by_law"] == pytest.approx((level / (level - 0.605)) ** (1 / 0.3), rel=1e-2)
-    assert any("warning: beyond its range" in line for line in printed)
+    for recipe, gain in (("regularized, N to infinity", 0.4),
+                         ("standard ensembles, N and K to infinity", 0.605)):
+        expected = (level / (level - gain)) ** (1 / 0.3)
+        assert ratios[recipe, 200_000]["by_law"] == pytest.approx(expected, rel=1e-2)
+    assert "warning: beyond its range" in printed
+
+    # the tables say the same
+    row = tables["Best settings (tau: AdamW's memory in epochs)"][-1]
+    assert (row["recipe"], row["size"], row["tokens"]) == ("regularized", "1400k", "800,000")
+    assert (row["epochs"], row["seeds"], row["tried"]) == ("2", "2", "2")
+    title = next(title for title in tables if title.startswith("Ensembles of K members"))
+    row = next(row for row in tables[title] if (row["size"], row["tokens"]) == ("150k", "200,000"))
     limit = 2e4 / 150_000 ** 0.9 + level + 1.2
-    assert any(f"{limit:.4f}   95% {limit - .0278:.3f} to {limit + .0278:.3f} (jackknife); probability mean "
-               f"{limit + .1:.3f}" in line for line in printed)
+    half = 0.01 * 2.7764  # Student's t with four degrees of freedom
+    assert (row["limit"], row["95%"]) == (f"{limit:.3f}", f"+-{half:.3f}")
+    slope, = [row for row in tables["Slope of the best settings' losses, nats per doubling of N"]
+              if (row["recipe"], row["tokens"]) == ("standard", "200,000")]
+    assert slope["slope"] in ("+0.000", "-0.000") and slope["runs"] == "8"
     for claim in ("sizes", "members", "data"):
-        assert (world / f"claims-{claim}.png").read_bytes().startswith(b"\x89PNG")
-    # the table says all that the folders do, and both together no more
-    assert call(fit, "runs.csv", "--csv", "again.csv") == 0
-    assert capsys.readouterr().out.splitlines() == printed[:-1]
-    assert (world / "again.csv").read_text() == (world / "runs.csv").read_text()
-    assert call(fit, "runs", "runs.csv", "--where", "tokens=200000", "--json") == 0
+        assert (world / f"a-{claim}.png").read_bytes().startswith(b"\x89PNG")
+
+    # the file says all that the folders do, both together no more, and saving loses nothing
+    saved = (world / "all.jsonl").read_text()
+    lines = [json.loads(line) for line in saved.splitlines()]
+    assert len(lines) == 96 + 24
+    for line in lines:  # verbatim
+        assert json.loads((world / "runs" / line["name"] / "result.json").read_text()) == line
+    some = ("--where", "tokens=200000")
+    assert call(fit, "runs", "all.jsonl", *some, "--save", "all.jsonl", "--json") == 0
     chosen = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {p["tokens"] for p in chosen["points"]} == {200_000} and not chosen["data_efficiency"]
+    assert (world / "all.jsonl").read_text() == saved
     assert [p for p in out["points"] if p["tokens"] == 200_000] == chosen["points"]
-    # the standard recipe by epochs: the best of each count, once there are three
-    write("longer", **{**settings, "recipe": "standard", "tokens": 200_000, "epochs": 9}, val_loss=9.0)
-    assert call(fit, "--where", "tokens=200000", "--figure", "curves.png") == 0
-    assert f"1400k at 200,000 tokens, by epochs: 2: {level + 1.805:.3f}, 3: {level + 1.905:.3f}, 9: 9.000" \
-        in capsys.readouterr().out and (world / "curves-epochs.png").exists()
-    (world / "runs" / "longer" / "result.json").unlink()
-    assert subprocess.run([sys.executable, HERE / "fit.py", "--figure", "a.foo"], capture_output=True).returncode == 2
-    assert len((world / "runs.csv").read_text().splitlines()) == 1 + 96 + 24 * 5
-    # members that differ have no size, two of them no range, another recipe no style of its own; copies count once
-    law = {**fit.fit_reciprocal([1, 2], [3.5, 3.3]), "se": None}
-    write("ensembles/mixed", recipe=None, size=None, params=None, tokens=200_000, law=law,
-          probs_law=law, loss_by_k=dict(logits=[3.5, 3.3], probs=[3.5, 3.3]), vary="size")
-    settings |= {"recipe": "another", "size": "300k", "params": 300_000, "params_nonembedding": 150_000}
+    assert not chosen["data_efficiency"]
+    assert len((world / "all.csv").read_text().splitlines()) == 1 + 96 + 24
+    header, row = (world / "all.csv").read_text().splitlines()[:2]
+    assert "val_loss" in header and "loss_by_k" not in header
+
+    # a result of another study with the same name is a line of its own, and counts once
+    again = {**lines[-1], "study": "other"}
+    write_result(world, "other", again)
+    assert call(fit, "runs/other", "--save", "all.jsonl") == 0
+    assert len((world / "all.jsonl").read_text().splitlines()) == 96 + 24 + 1
+    runs, ensembles = fit.count_once(fit.read_results(["runs", "all.jsonl"], some[1:]))
+    assert (len(runs), len(ensembles)) == (32, 8)
+
+
+def test_runs_that_differ_in_an_option_are_never_averaged_as_seeds(prepared, monkeypatch):
+    """Every option that train.py counts as identity, and one that nobody has thought of yet."""
+    monkeypatch.chdir(prepared)
+    config = tiny_config()
+    seeds = [made_run(dataclasses.replace(config, seed=seed), 3.0 + seed) for seed in (0, 1)]
+    setting, = fit.mean_settings(seeds)
+    assert (setting["loss"], setting["seeds"]) == (3.5, 2)
+    changed = 0
+    for f in dataclasses.fields(train.TrainConfig):
+        if not f.metadata.get("identity", True) or f.name in train.SEEDS:
+            continue
+        value = getattr(config, f.name)
+        other = dataclasses.replace(config, **{f.name: 7 if value is None else 2 * (value or "x")})
+        alone = made_run(other, 9.0)
+        assert [s["seeds"] for s in fit.mean_settings([*seeds, alone])] in ([1, 2], [2, 1]), f.name
+        changed += 1
+    assert changed >= 14
+    # a later version has one more option, whose default is what older results were made with
+    field = dataclasses.field(default=0.0, metadata={"identity": True})
+    later = dataclasses.make_dataclass("TrainConfig", [("new", float, field)],
+                                       bases=(train.TrainConfig,))
+    monkeypatch.setattr(train, "TrainConfig", later)
+    as_before = made_run(later(**dataclasses.asdict(config) | {"seed": 2}), 5.0)
+    unlike = made_run(later(**dataclasses.asdict(config) | {"seed": 3, "new": 0.5}), 5.0)
+    settings = fit.mean_settings([*seeds, as_before, unlike])
+    assert sorted(s["seeds"] for s in settings) == [1, 3]
+    # nor is it taken for a neighbour, where all but the axis has to agree
+    wider = made_run(later(**dataclasses.asdict(config) | {"lr": 0.01, "new": 0.5}), 2.0)
+    alike = made_run(later(**dataclasses.asdict(config) | {"lr": 0.001}), 2.0)
+    settings = fit.mean_settings([*seeds, wider, alike])
+    center, = [s for s in settings if s["seeds"] == 2]
+    found = fit.certificate(center, settings, {"regularized": (0.1, 1)})["neighbours"]
+    assert {(n["side"], n["verdict"]) for n in found} == {("down", "better"), ("up", "not run")}
+
+
+def made_search(losses, recipe="regularized"):
+    """Runs at {(epochs, lr, weight decay): losses over seeds from 0 on}."""
+    runs = []
+    for (epochs, lr, weight_decay), by_seed in losses.items():
+        for seed, loss in enumerate(by_seed):
+            config = train.TrainConfig(tokens=4096, epochs=epochs, lr=lr, recipe=recipe, seed=seed,
+                                       weight_decay=weight_decay, context=32, batch_size=4)
+            runs.append(made_run(config, loss))
+    return runs
+
+
+def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
+    center, sd = (8, 3e-3, 0.1), math.sqrt(2) * 0.01
+    losses = {center: [3.0, 3.02], (16, 3e-3, 0.1): [3.01, 3.03], (4, 3e-3, 0.1): [3.1],
+              (8, 1e-3, 0.1): [3.5], (8, 1e-2, 0.1): [3.6], (8, 3e-3, 0.0): [3.7],
+              (8, 3e-3, 0.2): [3.8]}
+
+    def certify(losses, place=center):
+        settings = fit.mean_settings(made_search(losses))
+        noise = fit.pooled_noise(settings)
+        one, = [s for s in settings if tuple(s[axis] for axis in fit.AXES) == place]
+        found = fit.certificate(one, settings, noise)
+        verdicts = {f"{n['axis']} {n['side']}": n for n in found["neighbours"]}
+        return found["certified"], verdicts, noise["regularized"][0]
+
+    certified, found, noise = certify(losses)
+    assert certified and noise == pytest.approx(sd)
+    assert [n["verdict"] for n in found.values()] == ["worse", "tie", *["worse"] * 4]
+    # the mean over common seeds: two for the tie, seed 0 alone for the others
+    assert found["epochs up"]["margin"] == pytest.approx(0.01) and found["epochs up"]["seeds"] == 2
+    assert found["lr up"]["margin"] == pytest.approx(0.6) and found["lr up"]["seeds"] == 1
+    # a tie ends at two standard errors of a difference of means
+    edge = 2 * sd * math.sqrt(2 / 2)
+    for gap, verdict in ((edge - 1e-3, "tie"), (edge + 1e-3, "worse"), (-edge - 1e-3, "better")):
+        moved = {**losses, (16, 3e-3, 0.1): [3.0 + gap, 3.02 + gap]}
+        certified, found, _ = certify(moved)
+        assert (found["epochs up"]["verdict"], certified) == (verdict, verdict != "better")
+    # two steps away is a hole, nothing there is "not run", and one seed is no certificate
+    hole = {place: by_seed for place, by_seed in losses.items() if place != (4, 3e-3, 0.1)}
+    certified, found, _ = certify({**hole, (2, 3e-3, 0.1): [3.3]})
+    assert not certified and found["epochs down"]["value"] == 2
+    certified, found, _ = certify(hole)
+    assert not certified and found["epochs down"]["verdict"] == "not run"
+    assert not certify({**losses, center: [3.0]})[0]
+    # one epoch is the end of its axis, and so is weight decay 0
+    ends = {(1, 3e-3, 0.0): [3.0, 3.02], (2, 3e-3, 0.0): [3.4], (1, 3e-3, 0.1): [3.4]}
+    certified, found, _ = certify(ends, (1, 3e-3, 0.0))
+    assert certified and found["epochs down"]["verdict"] == "end" and len(found) == 4
+
+    # the best and, beyond it, another optimum, but not what ties with a certified one
+    second = {(64, e, d): [loss + 0.2 for loss in by_seed] for (_, e, d), by_seed in losses.items()
+              if _ == 8} | {(32, 3e-3, 0.1): [3.6], (128, 3e-3, 0.1): [3.6]}
+    tied = {(16, 1e-3, 0.1): [3.5], (16, 1e-2, 0.1): [3.5], (16, 3e-3, 0.0): [3.5],
+            (16, 3e-3, 0.2): [3.5]}
+    settings = fit.mean_settings(made_search(losses | second | tied))
+    found = fit.certificates(settings, fit.pooled_noise(settings))
+    assert [(one["epochs"], one["certified"]) for one in found] == [(8, True), (64, True)]
+    fit.print_certificates(found)
+    (title, rows), = markdown_tables(capsys.readouterr().out).items()
+    assert (rows[0]["epochs up"], rows[0]["least worse"]) == ("+0.010 tie", "+0.100")
+    assert fit.certificates(settings, {}) == []  # without seeds nobody knows what a tie is
+
+
+def test_epochs_and_one_setting_at_several_sizes(tmp_path, capsys):
+    """The standard recipe by epochs, the best of each count; the smallest model's settings."""
+    runs = []
+    for i, size in enumerate(("150k", "300k", "600k")):
+        losses = {(2, 1e-3, 0.1): [4.0], (4, 1e-3, 0.1): [3.8 + i], (8, 1e-3, 0.1): [4.5],
+                  (8, 1e-2, 0.1): [4.2 + i]}
+        for run in made_search(losses, "standard"):
+            runs.append({**run, "size": size, "params": 100_000 * 2 ** i, "train_loss": 3.0,
+                         "params_nonembedding": 50_000 * 2 ** i,
+                         "setting": run["setting"] + size, "name": run["name"] + size})
+    found = fit.analyse(runs, [])
+    fit.print_trends(found["curves"], found["trends"], found["one_setting"])
+    tables = markdown_tables(capsys.readouterr().out)
+    rows = tables["Standard recipe by epochs: the best loss of each count"]
+    assert [row["4 epochs"] for row in rows] == ["3.800", "4.800", "5.800"]
+    assert [row["8 epochs"] for row in rows] == ["4.200", "4.500", "4.500"]
+    # 150k is best at 4 epochs, the others at 2
+    rows = tables["The smallest model's settings at larger sizes"]
+    assert [(row["size"], row["epochs"], row["loss"], row["with its own"]) for row in rows] == [
+        ("300k", "4", "4.800", "4.000"), ("600k", "4", "5.800", "4.000")]
+    row, = tables["Slope of the best settings' losses, nats per doubling of N"]
+    assert row["slope"] == "+0.100" and row["runs"] == "3"
+    fit.draw_claims(str(tmp_path / "a.svg"), found)
+    assert {path.name for path in tmp_path.iterdir()} == {"a-epochs.svg", "a-sizes.svg"}
+
+
+def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
+    k3 = {"logits": [3.5, 3.3, 3.2], "probs": [3.5, 3.3, 3.2]}
+    k2 = {"logits": [3.5, 3.3], "probs": [3.5, 3.3]}
+    base = {"kind": "ensemble", "study": "made", "setting": None, "recipe": None, "size": None,
+            "params": None, "tokens": 200_000, "members": []}
+    law2, law3 = ({**fit.fit_reciprocal(range(1, 1 + len(k["logits"])), k["logits"]), "se": None}
+                  for k in (k2, k3))
+    write_result(world, "ensembles/mixed", {**base, "name": "mixed", "vary": "size", "law": law2,
+                                            "probs_law": law2, "loss_by_k": k2})
+    write_result(world, "ensembles/more", {**base, "name": "more", "vary": "recipe", "law": law3,
+                                           "probs_law": law3, "loss_by_k": k3, "params": 1})
+    run = made_run(tiny_config(), 4.0, recipe="another")
     for name in ("a", "copies/a"):
-        write(name, **settings, val_loss=4.0)
-        (world / "runs" / name / "result.json").write_text((world / "runs/a/result.json").read_text())
+        write_result(world, name, run)
     assert call(fit, "--figure", "more.png") == 0
     printed = capsys.readouterr().out
-    assert "ensemble K = 2    mixed" in printed and "nan" not in printed and printed.count("another") == 1
-    (world / "runs" / "a" / "result.json").write_text("[]")
-    done = subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True, text=True)
-    assert done.returncode == 2 and "a/result.json is not a JSON object" in done.stderr
-    (world / "runs" / "regularized-200000-150000-0-0" / "result.json").write_text("{")
-    assert subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True).returncode == 2
+    assert printed.count("| another") == 1 and printed.count("| mixed") == 4
+    assert "nan" not in printed
+    assert (world / "more-members.png").exists()
+    # the same run with another loss, and a result of another kind: neither is silent
+    write_result(world, "copies/a", {**run, "val_loss": 4.1})
+    write_result(world, "eval", {"kind": "eval", "name": "e"})
+    assert call(fit) == 0
+    printed = capsys.readouterr().out
+    assert "1 run(s) are there with two losses" in printed
+    assert "1 result(s) of other kinds" in printed
+
     (world / "points.csv").write_text("N,loss\n1,2\n")
-    for sources, message in ((["nowhere"], "there is no nowhere: train a run first, or name a law: power, "),
-                             (["points.csv"], "points.csv is not a table that fit.py --csv wrote"),
-                             (["ensembles"], "no finished run under ensembles (no result.json); train one first"),
-                             (["runs.csv", "--where", "tokens=7"], "no finished run under runs.csv with tokens=7"),
-                             (["power", "a.csv", "b.csv"], "the law power goes with one CSV file of points"),
-                             (["power"], "the law power goes with one CSV file of points")):
-        (world / "ensembles").mkdir(exist_ok=True)
-        done = subprocess.run([sys.executable, HERE / "fit.py", *sources], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith(f"fit.py: error: {message}"), done.stderr
-        assert done.stderr.count("\n") == 1
+    (world / "empty").mkdir()
+    for arguments, message in (
+            (["nowhere"], "there is no nowhere: train a run first, or name a law: power, "),
+            (["points.csv"], "points.csv is neither a folder of runs nor a .jsonl file"),
+            (["empty"], "no finished run in empty; train one first"),
+            (["runs", "--where", "tokens=7"], "no finished run in runs with tokens=7"),
+            (["--save", "a.json"], "--save a.json must end in .jsonl"),
+            (["--figure", "a.foo"], "--figure a.foo must end in .png, .pdf or .svg")):
+        assert message in fit_error(*arguments)
+    for text, message in (
+            (json.dumps({**run, "setting": 0}).replace("setting", "set"), "has no setting"),
+            ("[]", "a/result.json is not a JSON object"), ("{", "a/result.json is damaged")):
+        (world / "runs" / "a" / "result.json").write_text(text)
+        assert message in fit_error("--save", "kept.jsonl")
+    assert not (world / "kept.jsonl").exists()
+    done = subprocess.run([sys.executable, HERE / "fit.py"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("fit.py: error: runs/a/result.json is ")
+    assert done.stderr.count("\n") == 1
+
+
+def fit_error(*arguments):
+    """The message with which fit.py refuses; its last lines print it and exit with status 2."""
+    old, sys.argv = sys.argv, ["fit.py", *arguments]
+    try:
+        with pytest.raises(ValueError) as refusal:
+            fit.main()
+    finally:
+        sys.argv = old
+    return str(refusal.value)
+
+
+def test_what_members_say_of_more_and_of_other_members(capsys):
+    """Differences by what varies, predictions by fewer, and the grid of limits, on known laws."""
+    def ensemble_of(k, A, E, **changes):
+        counts = np.arange(1, k + 1)
+        law = {"A": A, "E": E, "se": 0.01}
+        free = {"A": 0.5, "b": 0.5, "E": 2.0, "se": None}
+        by_k = {"logits": (A / counts + E).tolist(), "probs": (0.5 / counts ** 0.5 + 2).tolist()}
+        return {"kind": "ensemble", "setting": "s", "recipe": "member", "size": "300k", "params": 3,
+                "tokens": 9, "data_hash": "d", "context": 32, "epochs": 4, "lr": 0.1, "kl": 1.0,
+                "weight_decay": 0.8, "vary": "seed", "loss_by_k": by_k, "law": law,
+                "probs_law": law, "free_law": free, "free_probs_law": free, **changes}
+    ensembles = [ensemble_of(3, 1, 2.4), ensemble_of(8, 1, 2.5),  # of both the larger counts
+                 ensemble_of(3, 1, 2.0, vary="seed+subset_seed", tokens=None, setting=None),
+                 ensemble_of(3, 1, 2.0, vary="data_seed", context=64)]  # with nothing to compare
+    for epochs, decay, E in ((4, 0.4, 2.6), (8, 0.8, 2.7), (8, 0.4, 2.9)):
+        ensembles.append(ensemble_of(3, 1, E, epochs=epochs, weight_decay=decay, setting=str(E)))
+    laws = fit.member_laws(ensembles)
+    assert [m["E"] for m in fit.best_ensembles(laws[:2])] == [2.5]
+    fit.print_ensembles(laws)
+    tables = markdown_tables(capsys.readouterr().out)
+    assert tables["Limit over K of 300k members, lr 0.1, by epochs and weight decay"] == [
+        {"epochs": "4", "0.4": "2.600", "0.8": "2.500"},
+        {"epochs": "8", "0.4": "2.900", "0.8": "2.700"}]
+    title = next(title for title in tables if title.startswith("Members that differ"))
+    row, = tables[title]
+    assert (row["differ in"], row["K members"], row["limit"]) == (
+        "seed+subset_seed", "-0.500", "-0.500")
+    half = math.hypot(0.01 * 4.3027, 0.01 * 2.3646)  # Student's t with two and seven degrees
+    assert row["95%"] == f"+-{half:.3f}"
+    title = next(title for title in tables if title.startswith("8 member members"))
+    assert len(tables[title]) == 8
+    assert tables[title][7] == {
+        "K": "8", "logits": "2.625", "probs": f"{2 + 0.5 / 8 ** 0.5:.3f}",
+        "predicted logits": "2.525", "predicted probs": f"{2 + 0.5 / 8 ** 0.5:.3f}"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3633,22 +4337,89 @@ def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys)
             assert len(option.split("\n\n")[0].replace(option.split()[0], "").split()) >= 3, option
 
 
-def test_readme_shows_what_a_committed_run_printed():
-    readme = (HERE / "README.md").read_text()
-    for name in ("miniature", "ladder", "certificates", "ensembles", "laws"):
-        assert (HERE / f"results/1000/{name}.txt").read_text().strip() in readme
+def committed_results(**wanted):
+    """The lines of results/1000.jsonl that have these values."""
+    lines = (HERE / "results" / "1000.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
-def test_the_settings_are_those_of_the_certificates_whose_runs_are_committed():
-    memo = train.read_memo(HERE / "results/1000/runs.csv")
+def test_readmes_show_what_their_commands_print(tmp_path):
+    """`make readme` on a copy changes nothing; the figures that a README shows are committed."""
+    (tmp_path / "results" / "1000").mkdir(parents=True)
+    texts = {}
+    for name in ("README.md", "results/README.md"):
+        texts[name] = (HERE / name).read_text("utf-8")
+        for name_of_figure in re.findall(r"\]\((\S+\.png)\)", texts[name]):
+            assert (HERE / name).parent.joinpath(name_of_figure).exists()
+    for name in ("fit.py", "results/1000.jsonl", *texts):
+        shutil.copy(HERE / name, tmp_path / name)
+    subprocess.run([sys.executable, HERE / "results" / "readme.py"], cwd=tmp_path, check=True)
+    for name, text in texts.items():
+        assert (tmp_path / name).read_text("utf-8") == text, f"{name}: run make readme"
+    commands = re.findall("<!-- python (.+?) -->", "".join(texts.values()))
+    studies = {row["study"] for row in committed_results()} - {"eager"}
+    shown_by = {study: f"study={study}" for study in studies} | {"efficiency": "tokens>209715"}
+    assert all(any(shown_by[study] in command for command in commands) for study in studies)
+
+
+def test_every_study_has_a_target():
+    makefile = (HERE / "Makefile").read_text()
+    readme = (HERE / "results" / "README.md").read_text("utf-8")
+    targets = set(re.findall(r"(?m)^([a-z]+):", makefile))
+    studies = {row["study"] for row in committed_results()} - {"eager"}  # make without a compiler
+    named = {"members": "ensembles"}
+    for study in studies:
+        assert named.get(study, study) in targets, study
+    for target in re.findall("(?m)^## make (.+)", readme):
+        assert target in targets
+    assert {"readme", "bench", "test"} <= targets
+
+
+def test_committed_runs_are_named_by_their_settings():
+    """A run's name and setting follow from its line, so nothing that decides it is lacking."""
+    names = {f.name for f in dataclasses.fields(train.TrainConfig)}
+    runs = committed_results(kind="run")
+    assert len(runs) > 300
+    for row in runs:
+        config = train.TrainConfig(**{key: row[key] for key in names & row.keys()})
+        assert (train.run_name(config), train.setting_of(config)) == (row["name"], row["setting"])
+        assert train.identity(config) == row["identity"]
+    known = {(row["study"], row["name"]): row for row in runs}
+    for row in committed_results(kind="ensemble"):
+        members = [known[row["study"], name] for name in row["members"]]
+        assert np.mean([member["val_loss"] for member in members]) == pytest.approx(
+            row["loss_by_k"]["logits"][0], rel=1e-6)
+        settings = {member["setting"] for member in members}
+        assert row["setting"] == (settings.pop() if len(settings) == 1 else None)
+
+
+def test_the_settings_are_certified_by_the_committed_runs():
+    """Margins of the ladder's certificates against their definition, from the lines themselves."""
+    rows = committed_results(study="ladder")
+    losses, settings = {}, fit.mean_settings(rows)
+    for row in rows:
+        place = (row["recipe"], row["size"], row["epochs"], row["lr"], row["weight_decay"])
+        losses.setdefault(place, {})[row["seed"]] = row["val_loss"]
+    found = fit.certificates(settings, fit.pooled_noise(settings))
+    certified = {}
+    for one in found:
+        place = [one[key] for key in ("recipe", "size", *fit.AXES)]
+        if one["certified"]:
+            certified.setdefault((one["recipe"], one["size"]), []).append(tuple(place[2:]))
+            assert one["seeds"] == 3
+        for neighbour in one["neighbours"]:
+            if neighbour["verdict"] == "not run":
+                continue
+            step = list(place)
+            step[2 + fit.AXES.index(neighbour["axis"])] = neighbour["value"]
+            own, other = losses[tuple(place)], losses[tuple(step)]
+            margins = [other[seed] - own[seed] for seed in own if seed in other]
+            assert neighbour["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-12)
+            assert neighbour["seeds"] == len(margins)
+            grid = train.GRID[neighbour["axis"]]  # a step of the search's grid
+            near = grid.index(neighbour["value"]) - grid.index(one[neighbour["axis"]])
+            assert near == (1 if neighbour["side"] == "up" else -1)
     for recipe, size in itertools.product(("standard", "regularized"), gpt.LADDER[1000]["sizes"]):
-        found = json.loads((HERE / f"results/1000/certificates/{recipe}-{size}.json").read_text())
-        center = tuple(found[axis] for axis in ("epochs", "lr", "weight_decay"))
-        assert train.recipe_settings(recipe, size, 0) == center and len(found["losses"]) == 3
-        names = {f.name for f in dataclasses.fields(train.TrainConfig)}
-        config = train.TrainConfig(**{name: value for name, value in found.items() if name in names})
-        for row in [{**found, "margin": 0, "verdict": ""}, *found["neighbours"]]:
-            place = dataclasses.replace(config, **{axis: row[axis] for axis in ("epochs", "lr", "weight_decay")})
-            seeds = range(len(row["losses"]))
-            assert row["losses"] == [memo[train.run_name(dataclasses.replace(place, seed=seed))] for seed in seeds]
-            assert row["verdict"] != "better"
+        assert train.recipe_settings(recipe, size, 0) in certified[recipe, size]
+    assert len(certified["regularized", "300k"]) == 2

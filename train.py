@@ -171,6 +171,10 @@ class TrainConfig:
     teachers: tuple = ()
     started_from: str = ""
 
+    def __post_init__(self):
+        # a command line and JSON have lists
+        self.teacher, self.teachers = tuple(self.teacher), tuple(self.teachers)
+
 
 def add_options(parser, defaults=TrainConfig()):
     """One command-line option for each field of TrainConfig, with its help, in its group."""
@@ -624,9 +628,9 @@ def finish(run):
     tau = 1 / decay_per_epoch if decay_per_epoch else None
     speed = run.tokens_seen / run.seconds
     rate = run.world * matmul_rate(config.dtype, run.device)
-    result = {"kind": "run", "setting": setting_of(config), **asdict(config), **run.cost(),
-              "val_loss": val_loss, "train_loss": train_loss, "seconds": run.seconds,
-              "tau_epochs": tau, "tokens_per_second": speed,
+    result = {"kind": "run", "setting": setting_of(config), "identity": identity(config),
+              **asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss,
+              "seconds": run.seconds, "tau_epochs": tau, "tokens_per_second": speed,
               "mfu": speed * run.model.flops_per_token() / rate, "machine": run.machine}
     if run.rank == 0:
         # in this order: a kill between the lines leaves a run that is not finished
