@@ -13,6 +13,7 @@ tokens, truncation and scores as lm-evaluation-harness has them. Several runs ar
 prediction of each token is the average of theirs.
 """
 import copy
+import functools
 import gzip
 import importlib.util
 import json
@@ -540,9 +541,13 @@ def find_items(task, subject, data, limit):
 #
 # The choices of an item mostly begin alike, with the question. So they go through the model as a
 # tree: what they share once, then the rest of each, which sees the shared part and itself alone.
+# Choices that share less go one by one, because attention over a long row costs its square.
 
-def encode_pair(subject, context, continuation):
-    """(tokens, how many of them at the end are the continuation), as the harness splits them."""
+def encode_pair(subject, context, continuation, encode):
+    """(tokens, how many of them at the end are the continuation), as the harness splits them.
+
+    encode: subject.encode, remembering what it has just encoded.
+    """
     if not isinstance(context, str):  # tokens already
         return [*context, *continuation], len(continuation)
     if not context:
@@ -555,8 +560,8 @@ def encode_pair(subject, context, continuation):
     if bare:
         continuation = context[len(bare):] + continuation
         context = bare
-    tokens = subject.encode(context + continuation)
-    return tokens, len(tokens) - len(subject.encode(context))
+    tokens = encode(context + continuation)
+    return tokens, len(tokens) - len(encode(context))
 
 
 @dataclass
@@ -568,14 +573,26 @@ class Tree:
     scored: list  # (choice, column that predicts, token to predict)
 
 
-def make_tree(sequences):
-    """The Tree of [(tokens, how many at the end are scored)], one for each choice."""
+def make_trees(sequences):
+    """The Trees of an item, one if its choices share most of their tokens, or one for each.
+
+    sequences: of each choice (tokens, how many at the end are scored).
+    """
     inputs = [tokens[:-1] for tokens, _ in sequences]  # the last token predicts nothing
     shared = len(os.path.commonprefix(inputs))
-    tree = Tree(inputs[0][:shared], list(range(shared)), [0] * shared, [])
-    for choice, (tokens, count) in enumerate(sequences):
+    numbered = list(enumerate(sequences))
+    if 2 * shared >= max(map(len, inputs)):
+        return [join_choices(numbered, shared)]
+    return [join_choices([choice], 0) for choice in numbered]
+
+
+def join_choices(numbered, shared):
+    """The Tree of [(choice, (tokens, how many are scored))], whose first `shared` tokens agree."""
+    first = numbered[0][1][0]
+    tree = Tree(first[:shared], list(range(shared)), [0] * shared, [])
+    for choice, (tokens, count) in numbered:
         begin = len(tree.tokens) - shared  # where this branch would start, were it whole
-        own = inputs[choice][shared:]
+        own = tokens[shared:-1]
         tree.tokens += own
         tree.positions += range(shared, shared + len(own))
         tree.branches += [choice + 1] * len(own)
@@ -624,7 +641,8 @@ def encode_items(subject, items):
     kept, encoded = [], []
     truncated = 0
     for item in items:
-        sequences = [encode_pair(subject, *pair) for pair in item.pairs]
+        encode = functools.cache(subject.encode)  # choices mostly share their question
+        sequences = [encode_pair(subject, *pair, encode) for pair in item.pairs]
         counts = [count for _, count in sequences]
         if min(counts) < 1:  # without a token of its own it would be the likeliest of all
             raise InputError(f"a choice adds no token to its question: {item.pairs}")
@@ -640,7 +658,11 @@ def encode_items(subject, items):
 def answer(subject, encoded):
     """(log-likelihood in nats of each choice of each item, whether each of its tokens was the
     likeliest). encoded: as encode_items gives it."""
-    trees = [make_tree(sequences) for sequences in encoded]
+    trees, owners = [], []
+    for number, sequences in enumerate(encoded):
+        own = make_trees(sequences)
+        trees += own
+        owners += [number] * len(own)
     logs = [[0.0] * len(sequences) for sequences in encoded]
     likeliest = [[True] * len(sequences) for sequences in encoded]
     budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
@@ -657,8 +679,9 @@ def answer(subject, encoded):
 
         scores = zip(scored, *score_tokens(subject, states_of, targets))
         for (row, choice, _, _), log, best in scores:
-            logs[batch[row]][choice] += float(log)
-            likeliest[batch[row]][choice] &= bool(best)
+            number = owners[batch[row]]
+            logs[number][choice] += float(log)
+            likeliest[number][choice] &= bool(best)
     return logs, likeliest
 
 

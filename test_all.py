@@ -3979,10 +3979,16 @@ def test_choices_are_scored_as_the_harness_does(world, monkeypatch, average):
 
 def test_choices_share_what_they_begin_with():
     """The tree of an item holds the question once, and of one token's choices nothing else."""
-    tree = evaluation.make_tree([([5, 6, 7, 8, 9], 2), ([5, 6, 7, 8, 4], 2), ([5, 6, 7, 3], 1)])
+    choices = [([5, 6, 7, 8, 9], 2), ([5, 6, 7, 8, 4], 2), ([5, 6, 7, 3], 1)]
+    tree, = evaluation.make_trees(choices)
     assert tree.tokens == [5, 6, 7, 8, 8] and tree.branches == [0, 0, 0, 1, 2]
     assert tree.positions == [0, 1, 2, 3, 3]
     assert tree.scored == [(0, 2, 8), (0, 3, 9), (1, 2, 8), (1, 4, 4), (2, 2, 3)]
+    # where they share less than half, joining them would cost more than it saves
+    apart = evaluation.make_trees([([5, 6, 7, 8], 2), ([5, 9, 9, 9], 3)])
+    assert [tree.tokens for tree in apart] == [[5, 6, 7], [5, 9, 9]]
+    assert [tree.scored for tree in apart] == [[(0, 1, 7), (0, 2, 8)],
+                                               [(1, 0, 9), (1, 1, 9), (1, 2, 9)]]
 
 
 def test_accuracy_and_its_error(monkeypatch):
