@@ -239,6 +239,7 @@ def error_over_documents(nats, documents):
     of one document are alike, so as many tokens tell less than they seem to.
     """
     _, index = np.unique(documents, return_inverse=True)
+    # of each document: how many predictions, and below the sum of how far they lie off the mean
     counts = np.bincount(index.ravel())
     if len(counts) < 2:
         return None
@@ -259,6 +260,7 @@ def loss_by_position(nats, windows, end_of_text, doc_mask):
         starts = np.where(windows[:, :-1] == end_of_text, places, 0)
         begins = np.maximum.accumulate(starts, axis=1)
     seen = places + 1 - begins  # (W, T - 1)
+    # most of what context brings comes early, so the steps grow
     rows = []
     low = 1
     while low <= seen.max():
@@ -769,6 +771,7 @@ def write_samples(subject, count, prompt, seed):
                          f"context of {subject.config.context}")
     # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
     models = [model.to(subject.device) for model in subject.models]
+    # a soup is one model under the names of many
     sources = {name: [model] for name, model in zip(subject.names, models)}
     if len(models) > 1:
         sources["average"] = models
@@ -834,6 +837,7 @@ def save_line(path, report):
                     report[key] for key in ("kind", "study", "name")]:
                 lines.append(line)
     lines.append(json.dumps(report))
+    # whole or not at all: the file may hold the results of days
     write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
 
 
@@ -853,6 +857,7 @@ def evaluate(subject, args):
     data = subject.data
     if args.data:
         data = load_data(args.data)
+    # one name for the same question to the same models, so that a new answer replaces the old one
     request = [subject.names, args.average, args.tasks, args.limit, args.data]
     report = {"kind": "eval", "study": args.study,
               "name": f"{subject.names[0]}-k{len(subject.names)}-{short_hash(request)}",
@@ -869,9 +874,8 @@ def evaluate(subject, args):
             loss = describe(report["val_loss"], report["val_loss_se"])
             print(f"{report['data']}: val_loss {loss} nats per token, perplexity "
                   f"{report['perplexity']:.2f}, {bits} bits per byte")
-            places = [f"{row['from']}-{row['to']} {row['loss']:.3f}"
-                      for row in report["loss_by_position"]]
-            print(f"loss by number of tokens seen: {', '.join(places)}")
+            places = [f"to {row['to']}: {row['loss']:.3f}" for row in report["loss_by_position"]]
+            print(f"loss by number of tokens seen, in powers of two: {', '.join(places)}")
     if args.tasks:
         report["tasks"] = {}
         for task in args.tasks:
