@@ -116,17 +116,20 @@ def load_runs(names, out, device):
     results, models, data = load_members(expand(names, out), out, device)
     # the setting of an ensemble is what its members share
     facts = shared_facts([fill_defaults(result) for result in results])
+    tokenizer = data.tokenizer()
     path = data.folder / "tokenizer.json"
     if path.exists():
         text = path.read_text()
     else:  # a set that was prepared before this file came into use
         text = tokenizer_json(data.ranks(), data.meta["pattern"], data.meta["vocab_size"])
     return Subject([result["name"] for result in results], models, "logits", results[0]["dtype"],
-                   device, data.tokenizer(), data.token_bytes, text, facts, data)
+                   device, tokenizer, data.token_bytes, text, facts, data)
 
 
 def load_folders(names, device):
     """The Subject of Hugging Face folders with one tokenizer."""
+    if len({Path(name).resolve() for name in names}) < len(names):
+        raise InputError("a folder is given twice; a member counts once")
     models, texts = [], []
     for name in names:
         path = Path(name) / "tokenizer.json"
@@ -150,8 +153,7 @@ def load_folders(names, device):
         return token_lengths(hub_vocabulary(Path(names[0])).ranks, first.vocab_size)
 
     tokenizer = HubTokenizer(Path(names[0]) / "tokenizer.json", first.end_of_text)
-    return Subject([Path(name).name for name in names], models, "logits", "fp32", device,
-                   tokenizer, token_bytes, texts[0], {})
+    return Subject(names, models, "logits", "fp32", device, tokenizer, token_bytes, texts[0], {})
 
 
 def average_weights(models):
@@ -771,9 +773,10 @@ def write_samples(subject, count, prompt, seed):
                          f"context of {subject.config.context}")
     # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
     models = [model.to(subject.device) for model in subject.models]
-    # a soup is one model under the names of many
     sources = {name: [model] for name, model in zip(subject.names, models)}
-    if len(models) > 1:
+    if len(models) < len(subject.names):
+        sources = {"average weights": models}
+    elif len(models) > 1:
         sources["average"] = models
     found = {}
     for name, some in sources.items():
@@ -860,7 +863,7 @@ def evaluate(subject, args):
     # one name for the same question to the same models, so that a new answer replaces the old one
     request = [subject.names, args.average, args.tasks, args.limit, args.data]
     report = {"kind": "eval", "study": args.study,
-              "name": f"{subject.names[0]}-k{len(subject.names)}-{short_hash(request)}",
+              "name": f"{Path(subject.names[0]).name}-k{len(subject.names)}-{short_hash(request)}",
               **subject.facts, "runs": subject.names, "average": args.average,
               "params": sum(model.parameter_count() for model in subject.models)}
     print(f"{len(subject.models)} model(s), {report['params']:,} parameters")

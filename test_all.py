@@ -4189,6 +4189,7 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     message = refused(capsys, evaluation, "exported", "--tasks", "continuation")
     assert "give --data NAME" in message
     assert "export the runs" in refused(capsys, evaluation, "exported", result["name"])
+    assert "is given twice" in refused(capsys, evaluation, "exported", "./exported")
     Path("exported/tokenizer.json").unlink()
     assert "has no tokenizer.json" in refused(capsys, evaluation, "exported")
 
@@ -4202,7 +4203,8 @@ def test_a_soup_has_the_mean_of_the_weights(world, capsys):
             a.copy_((a.double() + b.double()) / 2)
     data = prepare.load_data("tiny")
     loss = train.evaluate(models[0], train.device_windows(data.val, 32, "cpu"), 8)
-    report = evaluate_json(capsys, *names, "--average", "weights")
+    report = evaluate_json(capsys, *names, "--average", "weights", "--sample", 1)
+    assert list(report["samples"]) == ["average weights"]
     assert report["val_loss"] == pytest.approx(loss, rel=1e-5)
     assert report["params"] == results[0]["params"] and report["runs"] == names
 
