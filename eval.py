@@ -312,6 +312,7 @@ def validate(subject, data):
     report = {"data": data.folder.name, "val_loss": loss, "val_loss_se": error,
               "perplexity": math.exp(loss), "bits_per_byte": loss * bits,
               "bits_per_byte_se": error and error * bits, "val_tokens": len(tokens),
+              "window": windows.shape[1],  # longer windows give lower losses
               "loss_by_position": loss_by_position(nats, windows, end_of_text,
                                                    subject.config.doc_mask)}
     if not same:
@@ -872,11 +873,13 @@ def evaluate(subject, args):
         report["loss"] = report["val_loss"]
         bits = describe(report["bits_per_byte"], report["bits_per_byte_se"])
         if report["val_loss"] is None:
-            print(f"{report['data']}: {bits} bits per byte (another tokenizer, so no nats)")
+            print(f"{report['data']}: {bits} bits per byte (another tokenizer, so no nats), in "
+                  f"windows of {report['window']} tokens")
         else:
             loss = describe(report["val_loss"], report["val_loss_se"])
             print(f"{report['data']}: val_loss {loss} nats per token, perplexity "
-                  f"{report['perplexity']:.2f}, {bits} bits per byte")
+                  f"{report['perplexity']:.2f}, {bits} bits per byte, in windows of "
+                  f"{report['window']} tokens")
             places = [f"to {row['to']}: {row['loss']:.3f}" for row in report["loss_by_position"]]
             print(f"loss by number of tokens seen, in powers of two: {', '.join(places)}")
     if args.tasks:

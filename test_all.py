@@ -3841,6 +3841,7 @@ def test_validation_report_equals_its_definitions(world, capsys):
     assert report["loss"] == report["val_loss"] == pytest.approx(result["val_loss"], rel=1e-6)
     assert report["perplexity"] == pytest.approx(math.exp(result["val_loss"]))
     assert report["size"] == "150k" and report["setting"] == result["setting"]
+    assert report["window"] == 32
     # bytes of what is predicted: each window without its first token, decoded by tiktoken
     data = prepare.load_data("tiny")
     encoding, windows = data.tokenizer(), prepare.cut_windows(data.val, 32)
