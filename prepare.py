@@ -1043,15 +1043,22 @@ def load_table(path, kind, text_key):
     """Rows of a file that is a table, or a JSON array, with the column of that name if it has
     one."""
     if kind == "parquet":
-        rows = load_rows(path, kind)
-        if text_key in rows.column_names:  # reads that column alone
-            rows = load_rows(path, kind, columns=[text_key])
-        return rows
+        return read_parquet(path, text_key)
     if kind in ("csv", "tsv"):
         # text stays as it is: "NA" is no missing value, "007" no number
         options = {"converters": {text_key: str}, "keep_default_na": False, "chunksize": 1000}
         return load_rows(path, "csv", sep="\t" if kind == "tsv" else ",", **options)
     return load_rows(path, kind)
+
+
+def read_parquet(path, text_key):
+    """Rows of a parquet file. (The builder below would hold hundreds of megabytes at a time.)"""
+    import_datasets(path)  # brings pyarrow along
+    parquet = importlib.import_module("pyarrow.parquet")
+    file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2 ** 20)
+    columns = [text_key] if text_key in file.schema_arrow.names else None
+    for batch in file.iter_batches(1000, columns=columns):
+        yield from batch.to_pylist()
 
 
 def load_rows(path, kind, **options):
