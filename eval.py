@@ -1,62 +1,791 @@
-"""What a run or an ensemble is worth: validation loss, bits per byte, samples.
+"""What a loss means: validation, benchmarks and samples of any model (paper, section on downstream
+tasks).
 
-    python eval.py RUN                      # one model
-    python eval.py RUN RUN RUN --sample 3   # their average, and three samples of its text
-    python eval.py RUN --export_hf DIR      # for transformers' LlamaForCausalLM
+    python eval.py RUN                              # loss, perplexity, bits per byte of one run
+    python eval.py RUN RUN RUN --tasks piqa,sciq    # benchmarks of their average
+    python eval.py RUN --tasks FILE.jsonl continuation
+    python eval.py HF_FOLDER --data NAME            # any local Llama of Hugging Face's format
+    python eval.py RUN RUN --sample 2 --prompt "Returns the"
+    python eval.py RUN --export_hf DIR              # a folder for transformers and lm-eval
+
+A benchmark is answered by the log-likelihood of each choice after its question, with prompts,
+tokens, truncation and scores as lm-evaluation-harness has them. Several runs are one model, whose
+prediction of each token is the average of theirs.
 """
+import copy
+import functools
+import gzip
 import importlib.util
 import json
 import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
-from ensemble import load_members, subset_losses
-from model import export_hugging_face, sample
-from prepare import InputError, Parser, cut_windows, run_main
-from train import device_windows, expand, use_device
+from ensemble import fill_defaults, load_members, shared_facts
+from model import GPT, Stepper, export_hugging_face
+from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
+                     import_datasets, load_data, reach_hub, read_json, run_main, token_lengths,
+                     tokenizer_json, write_atomically)
+from train import (autocast, device_windows, expand, inputs_and_targets, on_device, short_hash,
+                   use_device)
 
+# the benchmarks on the hub: data set, configuration (None: all there are), split
+HUB_TASKS = {
+    "piqa": ("baber/piqa", "default", "validation"),
+    "sciq": ("allenai/sciq", "default", "test"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
+    "hellaswag": ("Rowan/hellaswag", "default", "validation"),
+    "lambada": ("EleutherAI/lambada_openai", "default", "test"),
+    "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
+    "blimp": ("nyu-mll/blimp", None, "train"),
+}
 
-def bits_per_byte(loss, data, context):
-    """Nats per prediction to bits per byte of the predicted text, comparable across tokenizers.
+# Passages of the continuation task: half of each is given, half is to be recognized.
+PASSAGE, SHORTEST_PASSAGE, WRONG_CHOICES = 256, 32, 3
 
-    The total over all validation predictions, end-of-text included, over the UTF-8 bytes of the
-    predicted tokens.
-    """
-    predicted = cut_windows(data.val, context)[:, 1:]  # the first token of a window is given
-    text_bytes = int(data.token_bytes()[predicted].sum())
-    # nats to bits, then per byte instead of per token
-    return loss * predicted.size / math.log(2) / text_bytes
-
-
-def evaluate_average(results, models, data, average, device):
-    """The report on runs, averaged by "logits" or "probs" if there are several, as a dict."""
-    # one run is the average of itself, so it takes the same path as several
-    context = results[0]["context"]
-    everyone = tuple(range(len(models)))
-    windows = device_windows(data.val, context, device)
-    losses = subset_losses(models, windows, [everyone], results[0]["dtype"])
-    loss = losses[average][everyone]
-    return {
-        "kind": "eval",
-        "runs": [result["name"] for result in results],
-        "average": average,
-        "val_loss": loss,
-        "bits_per_byte": bits_per_byte(loss, data, context),
-        "val_tokens": len(data.val),
-        "params": sum(model.parameter_count() for model in models),
-        "samples": [],
-    }
+# Tokens of a forward pass, and logits that are held at a time: small, for a CPU's cache, and what
+# fills a GPU.
+BATCH_TOKENS = {"cpu": 2 ** 11, "cuda": 2 ** 16}
+HELD_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 
-def sample_texts(models, data, count, seed, device):
-    """`count` windows of text from the models' logit average, decoded."""
-    # own random numbers, so that the same command prints the same text
-    generator = torch.Generator(device).manual_seed(seed)
-    # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
-    models = [model.to(device) for model in models]
-    windows = sample(models, count, models[0].config.context, generator)
+# --------------------------------------------------------------------------------------------------
+# The model that is evaluated
+
+@dataclass
+class Subject:
+    """One or several models that are evaluated as one, and the tokenizer that they share."""
+    names: list  # of the runs or folders
+    models: list  # GPTs
+    average: str  # of several: "logits" or "probs"
+    dtype: str
+    device: Any
+    tokenizer: Any  # tiktoken's, or that of a tokenizer.json
+    token_bytes: Any  # a function: the UTF-8 length of each token
+    tokenizer_json: str  # the same tokenizer in Hugging Face's format
+    facts: dict  # of the runs' setting, for the report
+    data: Data | None = None  # what the runs were trained on
+
+    @property
+    def config(self):
+        """That of the first model; the others agree in context, mask and vocabulary."""
+        return self.models[0].config
+
+    def encode(self, text, start=True):
+        """Token ids of a text. start: with the tokens that a tokenizer.json puts before any text,
+        as Llama 3's does; this kit's own tokenizers put none."""
+        if isinstance(self.tokenizer, HubTokenizer):
+            return self.tokenizer.tokenizer.encode(text, add_special_tokens=start).ids
+        return self.tokenizer.encode_ordinary(text)
+
+
+def is_hub_folder(name):
+    """Whether a folder is a model in Hugging Face's format. A run's config.json has no
+    model_type."""
+    path = Path(name) / "config.json"
+    return path.exists() and "model_type" in read_json(path)
+
+
+def load_subject(names, out, device, average):
+    """The Subject of runs and ensembles, or of Hugging Face folders. Raises InputError."""
+    folders = [name for name in names if is_hub_folder(name)]
+    if folders and len(folders) < len(names):
+        raise InputError(f"{folders[0]} is a Hugging Face folder and others are runs; export the "
+                         f"runs (--export_hf) to average them with it")
+    if folders:
+        subject = load_folders(names, device)
+    else:
+        subject = load_runs(names, out, device)
+    if average == "weights":
+        subject.models = [average_weights(subject.models)]
+    else:
+        subject.average = average
+    return subject
+
+
+def load_runs(names, out, device):
+    """The Subject of finished runs."""
+    results, models, data = load_members(expand(names, out), out, device)
+    # the setting of an ensemble is what its members share
+    facts = shared_facts([fill_defaults(result) for result in results])
     tokenizer = data.tokenizer()
-    return [tokenizer.decode(window) for window in windows.tolist()]
+    path = data.folder / "tokenizer.json"
+    if path.exists():
+        text = path.read_text()
+    else:  # a set that was prepared before this file came into use
+        text = tokenizer_json(data.ranks(), data.meta["pattern"], data.meta["vocab_size"])
+    return Subject([result["name"] for result in results], models, "logits", results[0]["dtype"],
+                   device, tokenizer, data.token_bytes, text, facts, data)
+
+
+def load_folders(names, device):
+    """The Subject of Hugging Face folders with one tokenizer."""
+    if len({Path(name).resolve() for name in names}) < len(names):
+        raise InputError("a folder is given twice; a member counts once")
+    models, texts = [], []
+    for name in names:
+        path = Path(name) / "tokenizer.json"
+        if not path.exists():
+            raise InputError(f"{name} has no tokenizer.json; save the tokenizer there "
+                             f"(AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER))")
+        texts.append(path.read_text())
+        try:
+            models.append(GPT.from_pretrained(name).eval().to(device))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    # An average needs the same tokens in the same places; sizes may differ.
+    first = models[0].config
+    for name, model, text in zip(names, models, texts):
+        same_shape = model.config.context == first.context
+        if text != texts[0] or not same_shape or model.config.vocab_size != first.vocab_size:
+            raise InputError(f"{name} and {names[0]} differ in tokenizer, vocabulary or context; "
+                             f"they cannot be averaged")
+
+    def token_bytes():
+        return token_lengths(hub_vocabulary(Path(names[0])).ranks, first.vocab_size)
+
+    tokenizer = HubTokenizer(Path(names[0]) / "tokenizer.json", first.end_of_text)
+    return Subject(names, models, "logits", "fp32", device, tokenizer, token_bytes, texts[0], {})
+
+
+def average_weights(models):
+    """The soup: one model whose weights are the means of theirs. Raises InputError.
+
+    It works for models that went the same way for a while, as in continued pre-training from one
+    start; of runs from scratch the mean is noise (paper, section on continued pre-training).
+    """
+    if any(model.config != models[0].config for model in models):
+        raise InputError("--average weights needs models of one size")
+    soup = copy.deepcopy(models[0])
+    states = [model.state_dict() for model in models]
+    soup.load_state_dict({name: sum(state[name] for state in states) / len(states)
+                          for name in states[0]})
+    return soup
+
+
+# --------------------------------------------------------------------------------------------------
+# Predictions: the log-probability of tokens under the average
+
+def average_logs(logs, average):
+    """Log-probabilities of the average of models. logs: theirs, fp32 (P, V) each."""
+    if len(logs) == 1:
+        return logs[0]
+    logs = torch.stack(logs)
+    if average == "probs":
+        return logs.logsumexp(0) - math.log(len(logs))
+    # A model's logits and log-probabilities differ by one constant, which the softmax cancels.
+    return logs.mean(0).log_softmax(-1)
+
+
+@torch.no_grad()
+def score_tokens(subject, states_of, targets):
+    """(log-probability, whether it is the likeliest token) of each target: (P,) each, on the CPU.
+
+    states_of(model): the input of the head at the P positions that predict, (P, C).
+    """
+    states = []
+    heads = []
+    with autocast(subject.dtype, subject.device):
+        for model in subject.models:
+            model = on_device(model, subject.device)
+            states.append(states_of(model).float())
+            heads.append(model.head.weight)
+    # logits are by far the largest tensor, so a chunk of positions at a time
+    held = HELD_LOGITS.get(subject.device.type, HELD_LOGITS["cpu"])
+    chunk = max(8, held // (len(heads) * subject.config.vocab_size))
+    logs, likeliest = [], []
+    for start in range(0, len(targets), chunk):
+        wanted = targets[start:start + chunk, None]
+        parts = [F.linear(x[start:start + chunk], head).log_softmax(-1)
+                 for x, head in zip(states, heads)]
+        predicted = average_logs(parts, subject.average)  # (chunk, V)
+        logs.append(predicted.gather(-1, wanted)[:, 0])
+        likeliest.append(predicted.argmax(-1) == wanted[:, 0])
+    return torch.cat(logs).cpu(), torch.cat(likeliest).cpu()
+
+
+# --------------------------------------------------------------------------------------------------
+# Validation: the loss, its error and its course
+
+def window_nats(subject, windows):
+    """Nats of each prediction in windows (W, T): float64 (W, T - 1)."""
+    T = windows.shape[1]
+    budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
+    # windows of one length need no padding, so they are simply taken in turn
+    batch = max(1, budget // T)
+    found = []
+    for start in range(0, len(windows), batch):
+        tokens, targets = inputs_and_targets(windows[start:start + batch])
+
+        def states_of(model):
+            # the last position predicts nothing
+            return model.states(tokens)[:, :-1].flatten(0, 1)
+
+        logs, _ = score_tokens(subject, states_of, targets[:, :-1].flatten())
+        found.append(-logs.double().view(-1, T - 1))
+    return torch.cat(found).numpy()
+
+
+def error_over_documents(nats, documents):
+    """Standard error of the mean of nats when documents, not tokens, are the random draws.
+
+    nats, documents: the loss of each prediction and the number of its document, same shape. Tokens
+    of one document are alike, so as many tokens tell less than they seem to.
+    """
+    _, index = np.unique(documents, return_inverse=True)
+    # of each document: how many predictions, and below the sum of how far they lie off the mean
+    counts = np.bincount(index.ravel())
+    if len(counts) < 2:
+        return None
+    # the mean is a ratio of two sums over documents; to first order its error is that of residuals
+    residuals = np.bincount(index.ravel(), nats.ravel()) - nats.mean() * counts
+    draws = len(counts)
+    return math.sqrt(draws / (draws - 1) * (residuals ** 2).sum()) / nats.size
+
+
+def loss_by_position(nats, windows, end_of_text, doc_mask):
+    """Mean loss by how many tokens a prediction sees, in powers of two: [{from, to, loss, ...}].
+
+    Where attention stays inside documents, those of the own document count.
+    """
+    places = np.arange(windows.shape[1] - 1)
+    begins = np.zeros_like(windows[:, :-1], dtype=np.int64)
+    if doc_mask:
+        starts = np.where(windows[:, :-1] == end_of_text, places, 0)
+        begins = np.maximum.accumulate(starts, axis=1)
+    seen = places + 1 - begins  # (W, T - 1)
+    # most of what context brings comes early, so the steps grow
+    rows = []
+    low = 1
+    while low <= seen.max():
+        inside = (seen >= low) & (seen < 2 * low)
+        if inside.any():
+            rows.append({"from": low, "to": 2 * low - 1, "loss": float(nats[inside].mean()),
+                         "predictions": int(inside.sum())})
+        low *= 2
+    return rows
+
+
+def validation_tokens(subject, data):
+    """(tokens of the validation text as the model reads it, whether they are those of the set)."""
+    if subject.data and subject.data.meta["sha256"] == data.meta["sha256"]:
+        return data.val, True
+    # Another tokenizer reads the same text in other tokens. Whether it is another one shows in the
+    # tokens themselves; the last document may be cut inside a word.
+    own, theirs = subject.config.end_of_text, data.meta["end_of_text"]
+    starts = np.flatnonzero(data.val == theirs)
+    decode = data.tokenizer().decode
+    texts = [decode(part[1:].tolist()) for part in np.split(data.val, starts)[1:]]
+    tokens = [[own, *subject.encode(text, start=False)] for text in texts]
+    same = np.concatenate(tokens[:-1] or [[]])
+    if own == theirs and np.array_equal(same, data.val[starts[0]:starts[0] + len(same)]):
+        return data.val, len(same) > 0
+    return np.concatenate(tokens), False
+
+
+def validate(subject, data):
+    """The report on validation text as a dict; loss and perplexity are null with another tokenizer
+    than the set's, because then tokens are other units. Raises InputError."""
+    tokens, same = validation_tokens(subject, data)
+    # such an id would be an error of the embedding, far from here
+    if tokens.max() >= subject.config.vocab_size:
+        raise InputError(f"{data.folder} has tokens beyond the model's vocabulary")
+    # a model with a long context may read a short text as one window
+    windows = cut_windows(tokens, min(subject.config.context, len(tokens)))
+    nats = window_nats(subject, device_windows(tokens, windows.shape[1], subject.device))
+    end_of_text = subject.config.end_of_text
+    # a prediction belongs to the document of the predicted token
+    documents = (windows == end_of_text).cumsum().reshape(windows.shape)[:, 1:]
+    loss, error = float(nats.mean()), error_over_documents(nats, documents)
+    # Nats per token to bits per byte, comparable across tokenizers: over the UTF-8 bytes of the
+    # predicted tokens, since the first token of a window is given.
+    text_bytes = int(subject.token_bytes()[windows[:, 1:]].sum())
+    bits = nats.size / math.log(2) / text_bytes
+    report = {"data": data.folder.name, "val_loss": loss, "val_loss_se": error,
+              "perplexity": math.exp(loss), "bits_per_byte": loss * bits,
+              "bits_per_byte_se": error and error * bits, "val_tokens": len(tokens),
+              "window": windows.shape[1],  # longer windows give lower losses
+              "loss_by_position": loss_by_position(nats, windows, end_of_text,
+                                                   subject.config.doc_mask)}
+    if not same:
+        report |= dict.fromkeys(("val_loss", "val_loss_se", "perplexity", "loss_by_position"))
+    return report
+
+
+# --------------------------------------------------------------------------------------------------
+# Benchmarks: items of many formats as pairs of context and continuation
+
+@dataclass
+class Item:
+    """A question with the choices that are scored after it."""
+    pairs: list  # (context, continuation) of each choice, texts or lists of tokens
+    gold: int
+    sizes: list | None = None  # characters of each choice, by which acc_norm divides
+
+
+def choice_item(query, choices, gold):
+    """The Item of a question and its answers, which follow after a space."""
+    if not isinstance(choices, list):  # a text would be taken for a list of letters
+        raise TypeError("the choices are no list")
+    return Item([(query, f" {choice}") for choice in choices], gold,
+                [len(choice) for choice in choices])
+
+
+def read_listed(row):
+    return choice_item(row["query"], row["choices"], row["gold"])
+
+
+def read_piqa(row):
+    return choice_item(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]],
+                       row["label"])
+
+
+def read_sciq(row):
+    choices = [row[name] for name in ("distractor1", "distractor2", "distractor3",
+                                      "correct_answer")]
+    support = row["support"].lstrip()
+    return choice_item(f"{support}\nQuestion: {row['question']}\nAnswer:", choices, 3)
+
+
+def read_arc(row):
+    """Both of ARC's layouts: nested as it was published, flat as it is on the hub."""
+    question, choices = row["question"], row.get("choices")
+    if isinstance(question, dict):
+        question, choices = question["stem"], question["choices"]
+    if isinstance(choices, list):
+        choices = {key: [choice[key] for choice in choices] for key in ("text", "label")}
+    return choice_item(f"Question: {question}\nAnswer:", choices["text"],
+                       choices["label"].index(row["answerKey"]))
+
+
+def read_hellaswag(row):
+    def clean(text):
+        # WikiHow's headings in brackets
+        text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+        return text.replace("  ", " ")
+
+    query = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return choice_item(clean(query), [clean(ending) for ending in row["endings"]], row["label"])
+
+
+def read_winogrande(row):
+    """The rest of the sentence is scored, after each of the two names."""
+    before, _, after = row["sentence"].partition("_")
+    pairs = [(before + row[name], f" {after.strip()}") for name in ("option1", "option2")]
+    return Item(pairs, int(row["answer"]) - 1)
+
+
+def read_blimp(row):
+    return Item([("", f" {row[name]}") for name in ("sentence_good", "sentence_bad")], 0)
+
+
+def read_lambada(row):
+    """One choice: right where each token of the last word is the likeliest."""
+    words = row["text"].split(" ")
+    return Item([(" ".join(words[:-1]), f" {words[-1]}")], 0)
+
+
+# A line is read by the first format whose keys it has. SciQ comes first, because its files may
+# also have a query without the supporting text.
+FORMATS = (
+    (("support", "question", "correct_answer", "distractor1"), read_sciq),
+    (("query", "choices", "gold"), read_listed),
+    (("goal", "sol1", "sol2", "label"), read_piqa),
+    (("question", "answerKey"), read_arc),
+    (("ctx_a", "ctx_b", "endings", "activity_label", "label"), read_hellaswag),
+    (("sentence", "option1", "option2", "answer"), read_winogrande),
+    (("sentence_good", "sentence_bad"), read_blimp),
+    (("text",), read_lambada),
+)
+
+
+def read_item(row, where):
+    """The Item of a row in one of FORMATS. Raises InputError, which says where."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not a JSON object")
+    readers = [reader for keys, reader in FORMATS if all(key in row for key in keys)]
+    if not readers:
+        raise InputError(f"{where} has the fields {', '.join(row) or 'of no kind'}, which are no "
+                         f"benchmark's; give lines with query, choices and gold")
+    try:
+        item = readers[0](row)
+        item.gold = int(str(item.gold))  # hub and files have it as number or text, not as 1.5
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where} is not in the format of its fields "
+                         f"({type(error).__name__}: {error})") from None
+    if not item.pairs:
+        raise InputError(f"{where} has no choices")
+    if not 0 <= item.gold < len(item.pairs):
+        raise InputError(f"{where} has gold {item.gold}, but choices 0 to {len(item.pairs) - 1}")
+    # An empty choice has log-likelihood 0, the best there is.
+    for i, (context, continuation) in enumerate(item.pairs):
+        if not isinstance(context, str):
+            raise InputError(f"{where}: the question is no text")
+        if not continuation.strip():
+            raise InputError(f"{where}: choice {i} is empty")
+    return item
+
+
+def read_file(path, limit):
+    """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in their own."""
+    opened = open(path, encoding="utf-8")
+    if path.suffix == ".gz":
+        opened = gzip.open(path, "rt", encoding="utf-8")
+    rows = []
+    try:
+        with opened as file:
+            for line in file:
+                if limit and len(rows) == limit:
+                    break
+                rows.append(json.loads(line))
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
+    # PIQA was published as questions and, in another file, a label a line
+    labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
+    if labels.exists():
+        golds = labels.read_text().split()
+        if len(golds) < len(rows) or (len(golds) > len(rows) and not limit):
+            raise InputError(f"{labels} has {len(golds)} labels for {len(rows)} lines of {path}")
+        rows = [{**row, "label": gold} for row, gold in zip(rows, golds)]
+    return [read_item(row, f"{path} line {i}") for i, row in enumerate(rows, 1)]
+
+
+def read_hub(task, limit):
+    """Items of a benchmark on the hub. Raises InputError where it is out of reach."""
+    repository, config, split = HUB_TASKS[task]
+    by_hand = f"fetch its file elsewhere and give it as --tasks {task}.jsonl"
+    datasets = import_datasets(f"--tasks {task}")
+    reach_hub(repository, by_hand)
+    try:
+        # BLiMP is 67 small data sets under one name
+        configs = [config]
+        if config is None:
+            configs = datasets.get_dataset_config_names(repository)
+        rows = []
+        for name in configs:
+            rows += datasets.load_dataset(repository, name, split=split)
+    except Exception as error:  # of several libraries below
+        raise InputError(f"{repository} cannot be read ({type(error).__name__}); "
+                         f"{by_hand}") from None
+    rows = rows[:limit or None]
+    return [read_item(row, f"{repository} row {i}") for i, row in enumerate(rows)]
+
+
+def continuation_items(data, context, seed=0):
+    """Which of four continuations is the true one? Items made of a set's validation documents.
+
+    Each document is cut into passages of PASSAGE tokens, or of the model's context where that is
+    shorter. The first half of a passage is the question, the second half the right answer; the
+    three others are second halves of other documents, cut to the same number of tokens. So even
+    models too small for any benchmark have an accuracy, of 1/4 by chance. Contexts and
+    continuations are lists of tokens of the set.
+    """
+    size = min(PASSAGE, context)
+    starts = np.flatnonzero(data.val == data.meta["end_of_text"])
+    passages = []  # (document, tokens)
+    for number, document in enumerate(np.split(data.val, starts)[1:]):
+        for begin in range(0, len(document), size):
+            passage = document[begin:begin + size].tolist()
+            if len(passage) >= min(SHORTEST_PASSAGE, size):
+                passages.append((number, passage))
+
+    rng = np.random.default_rng(seed)
+    items = []
+    for number, passage in passages:
+        half = len(passage) // 2
+        length = len(passage) - half
+        # Of other documents, long enough to be cut to this length: the sum of log-likelihoods
+        # prefers the shorter choice, so all must be equally long.
+        others = [tokens[len(tokens) // 2:][:length] for other, tokens in passages
+                  if other != number and len(tokens) - len(tokens) // 2 >= length]
+        if len(others) < WRONG_CHOICES:
+            continue  # a set of very few documents
+        wrong = rng.choice(len(others), WRONG_CHOICES, replace=False)
+        choices = [others[i] for i in wrong]
+        gold = int(rng.integers(WRONG_CHOICES + 1))
+        choices.insert(gold, passage[half:])
+        items.append(Item([(passage[:half], choice) for choice in choices], gold))
+    return items
+
+
+def find_items(task, subject, data, limit):
+    """The items of a task, given by file or name. Raises InputError."""
+    path = Path(task)
+    if task == "continuation":
+        if data is None:
+            raise InputError("--tasks continuation is made of a prepared set; give --data NAME")
+        items = continuation_items(data, subject.config.context)
+        if not validation_tokens(subject, data)[1]:  # another tokenizer reads it as text
+            decode = data.tokenizer().decode
+            for item in items:
+                item.pairs = [(decode(a).removeprefix(decode([data.meta["end_of_text"]])),
+                               decode(b)) for a, b in item.pairs]
+        items = items[:limit or None]
+    elif path.is_file():
+        items = read_file(path, limit)
+    elif task in HUB_TASKS:
+        items = read_hub(task, limit)
+    else:
+        raise InputError(f"--tasks {task} is neither a file nor one of "
+                         f"{', '.join([*HUB_TASKS, 'continuation'])}")
+    if not items:
+        raise InputError(f"--tasks {task} has no items")
+    return items
+
+
+# --------------------------------------------------------------------------------------------------
+# Answers: the log-likelihood of each choice
+#
+# The choices of an item mostly begin alike, with the question. So they go through the model as a
+# tree: what they share once, then the rest of each, which sees the shared part and itself alone.
+# Choices that share less go one by one, because attention over a long row costs its square.
+
+def encode_pair(subject, context, continuation, encode):
+    """(tokens, how many of them at the end are the continuation), as the harness splits them.
+
+    encode: subject.encode, remembering what it has just encoded.
+    """
+    if not isinstance(context, str):  # tokens already
+        return [*context, *continuation], len(continuation)
+    if not context:
+        tokens = subject.encode(continuation, start=False)
+        if tokens[0] == subject.config.end_of_text:
+            return tokens, len(tokens) - 1
+        return [subject.config.end_of_text, *tokens], len(tokens)
+    # a token may begin with a space but seldom ends with one, so spaces go with what follows
+    bare = context.rstrip()
+    if bare:
+        continuation = context[len(bare):] + continuation
+        context = bare
+    tokens = encode(context + continuation)
+    return tokens, len(tokens) - len(encode(context))
+
+
+@dataclass
+class Tree:
+    """The choices of an item as one sequence of L tokens."""
+    tokens: list
+    positions: list  # of each token in its own sequence
+    branches: list  # whose each token is: 0 of all choices, i + 1 of choice i
+    scored: list  # (choice, column that predicts, token to predict)
+
+
+def make_trees(sequences):
+    """The Trees of an item, one if its choices share most of their tokens, or one for each.
+
+    sequences: of each choice (tokens, how many at the end are scored).
+    """
+    inputs = [tokens[:-1] for tokens, _ in sequences]  # the last token predicts nothing
+    shared = len(os.path.commonprefix(inputs))
+    numbered = list(enumerate(sequences))
+    if 2 * shared >= max(map(len, inputs)):
+        return [join_choices(numbered, shared)]
+    return [join_choices([choice], 0) for choice in numbered]
+
+
+def join_choices(numbered, shared):
+    """The Tree of [(choice, (tokens, how many are scored))], whose first `shared` tokens agree."""
+    first = numbered[0][1][0]
+    tree = Tree(first[:shared], list(range(shared)), [0] * shared, [])
+    for choice, (tokens, count) in numbered:
+        begin = len(tree.tokens) - shared  # where this branch would start, were it whole
+        own = tokens[shared:-1]
+        tree.tokens += own
+        tree.positions += range(shared, shared + len(own))
+        tree.branches += [choice + 1] * len(own)
+        for place in range(len(tokens) - 1 - count, len(tokens) - 1):
+            column = place if place < shared else begin + place
+            tree.scored.append((choice, column, tokens[place + 1]))
+    return tree
+
+
+def tree_states(model, tokens, positions, branches):
+    """The input of the head for padded trees, int64 (B, L) each: (B, L, C). Padding: branch -1."""
+    causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool,
+                        device=tokens.device).tril()
+    ours, theirs = branches[:, :, None], branches[:, None, :]
+    # a branch sees what all share and itself
+    mask = (causal & ((theirs == 0) | (theirs == ours)))[:, None]  # (B, 1, L, L)
+    rotary = model.cos[positions][:, None], model.sin[positions][:, None]  # (B, 1, L, D)
+    x = model.embedding(tokens)
+    for block in model.blocks:
+        x = block(x, rotary, mask)
+    return model.norm(x)
+
+
+def cut_batches(trees, budget):
+    """Indices of trees in batches of similar length, at most `budget` padded tokens each."""
+    # Neighbours of similar length waste little on padding. The longest come first, so that what
+    # does not fit in memory fails at once.
+    order = sorted(range(len(trees)), key=lambda i: -len(trees[i].tokens))
+    start = 0
+    while start < len(order):
+        count = max(1, budget // len(trees[order[start]].tokens))
+        yield order[start:start + count]
+        start += count
+
+
+def pad(rows, value, device):
+    """Lists of different length as one int64 tensor: (B, L)."""
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows], device=device)
+
+
+def encode_items(subject, items):
+    """(items that the model can read, [(tokens, how many are scored)] of each choice of each, how
+    many sequences had to be truncated). Raises InputError."""
+    context = subject.config.context
+    kept, encoded = [], []
+    truncated = 0
+    for item in items:
+        encode = functools.cache(subject.encode)  # choices mostly share their question
+        sequences = [encode_pair(subject, *pair, encode) for pair in item.pairs]
+        counts = [count for _, count in sequences]
+        if min(counts) < 1:  # without a token of its own it would be the likeliest of all
+            raise InputError(f"a choice adds no token to its question: {item.pairs}")
+        if max(counts) > context:
+            continue  # its log-likelihood would lack its beginning
+        # cut from the left to what the model can read; the last token it need not read
+        truncated += sum(len(tokens) > context + 1 for tokens, _ in sequences)
+        kept.append(item)
+        encoded.append([(tokens[-(context + 1):], count) for tokens, count in sequences])
+    return kept, encoded, truncated
+
+
+def answer(subject, encoded):
+    """(log-likelihood in nats of each choice of each item, whether each of its tokens was the
+    likeliest). encoded: as encode_items gives it."""
+    trees, owners = [], []
+    for number, sequences in enumerate(encoded):
+        own = make_trees(sequences)
+        trees += own
+        owners += [number] * len(own)
+    logs = [[0.0] * len(sequences) for sequences in encoded]
+    likeliest = [[True] * len(sequences) for sequences in encoded]
+    budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
+    for batch in cut_batches(trees, budget):
+        some = [trees[i] for i in batch]
+        tokens = pad([tree.tokens for tree in some], 0, subject.device)
+        positions = pad([tree.positions for tree in some], 0, subject.device)
+        branches = pad([tree.branches for tree in some], -1, subject.device)
+        scored = [(row, *place) for row, tree in enumerate(some) for place in tree.scored]
+        rows, _, columns, targets = torch.tensor(scored, device=subject.device).T
+
+        def states_of(model):
+            return tree_states(model, tokens, positions, branches)[rows, columns]
+
+        scores = zip(scored, *score_tokens(subject, states_of, targets))
+        for (row, choice, _, _), log, best in scores:
+            number = owners[batch[row]]
+            logs[number][choice] += float(log)
+            likeliest[number][choice] &= bool(best)
+    return logs, likeliest
+
+
+def mean_and_error(values):
+    """(mean, standard error) of right and wrong answers; no error of a single one."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), None
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def run_task(subject, items, name):
+    """Accuracy of a task as a dict: acc by log-likelihood, acc_norm by that per character."""
+    kept, encoded, truncated = encode_items(subject, items)
+    if not kept:
+        raise InputError(f"--tasks {name}: every item has a choice longer than the model's context "
+                         f"of {subject.config.context} tokens")
+    logs, likeliest = answer(subject, encoded)
+    right, right_norm = [], []
+    for item, log, best in zip(kept, logs, likeliest):
+        if len(log) == 1:  # nothing to choose from: right if greedy decoding would write it
+            right.append(best[0])
+            continue
+        right.append(np.argmax(log) == item.gold)
+        if item.sizes:
+            right_norm.append(np.argmax(np.divide(log, item.sizes)) == item.gold)
+    result = {"items": len(kept), "left_out": len(items) - len(kept), "truncated": truncated}
+    result["acc"], result["acc_se"] = mean_and_error(right)
+    if right_norm:
+        result["acc_norm"], result["acc_norm_se"] = mean_and_error(right_norm)
+    if all(len(log) == 1 for log in logs):  # LAMBADA's second figure
+        result["perplexity"] = math.exp(-np.mean(logs))
+    return result
+
+
+def print_task(name, result):
+    """One line of a task's result."""
+    line = f"{name}: acc {describe(result['acc'], result['acc_se'])}"
+    if "acc_norm" in result:
+        line += f", acc_norm {describe(result['acc_norm'], result['acc_norm_se'])}"
+    if "perplexity" in result:
+        line += f", perplexity {result['perplexity']:.2f}"
+    print(f"{line}, {result['items']} items")
+    if result["left_out"]:
+        print(f"{name}: {result['left_out']} items were left out, since a choice is longer than "
+              f"the model's context")
+    if result["truncated"]:
+        print(f"{name}: {result['truncated']} sequences are longer than the model's context and "
+              f"were cut from the left")
+
+
+def describe(value, error):
+    """A figure with its standard error, if it has one."""
+    if error is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} +- {error:.4f}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Samples
+
+@torch.no_grad()
+def continue_text(models, prompt, count, generator):
+    """Windows of text from the models' logit average: int64 (count, context).
+
+    prompt: the tokens that each begins with, an end-of-text first.
+    """
+    device = models[0].head.weight.device
+    steppers = [Stepper(model, count) for model in models]
+    windows = torch.tensor(prompt, device=device).expand(count, -1)
+    for t in range(models[0].config.context - 1):
+        logits = sum(stepper.step(windows[:, t]) for stepper in steppers) / len(steppers)
+        if t + 1 == windows.shape[1]:  # the prompt is read
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            windows = torch.cat([windows, token], dim=1)
+    return windows
+
+
+def write_samples(subject, count, prompt, seed):
+    """{name: texts} of each model and, if there are several, of their average. Raises
+    InputError."""
+    tokens = [subject.config.end_of_text, *subject.encode(prompt, start=False)]
+    if len(tokens) >= subject.config.context:
+        raise InputError(f"--prompt has {len(tokens)} tokens and leaves no room in the model's "
+                         f"context of {subject.config.context}")
+    # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
+    models = [model.to(subject.device) for model in subject.models]
+    sources = {name: [model] for name, model in zip(subject.names, models)}
+    if len(models) < len(subject.names):
+        sources = {"average weights": models}
+    elif len(models) > 1:
+        sources["average"] = models
+    found = {}
+    for name, some in sources.items():
+        # own random numbers, so that the same command prints the same text
+        generator = torch.Generator(subject.device).manual_seed(seed)
+        windows = continue_text(some, tokens, count, generator)
+        found[name] = [subject.tokenizer.decode(window) for window in windows.tolist()]
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -64,23 +793,37 @@ def sample_texts(models, data, count, seed, device):
 
 def read_arguments():
     """The parsed command line. Raises InputError for values that cannot work."""
-    parser = Parser("Validation loss, bits per byte and samples of runs, averaged if several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="finished runs or ensembles")
-    parser.add_argument("--average", choices=("logits", "probs"), default="logits",
-                        help="how several are averaged")
+    parser = Parser("Validation loss, benchmarks and samples of runs or of Hugging Face folders, "
+                    "averaged if several.")
+    parser.add_argument("models", nargs="+", metavar="RUN|HF_FOLDER",
+                        help="finished runs, ensembles, or folders of Hugging Face's format")
+    parser.add_argument("--data", metavar="NAME",
+                        help="data set to validate on (default: what the runs were trained on)")
+    parser.add_argument("--average", choices=("logits", "probs", "weights"), default="logits",
+                        help="how several are averaged; weights: one model of their mean weights")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK|FILE",
+                        help=f"benchmarks: {', '.join(HUB_TASKS)}, continuation (of the data's "
+                             f"own validation text), or files; commas part names as well")
+    parser.add_argument("--limit", type=int, default=0, metavar="N",
+                        help="only the first N items of each task; 0: all")
     parser.add_argument("--sample", type=int, default=0, metavar="N",
-                        help="windows of text to sample (logit average)")
+                        help="texts to sample from each model and from their logit average")
+    parser.add_argument("--prompt", default="", help="text that each sample continues")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--device", default="auto",
                         help="auto (cuda, then mps, then cpu) or a torch device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", default="runs", help="folder of the runs")
     parser.add_argument("--export_hf", metavar="DIR",
-                        help="write one run as a Hugging Face Llama folder")
+                        help="write one model as a Hugging Face Llama folder")
+    parser.add_argument("--study", default="eval", help="label of the saved line")
+    parser.add_argument("--save", metavar="FILE.jsonl",
+                        help="add the report to a file of results, one JSON object a line")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     args = parser.parse_args()
-    if args.sample < 0:
-        raise InputError(f"--sample {args.sample} is out of range; it must be at least 0")
+    if min(args.sample, args.limit) < 0:
+        raise InputError("--sample and --limit must be at least 0")
+    args.tasks = [name for task in args.tasks for name in task.split(",") if name]
     # looked for before the evaluation, which can take a while
     if args.export_hf and importlib.util.find_spec("safetensors") is None:
         raise InputError("--export_hf needs the package safetensors; install it with "
@@ -88,32 +831,87 @@ def read_arguments():
     return args
 
 
+def save_line(path, report):
+    """Add a report to a file of results in place of an older one of the same name."""
+    lines = []
+    if Path(path).exists():
+        for line in Path(path).read_text().splitlines():
+            row = json.loads(line)
+            if [row.get(key) for key in ("kind", "study", "name")] != [
+                    report[key] for key in ("kind", "study", "name")]:
+                lines.append(line)
+    lines.append(json.dumps(report))
+    # whole or not at all: the file may hold the results of days
+    write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+
+
+def export(subject, folder):
+    """Write the one model as a Hugging Face folder, and say what it cannot hold."""
+    export_hugging_face(subject.models[0], folder, subject.tokenizer_json)
+    print(f"{folder} holds the model and its tokenizer for transformers and lm-eval")
+    # The weights are the same there, but what they see is not. So say it.
+    if subject.config.doc_mask:
+        print("this model was trained with attention inside documents alone, which Llama in "
+              "transformers lacks: give it one document at a time")
+
+
+def evaluate(subject, args):
+    """All that was asked for, printed and as one dict, whose "loss" and "error" (1 - the mean
+    accuracy) a law of downstream error takes (fit.py downstream)."""
+    data = subject.data
+    if args.data:
+        data = load_data(args.data)
+    # one name for the same question to the same models, so that a new answer replaces the old one
+    request = [subject.names, args.average, args.tasks, args.limit, args.data]
+    report = {"kind": "eval", "study": args.study,
+              "name": f"{Path(subject.names[0]).name}-k{len(subject.names)}-{short_hash(request)}",
+              **subject.facts, "runs": subject.names, "average": args.average,
+              "params": sum(model.parameter_count() for model in subject.models)}
+    print(f"{len(subject.models)} model(s), {report['params']:,} parameters")
+    if data is not None:
+        report |= validate(subject, data)
+        report["loss"] = report["val_loss"]
+        bits = describe(report["bits_per_byte"], report["bits_per_byte_se"])
+        if report["val_loss"] is None:
+            print(f"{report['data']}: {bits} bits per byte (another tokenizer, so no nats), in "
+                  f"windows of {report['window']} tokens")
+        else:
+            loss = describe(report["val_loss"], report["val_loss_se"])
+            print(f"{report['data']}: val_loss {loss} nats per token, perplexity "
+                  f"{report['perplexity']:.2f}, {bits} bits per byte, in windows of "
+                  f"{report['window']} tokens")
+            places = [f"to {row['to']}: {row['loss']:.3f}" for row in report["loss_by_position"]]
+            print(f"loss by number of tokens seen, in powers of two: {', '.join(places)}")
+    if args.tasks:
+        report["tasks"] = {}
+        for task in args.tasks:
+            items = find_items(task, subject, data, args.limit)
+            report["tasks"][task] = run_task(subject, items, task)
+            print_task(task, report["tasks"][task])
+        report["error"] = 1 - np.mean([result["acc"] for result in report["tasks"].values()])
+    if args.sample:
+        # always from the logit average, whatever average was evaluated: it is the paper's ensemble
+        report["samples"] = write_samples(subject, args.sample, args.prompt, args.seed)
+        for i in range(args.sample):
+            for name, texts in report["samples"].items():
+                print(f"--- sample {i + 1} of {name}\n{texts[i]}")
+    return report
+
+
 def main():
     args = read_arguments()
     device = use_device(args.device, args.threads)
-    runs = expand(args.runs, args.out)
-    # An average of several has no weights of its own that could be written.
-    if args.export_hf and len(runs) > 1:
-        raise InputError(f"--export_hf writes one run, not {len(runs)}")
-
-    results, models, data = load_members(runs, args.out, device)
-    report = evaluate_average(results, models, data, args.average, device)
-    print(f"{len(models)} model(s), {report['params']:,} parameters: "
-          f"val_loss {report['val_loss']:.4f} nats per token, "
-          f"{report['bits_per_byte']:.4f} bits per byte")
-
+    names = args.models
+    # An average of several predictions has no weights of its own that could be written.
+    if args.export_hf and len(expand(names, args.out)) > 1 and args.average != "weights":
+        raise InputError(f"--export_hf writes one run, not {len(expand(names, args.out))}; "
+                         f"--average weights makes one of several")
+    subject = load_subject(names, args.out, device, args.average)
+    report = evaluate(subject, args)
     if args.export_hf:
-        export_hugging_face(models[0], args.export_hf)
-        print(f"{args.export_hf} holds config.json and model.safetensors")
-        # The weights are the same there, but what they see is not. So say it.
-        if models[0].config.doc_mask:
-            print("this model was trained with attention inside documents alone, which Llama in "
-                  "transformers lacks: give it one document at a time")
-    if args.sample:
-        # always from the logit average, whatever average was evaluated: it is the paper's ensemble
-        report["samples"] = sample_texts(models, data, args.sample, args.seed, device)
-        for i, text in enumerate(report["samples"], 1):
-            print(f"--- sample {i}\n{text}")
+        export(subject, args.export_hf)
+    if args.save:
+        save_line(args.save, report)
     if args.json:
         print(json.dumps(report))
 

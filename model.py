@@ -9,7 +9,6 @@ D head width, V vocabulary.
 """
 import json
 import math
-import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -507,13 +506,27 @@ def hugging_face_names(config):
     return names
 
 
-def export_hugging_face(model, folder):
-    """Write config.json and model.safetensors, which transformers' LlamaForCausalLM loads.
+EXPORTED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json"}
 
-    The folder gets both files whole or neither. Raises OSError where they cannot be written.
+
+def export_hugging_face(model, folder, tokenizer=None):
+    """Write a folder that transformers' LlamaForCausalLM and AutoTokenizer load.
+
+    tokenizer: the content of its tokenizer.json, if it goes there as well. The folder appears whole
+    or not at all, and takes the place of an earlier export. Raises OSError where it cannot be
+    written or holds anything else.
     """
     from safetensors import SafetensorError  # optional, so imported where it is used
     from safetensors.torch import save_file
+
+    folder = Path(folder).absolute()
+    if folder.exists():
+        # a second file of weights would be read with ours, and nobody's files are removed
+        others = sorted({path.name for path in folder.iterdir()} - EXPORTED)
+        if others:
+            raise OSError(f"{folder} holds {others[0]}, which is no part of an export; give "
+                          f"another folder")
 
     state = model.state_dict()
     weights = {}
@@ -522,20 +535,37 @@ def export_hugging_face(model, folder):
         for (name, _), piece in zip(theirs, pieces):
             weights[name] = piece.contiguous().cpu()
 
-    folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        temporary = Path(temporary)
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
         try:
-            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, for instance
+            save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
+            for name, content in hugging_face_texts(model.config, tokenizer).items():
+                (whole / name).write_text(content)
+        except (SafetensorError, OSError) as error:  # a full disk, for instance
             raise OSError(f"cannot write {folder} ({error}); free some disk space") from error
-        config = json.dumps(hugging_face_config(model.config), indent=1)
-        (temporary / "config.json").write_text(config + "\n")
-        folder.mkdir(exist_ok=True)
-        # config.json last: without it no reader takes the folder for a model
-        for name in ("model.safetensors", "config.json"):
-            os.replace(temporary / name, folder / name)
+        if folder.exists():  # the earlier export goes with the temporary folder
+            folder.rename(Path(temporary) / "earlier")
+        whole.rename(folder)
+
+
+def hugging_face_texts(config, tokenizer):
+    """{name: content} of an export's files beside the weights. tokenizer: tokenizer.json or
+    None."""
+    ends = {"bos_token_id": config.end_of_text, "eos_token_id": config.end_of_text}
+    files = {"config.json": hugging_face_config(config),
+             "generation_config.json": {**ends, "do_sample": True}}
+    if tokenizer:
+        added = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
+        name = added.get(config.end_of_text)  # null there says that no token has this part
+        files["tokenizer_config.json"] = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": name, "eos_token": name,
+            "model_max_length": config.context, "clean_up_tokenization_spaces": False}
+    texts = {name: json.dumps(content, indent=1) + "\n" for name, content in files.items()}
+    if tokenizer:
+        texts["tokenizer.json"] = tokenizer
+    return texts
 
 
 def hugging_face_config(config):
@@ -579,6 +609,14 @@ def read_hugging_face(folder):
     missing = [name for parts in names.values() for name, _ in parts if name not in tensors]
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights")
+    # Weights that have no place in the model say that it is another one. Rotary tables, which
+    # older files hold, follow from config.json, and a tied head is the embedding.
+    known = {name for parts in names.values() for name, _ in parts} | {"lm_head.weight"}
+    unknown = [name for name in tensors
+               if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    if unknown:
+        raise ValueError(f"{folder} holds {unknown[0]} and {len(unknown) - 1} more weights that "
+                         f"its config.json does not tell of")
     weights = {}
     for ours, parts in names.items():
         weights[ours] = torch.cat([tensors[name] for name, _ in parts])
@@ -594,14 +632,23 @@ def read_llama_files(folder):
     except ImportError:
         raise ValueError("reading *.safetensors needs the package safetensors; install it with "
                          "pip install safetensors") from None
-    tensors = {}
+    files = {}
     try:
         fields = json.loads((folder / "config.json").read_text())
         for file in sorted(folder.glob("*.safetensors")):
-            tensors |= load_file(file)
+            files[file.name] = load_file(file)
     except Exception as error:  # safetensors raises its own kind for a damaged file
         raise ValueError(f"{folder} has no whole config.json and *.safetensors "
                          f"({error})") from error
+    tensors = {}
+    sources = {}
+    for file, content in files.items():
+        for name in content:
+            if name in tensors:  # one of the two is stale, and nothing says which
+                raise ValueError(f"{folder} holds {name} in {sources[name]} and in {file}; remove "
+                                 f"the file that does not belong there")
+            sources[name] = file
+        tensors |= content
     # null says "the default" there, as an absent field does
     return {key: value for key, value in fields.items() if value is not None}, tensors
 
@@ -620,6 +667,7 @@ def config_of_llama(fields, folder):
     # older versions of transformers keep the rotary parameters in two fields
     older = {"rope_theta": fields.get("rope_theta", 10_000.0), **fields.get("rope_scaling", {})}
     rope = fields.get("rope_parameters", older)
+    rope = {key: value for key, value in rope.items() if value is not None}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     scaling = None
     if rope_type == "llama3":
@@ -636,7 +684,7 @@ def config_of_llama(fields, folder):
         doc_mask=False,
         inner=fields["intermediate_size"],
         norm_eps=fields.get("rms_norm_eps", 1e-6),
-        rope_theta=rope["rope_theta"],
+        rope_theta=rope.get("rope_theta", 10_000.0),
         rope_scaling=scaling,
         tied=fields.get("tie_word_embeddings", False),
     )

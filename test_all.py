@@ -1514,6 +1514,14 @@ def test_export_command_writes_what_transformers_reads(world, capsys):
     with torch.no_grad():
         loss = float(theirs(windows, labels=windows).loss)
     assert loss == pytest.approx(result["val_loss"], rel=1e-5)
+    # the tokenizer, to the id, and the token that ends a text
+    assert {path.name for path in (world / "exported").iterdir()} == gpt.EXPORTED
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world / "exported")
+    text = make_documents(5)[3]
+    ids = prepare.load_data("tiny").tokenizer().encode_ordinary(text)
+    assert tokenizer.encode(text) == ids and tokenizer.decode(ids) == text
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == 319
+    assert theirs.generation_config.eos_token_id == 319 and tokenizer.model_max_length == 32
     # one run at a time, refused before anything is evaluated
     other = train.train(tiny_config(doc_mask=0, seed=1))
     capsys.readouterr()
@@ -1533,7 +1541,7 @@ def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
 
     gpt.export_hugging_face(tiny_gpt(seed=1), tmp_path / "old")
     before = contents(tmp_path / "old")
-    assert set(before) == {"config.json", "model.safetensors"}
+    assert set(before) == {"config.json", "generation_config.json", "model.safetensors"}
 
     def full_disk(weights, path, metadata):
         real(weights, path, metadata)
@@ -1547,6 +1555,37 @@ def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert contents(tmp_path / "old") == before
 
+    # the next one takes its place, unless there is something else in the folder
+    monkeypatch.setattr(files, "save_file", real)
+    gpt.export_hugging_face(tiny_gpt(seed=2), tmp_path / "old")
+    assert contents(tmp_path / "old")["model.safetensors"] != before["model.safetensors"]
+    (tmp_path / "old" / "adapter.safetensors").touch()
+    before = contents(tmp_path / "old")
+    with pytest.raises(OSError, match="holds adapter.safetensors, which is no part of an export"):
+        gpt.export_hugging_face(tiny_gpt(seed=3), tmp_path / "old")
+    assert contents(tmp_path / "old") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_weights_of_two_models_in_one_folder_are_refused(tmp_path):
+    files = pytest.importorskip("safetensors.torch")
+    gpt.export_hugging_face(tiny_gpt(), tmp_path)
+    stale = tmp_path / "model-00001-of-00002.safetensors"
+    stale.write_bytes((tmp_path / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="in model-00001-of-00002.safetensors and in model.safe"):
+        gpt.GPT.from_pretrained(tmp_path)
+    # what is left of a deeper model
+    files.save_file({"model.layers.2.mlp.up_proj.weight": torch.zeros(2)}, stale)
+    with pytest.raises(ValueError, match="holds model.layers.2.mlp.up_proj.weight and 0 more"):
+        gpt.GPT.from_pretrained(tmp_path)
+    # tables and copies that say nothing new, as older files have them
+    model = tiny_gpt(tied=True, doc_mask=False)
+    gpt.export_hugging_face(model, tmp_path / "tied")
+    files.save_file({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
+                     "lm_head.weight": model.head.weight.detach().clone()},
+                    tmp_path / "tied" / "more.safetensors")
+    assert gpt.GPT.from_pretrained(tmp_path / "tied").config == model.config
+
 
 def test_fields_that_are_null_have_their_defaults(tmp_path):
     """Newer versions of transformers write null for what an absent field means as well."""
@@ -1556,6 +1595,9 @@ def test_fields_that_are_null_have_their_defaults(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     nulls = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_scaling", "bos_token_id")
     (tmp_path / "config.json").write_text(json.dumps({**config, **dict.fromkeys(nulls)}))
+    assert gpt.GPT.from_pretrained(tmp_path).config == model.config
+    rope = {"rope_theta": None, "rope_type": "default", "factor": None}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
     assert gpt.GPT.from_pretrained(tmp_path).config == model.config
 
 
@@ -2035,7 +2077,8 @@ def test_every_option_that_changes_what_is_computed_makes_another_setting():
     changed = {"data": "mine", "size": "600k", "tokens": 8192, "subset_seed": 0, "epochs": 4, "lr": 1e-2,
                "weight_decay": 0.2, "context": 64, "batch_size": 8, "shuffle": "once", "doc_mask": 0,
                "synthetic": "sampled", "synthetic_weight": 0.5, "kl_weight": 0.5, "kl_temperature": 2.0, "kl_on": "real",
-               "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b", "teachers": ("a",)}
+               "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b", "teachers": ("a",),
+               "started_from": "a"}
     fields = {f.name for f in dataclasses.fields(base) if f.metadata.get("identity", True)}
     assert fields == {*changed, *train.SEEDS}
     settings = {train.setting_of(dataclasses.replace(base, **{name: value})) for name, value in changed.items()}
@@ -3838,23 +3881,507 @@ def test_what_members_say_of_more_and_of_other_members(capsys):
 # --------------------------------------------------------------------------------------------------
 # eval.py
 
-def test_bits_per_byte_and_samples(world, capsys):
+def evaluate_json(capsys, *arguments):
+    """The report that eval.py prints as its last line."""
+    capsys.readouterr()
+    assert call(evaluation, *arguments, "--json") == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_validation_report_equals_its_definitions(world, capsys):
     result = train.train(tiny_config())
-    assert call(evaluation, result["name"], "--sample", 2, "--json") == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report = evaluate_json(capsys, result["name"])
     assert report["kind"] == "eval" and report["runs"] == [result["name"]]
-    assert report["val_loss"] == pytest.approx(result["val_loss"], rel=1e-6)
+    assert report["loss"] == report["val_loss"] == pytest.approx(result["val_loss"], rel=1e-6)
+    assert report["perplexity"] == pytest.approx(math.exp(result["val_loss"]))
+    assert report["size"] == "150k" and report["setting"] == result["setting"]
+    assert report["window"] == 32
     # bytes of what is predicted: each window without its first token, decoded by tiktoken
     data = prepare.load_data("tiny")
-    encoding, windows = data.tokenizer(), prepare.cut_windows(data.val, 32)[:, 1:]
+    encoding, windows = data.tokenizer(), prepare.cut_windows(data.val, 32)
     size = 0
-    for window in windows.tolist():
+    for window in windows[:, 1:].tolist():
         size += len(encoding.decode_bytes([t for t in window if t != 319]))
-    bits = report["val_loss"] * windows.size / math.log(2)
+    bits = report["val_loss"] * windows[:, 1:].size / math.log(2)
     assert report["bits_per_byte"] == pytest.approx(bits / size)
-    assert len(report["samples"]) == 2
-    for text in report["samples"]:
-        assert text.startswith(prepare.END_OF_TEXT)
+
+    # loss of each prediction by the model alone, one window at a time
+    model = gpt.GPT.load(world / "runs" / result["name"] / "model.pt")
+    by_document, by_seen, document = {}, {}, 0
+    for window in torch.from_numpy(windows.astype(np.int64)):
+        with torch.no_grad():
+            nats = model(*train.inputs_and_targets(window[None]))[0]
+        document += int(window[0] == 319)
+        start = 0
+        for t in range(31):
+            if window[t] == 319:
+                start = t
+            document += int(window[t + 1] == 319)
+            by_document.setdefault(document, []).append(float(nats[t]))
+            by_seen.setdefault((t - start + 1).bit_length(), []).append(float(nats[t]))
+    mean, D = report["val_loss"], len(by_document)
+    sums = [sum(nats) - mean * len(nats) for nats in by_document.values()]
+    error = math.sqrt(D / (D - 1) * sum(x * x for x in sums)) / windows[:, 1:].size
+    assert report["val_loss_se"] == pytest.approx(error, rel=1e-4)
+    for row in report["loss_by_position"]:
+        nats = by_seen.pop(row["from"].bit_length())
+        assert row["to"] == 2 * row["from"] - 1 and row["predictions"] == len(nats)
+        assert row["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert not by_seen
+
+
+def test_the_error_over_documents_is_that_of_repeated_draws():
+    """Losses within a document are alike; the spread of means over fresh draws is the truth."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        lengths = rng.integers(5, 60, 40)
+        documents = np.repeat(np.arange(40), lengths)
+        nats = 3 + rng.normal(0, 0.5, 40)[documents] + rng.normal(0, 1, len(documents))
+        return nats.mean(), evaluation.error_over_documents(nats, documents)
+
+    means, errors = zip(*(draw() for _ in range(400)))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
+    # as if tokens were independent it would be less than half
+    assert np.mean(errors) > 2 * 1.1 / math.sqrt(40 * 32)
+
+
+def test_samples_stand_side_by_side_and_continue_a_prompt(world, capsys):
+    names = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1)]
+    report = evaluate_json(capsys, *names, "--sample", 2, "--prompt", "bada")
+    assert list(report["samples"]) == [*names, "average"]
+    texts = [text for some in report["samples"].values() for text in some]
+    assert all(text.startswith(prepare.END_OF_TEXT + "bada") for text in texts)
+    assert len(set(texts)) == 6
+    assert evaluate_json(capsys, *names, "--sample", 2, "--prompt", "bada") == report
+    message = refused(capsys, evaluation, names[0], "--sample", 1, "--prompt", "bada " * 40)
+    assert "leaves no room in the model's context of 32" in message
+
+
+def test_text_after_a_prompt_follows_the_models_distribution():
+    models = [tiny_gpt(seed=1), tiny_gpt(seed=2)]
+    generator = torch.Generator().manual_seed(0)
+    windows = evaluation.continue_text(models, [59, 7, 3], 4000, generator)
+    assert windows.shape == (4000, 24) and (windows[:, :3] == torch.tensor([59, 7, 3])).all()
+    with torch.no_grad():
+        logits = sum(model(windows[:1, :3])[0, 2] for model in models) / 2
+    expected = 4000 * logits.softmax(0)
+    counts = torch.bincount(windows[:, 3], minlength=60)
+    assert ((counts - expected) ** 2 / expected).sum() < 59 + 4 * math.sqrt(2 * 59)
+
+
+def harness_scores(models, encode, pairs, average, prefix):
+    """Log-likelihood and greediness of each (context, continuation) as lm-evaluation-harness has
+    them, one sequence at a time through transformers' models."""
+    found = []
+    for context, continuation in pairs:
+        if context == "":
+            whole, scored = [prefix, *encode(continuation)], encode(continuation)
+        else:
+            spaces = len(context) - len(context.rstrip())
+            whole = encode(context + continuation)
+            scored = whole[len(encode(context[:len(context) - spaces])):]
+        inputs = torch.tensor([whole[-33:][:-1]])
+        with torch.no_grad():
+            logits = [model(inputs).logits[0, -len(scored):] for model in models]
+        if average == "logits":
+            logs = sum(logits).div(len(models)).log_softmax(-1)
+        else:
+            logs = (sum(part.softmax(-1) for part in logits) / len(models)).log()
+        targets = torch.tensor(scored)
+        log = logs.gather(-1, targets[:, None]).sum()
+        found.append((float(log), bool((logs.argmax(-1) == targets).all())))
+    return found
+
+
+@pytest.mark.parametrize("average", ["logits", "probs"])
+def test_choices_are_scored_as_the_harness_does(world, monkeypatch, average):
+    """Truncation, spaces, empty contexts, contexts that differ; batches of many lengths."""
+    transformers = pytest.importorskip("transformers")
+    data = prepare.load_data("tiny")
+    text = (data.folder / "tokenizer.json").read_text()
+    for seed in (1, 2):
+        model = tiny_gpt(seed, vocab_size=320, end_of_text=319, context=32, doc_mask=False)
+        torch.nn.init.normal_(model.embedding.weight, std=0.5)
+        gpt.export_hugging_face(model, world / f"hf{seed}", text)
+    folders = [str(world / f"hf{seed}") for seed in (1, 2)]
+    theirs = [transformers.LlamaForCausalLM.from_pretrained(folder) for folder in folders]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0])
+    words = make_documents(3)[0].replace(".", "").split()
+    long = " ".join(words)
+    items = [
+        evaluation.choice_item("Question: bada?\nAnswer:", ["fo", "fo mi", "la la la"], 1),
+        evaluation.choice_item(long, words[:3], 2),  # longer than the context
+        evaluation.choice_item("ba di ", ["do", "do"], 0),  # a space at its end
+        evaluation.Item([("", " bada fo"), ("", " fo bada mi")], 0),
+        evaluation.Item([("fo mi ba", " is here"), ("fo mi lo lo", " is here")], 1),
+        evaluation.Item([("fo bada", " mi")], 0),
+        evaluation.choice_item("x", [" ".join(words[:12]), "y"], 0),
+    ]
+    subject = evaluation.load_subject(folders, "runs", torch.device("cpu"), average)
+    monkeypatch.setitem(evaluation.BATCH_TOKENS, "cpu", 100)
+    monkeypatch.setitem(evaluation.HELD_LOGITS, "cpu", 5000)  # several chunks
+    kept, encoded, truncated = evaluation.encode_items(subject, items)
+    assert kept == items and truncated == 3
+    logs, likeliest = evaluation.answer(subject, encoded)
+    prefix = tokenizer.bos_token_id
+    assert prefix == 319
+    for item, log, best in zip(items, logs, likeliest):
+        expected = harness_scores(theirs, tokenizer.encode, item.pairs, average, prefix)
+        assert log == pytest.approx([log for log, _ in expected], abs=1e-4)
+        assert best == [greedy for _, greedy in expected]
+
+
+def test_choices_share_what_they_begin_with():
+    """The tree of an item holds the question once, and of one token's choices nothing else."""
+    choices = [([5, 6, 7, 8, 9], 2), ([5, 6, 7, 8, 4], 2), ([5, 6, 7, 3], 1)]
+    tree, = evaluation.make_trees(choices)
+    assert tree.tokens == [5, 6, 7, 8, 8] and tree.branches == [0, 0, 0, 1, 2]
+    assert tree.positions == [0, 1, 2, 3, 3]
+    assert tree.scored == [(0, 2, 8), (0, 3, 9), (1, 2, 8), (1, 4, 4), (2, 2, 3)]
+    # where they share less than half, joining them would cost more than it saves
+    apart = evaluation.make_trees([([5, 6, 7, 8], 2), ([5, 9, 9, 9], 3)])
+    assert [tree.tokens for tree in apart] == [[5, 6, 7], [5, 9, 9]]
+    assert [tree.scored for tree in apart] == [[(0, 1, 7), (0, 2, 8)],
+                                               [(1, 0, 9), (1, 1, 9), (1, 2, 9)]]
+
+
+def test_accuracy_and_its_error(monkeypatch):
+    items = [evaluation.choice_item("q", ["a", "bcd"], gold) for gold in (0, 1, 1, 0)]
+    logs = [[-1.0, -2.0], [-3.0, -2.0], [-1.0, -1.5], [-1.0, -4.0]]
+    monkeypatch.setattr(evaluation, "encode_items", lambda _, items: (items, items, 0))
+    monkeypatch.setattr(evaluation, "answer", lambda *_: (logs, [[False] * 2] * 4))
+    result = evaluation.run_task(None, items, "made up")
+    assert result["acc"] == 0.75 and result["acc_se"] == pytest.approx(0.25)
+    # by character: 1 against 2/3, 3 against 2/3, 1 against 1/2, 1 against 4/3
+    assert result["acc_norm"] == 0.75
+    one = evaluation.Item([("a", " b")], 0)
+    monkeypatch.setattr(evaluation, "answer", lambda *_: ([[-1.0], [-3.0]], [[True], [False]]))
+    result = evaluation.run_task(None, [one, one], "made up")
+    assert result["acc"] == 0.5 and result["perplexity"] == pytest.approx(math.exp(2))
+
+
+@pytest.mark.parametrize("row, pairs, gold, sizes", [
+    ({"goal": "g", "sol1": "a", "sol2": "bc", "label": "1"},
+     [("Question: g\nAnswer:", " a"), ("Question: g\nAnswer:", " bc")], 1, [1, 2]),
+    ({"question": "q", "distractor1": "a", "distractor2": "b", "distractor3": "c",
+      "correct_answer": "d", "support": " s ", "query": "q", "choices": ["a"], "gold": 0},
+     [("s \nQuestion: q\nAnswer:", f" {x}") for x in "abcd"], 3, [1] * 4),
+    ({"id": 1, "question": {"stem": "q", "choices": [{"text": "a", "label": "1"},
+                                                     {"text": "b", "label": "2"}]},
+      "answerKey": "2"}, [("Question: q\nAnswer:", " a"), ("Question: q\nAnswer:", " b")], 1,
+     [1, 1]),
+    ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"},
+     [("Question: q\nAnswer:", " a"), ("Question: q\nAnswer:", " b")], 0, [1, 1]),
+    ({"activity_label": "Sport", "ctx_a": "A man runs.", "ctx_b": "he", "label": "0",
+      "endings": ["[step] falls  down.", "wins [title] Or not."]},
+     [("Sport: A man runs. He", " falls down."), ("Sport: A man runs. He", " wins. Or not.")], 0,
+     None),
+    ({"sentence": "The cup fit, as _ was small.", "option1": "it", "option2": "box",
+      "answer": "2"},
+     [("The cup fit, as it", " was small."), ("The cup fit, as box", " was small.")], 1, None),
+    ({"sentence_good": "They run.", "sentence_bad": "They runs.", "field": "syntax"},
+     [("", " They run."), ("", " They runs.")], 0, None),
+    ({"text": "one two three"}, [("one two", " three")], 0, None),
+    ({"query": "q", "choices": ["a", "b", "c"], "gold": 2}, [("q", f" {x}") for x in "abc"], 2,
+     [1] * 3)])
+def test_upstream_formats_give_the_harness_prompts(row, pairs, gold, sizes):
+    item = evaluation.read_item(row, "here")
+    assert [(a, b.replace("  ", " ")) for a, b in item.pairs] == pairs and item.gold == gold
+    if sizes:
+        assert item.sizes == sizes
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"query": "q", "choices": ["a"', "line 2 is no JSON"),
+    ('["q"]', "line 2 is not a JSON object"),
+    ('{"prompt": "q"}', "line 2 has the fields prompt, which are no benchmark's"),
+    ('{"query": "q", "choices": 3, "gold": 0}', "line 2 is not in the format of its fields"),
+    ('{"query": "q", "choices": "ab", "gold": 0}', "the choices are no list"),
+    ('{"query": 3, "choices": ["a", "b"], "gold": 0}', "line 2: the question is no text"),
+    ('{"query": "q", "choices": ["a", "b"], "gold": 0.5}', "line 2 is not in the format"),
+    ('{"query": "q", "choices": [], "gold": 0}', "line 2 has no choices"),
+    ('{"query": "q", "choices": ["a", " "], "gold": 0}', "line 2: choice 1 is empty"),
+    ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "line 2 has gold 2, but choices 0 to 1"),
+    ('{"query": "q", "choices": ["a", "b"], "gold": ""}', "line 2 is not in the format"),
+    ('{"goal": "g", "sol1": "a", "sol2": "b"}', "are no benchmark's")])
+def test_benchmark_files_that_cannot_be_used_are_refused(world, capsys, line, message):
+    name = train.train(tiny_config())["name"]
+    good = json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0})
+    Path("bench.jsonl").write_text(f"{good}\n{line}\n")
+    assert message in refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+
+
+def test_items_with_a_choice_longer_than_the_context_are_left_out_and_counted(world, capsys):
+    name = train.train(tiny_config())["name"]
+    long = json.dumps({"query": "q", "choices": ["a", "bada fo " * 30], "gold": 0})
+    good = json.dumps({"query": "bada " * 30, "choices": ["a", "b"], "gold": 0})
+    Path("bench.jsonl").write_text(f"{long}\n{good}\n")
+    assert call(evaluation, name, "--tasks", "bench.jsonl", "--json") == 0
+    printed = capsys.readouterr().out
+    task = json.loads(printed.splitlines()[-1])["tasks"]["bench.jsonl"]
+    assert (task["items"], task["left_out"], task["truncated"]) == (1, 1, 2)
+    assert "1 items were left out, since a choice is longer" in printed
+    assert "2 sequences are longer than the model's context and were cut" in printed
+    Path("bench.jsonl").write_text(long)
+    message = refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+    assert "every item has a choice longer than the model's context of 32" in message
+
+
+def test_tasks_and_models_that_are_not_there_are_refused(world, capsys, monkeypatch):
+    name = train.train(tiny_config())["name"]
+    Path("empty.jsonl").touch()
+    Path("piqa.jsonl").write_text('{"goal": "g", "sol1": "a", "sol2": "b"}\n' * 2)
+    Path("piqa-labels.lst").write_text("1\n")
+    for task, message in (("nothing", "neither a file nor one of piqa"),
+                          ("empty.jsonl", "has no items"),
+                          ("piqa.jsonl", "has 1 labels for 2 lines")):
+        assert message in refused(capsys, evaluation, name, "--tasks", task)
+    Path("piqa-labels.lst").write_text("1\n0\n")
+    items = evaluation.read_file(Path("piqa.jsonl"), 0)
+    assert [item.gold for item in items] == [1, 0]
+
+    pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
+
+    def out_of_reach(*_, **__):
+        raise ConnectionError("no network\nat all")
+    monkeypatch.setattr(hub.HfApi, "dataset_info", out_of_reach)
+    message = refused(capsys, evaluation, name, "--tasks", "piqa")
+    assert "baber/piqa cannot be reached on the hub" in message
+    assert "give it as --tasks piqa.jsonl" in message
+
+    # a run that is not finished is no model
+    (world / "runs" / name / "result.json").unlink()
+    assert "is not a finished run" in refused(capsys, evaluation, name)
+
+
+def test_hub_rows_are_read_like_those_of_files(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"sentence_good": f"good {i}", "sentence_bad": "bad"} for i in range(3)]
+    monkeypatch.setattr(evaluation, "reach_hub", lambda *_: None)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda _: ["a", "b"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: rows)
+    items = evaluation.read_hub("blimp", 5)
+    assert len(items) == 5 and items[3].pairs[0] == ("", " good 0")
+
+
+def test_continuations_are_true_halves_among_others_of_equal_length(world, capsys):
+    data = prepare.load_data("tiny")
+    items = evaluation.continuation_items(data, 32)
+    again = evaluation.continuation_items(data, 32)
+    assert [item.pairs for item in items] == [item.pairs for item in again] and len(items) > 20
+    documents = [d.tolist() for d in np.split(data.val, np.flatnonzero(data.val == 319))[1:]]
+
+    def owner(tokens):
+        return {i for i, d in enumerate(documents)
+                if any(d[j:j + len(tokens)] == tokens for j in range(len(d)))}
+
+    for item in items[:20]:
+        context, right = item.pairs[item.gold]
+        assert len(context) == 16
+        assert all(pair[0] == context for pair in item.pairs)
+        assert {len(choice) for _, choice in item.pairs} == {16}
+        assert owner(context + right) and len(item.pairs) == 4
+        home = owner(context + right)
+        for i, (_, choice) in enumerate(item.pairs):
+            if i != item.gold:
+                assert owner(choice) - home
+    golds = np.bincount([item.gold for item in items], minlength=4)
+    assert golds.min() > 0
+
+    # a trained model beats chance, and a line of results serves as a point of fit.py's law
+    names = [train.train(tiny_config(seed=seed, epochs=8))["name"] for seed in (0, 1)]
+    report = evaluate_json(capsys, *names, "--tasks", "continuation", "--save", "evals.jsonl")
+    task = report["tasks"]["continuation"]
+    assert task["items"] == len(items) and task["acc"] > 0.25 + 2 * task["acc_se"]
+    assert report["error"] == pytest.approx(1 - task["acc"])
+    for name in names:
+        for _ in range(2):  # the same report takes its own place
+            evaluate_json(capsys, name, "--tasks", "continuation", "--save", "evals.jsonl")
+    lines = [json.loads(line) for line in Path("evals.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and lines[0] == report
+    found = fit.read_rows("evals.jsonl")
+    assert [row["error"] for row, _ in found] == [line["error"] for line in lines]
+    assert all(row["loss"] == row["val_loss"] for row, _ in found)
+    evaluate_json(capsys, *names, "--average", "probs", "--tasks", "continuation", "--save",
+                  "evals.jsonl")
+    assert call(fit, "downstream", "evals.jsonl", "--json") == 0
+    law = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(law["params"]) == {"epsilon", "k", "gamma"}
+
+
+def test_a_hugging_face_folder_is_a_model(world, capsys):
+    pytest.importorskip("transformers")
+    result = train.train(tiny_config(doc_mask=0))
+    assert call(evaluation, result["name"], "--export_hf", "exported") == 0
+    report = evaluate_json(capsys, "exported", "--data", "tiny", "--tasks", "continuation")
+    run = evaluate_json(capsys, result["name"], "--tasks", "continuation")
+    for key in ("val_loss", "val_loss_se", "perplexity", "bits_per_byte"):
+        assert report[key] == pytest.approx(run[key], rel=1e-5)
+    assert report["tasks"] == run["tasks"]
+
+    # text of another tokenizer: bits per byte of the same text, read in the model's own tokens
+    lines = [json.dumps({"text": text}) for text in make_documents(200, seed=3)]
+    Path("other.jsonl").write_text("\n".join(lines))
+    assert call(prepare, "--source", "other.jsonl", "--vocab_size", 300, "--val_tokens", 1000,
+                "--name", "other") == 0
+    report = evaluate_json(capsys, "exported", "--data", "other")
+    assert report["val_loss"] is report["perplexity"] is report["loss"] is None
+    other, own = prepare.load_data("other"), prepare.load_data("tiny").tokenizer()
+    texts = other.tokenizer().decode(other.val.tolist()).split(prepare.END_OF_TEXT)[1:]
+    tokens = [token for text in texts for token in [319, *own.encode_ordinary(text)]]
+    windows = torch.tensor(tokens)[:len(tokens) // 32 * 32].view(-1, 32)
+    model = gpt.GPT.load(world / "runs" / result["name"] / "model.pt")
+    with torch.no_grad():
+        nats = float(model(*train.inputs_and_targets(windows)).double().sum())
+    size = sum(len(own.decode_bytes([t for t in window if t != 319]))
+               for window in windows[:, 1:].tolist())
+    assert report["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+    # without data there is nothing to validate on, and without a tokenizer nothing to read
+    assert "val_loss" not in evaluate_json(capsys, "exported")
+    message = refused(capsys, evaluation, "exported", "--tasks", "continuation")
+    assert "give --data NAME" in message
+    assert "export the runs" in refused(capsys, evaluation, "exported", result["name"])
+    assert "is given twice" in refused(capsys, evaluation, "exported", "./exported")
+    Path("exported/tokenizer.json").unlink()
+    assert "has no tokenizer.json" in refused(capsys, evaluation, "exported")
+
+
+def test_a_soup_has_the_mean_of_the_weights(world, capsys):
+    results = [train.train(tiny_config(seed=seed)) for seed in (0, 1)]
+    names = [result["name"] for result in results]
+    models = [gpt.GPT.load(world / "runs" / name / "model.pt") for name in names]
+    with torch.no_grad():
+        for a, b in zip(models[0].parameters(), models[1].parameters()):
+            a.copy_((a.double() + b.double()) / 2)
+    data = prepare.load_data("tiny")
+    loss = train.evaluate(models[0], train.device_windows(data.val, 32, "cpu"), 8)
+    report = evaluate_json(capsys, *names, "--average", "weights", "--sample", 1)
+    assert list(report["samples"]) == ["average weights"]
+    assert report["val_loss"] == pytest.approx(loss, rel=1e-5)
+    assert report["params"] == results[0]["params"] and report["runs"] == names
+
+
+# --------------------------------------------------------------------------------------------------
+# Continued pre-training
+
+CPT = ("--data", "more", "--tokens", 4096, "--batch_size", 4, "--compile", 0, "--recipe", "cpt")
+
+
+@pytest.fixture
+def continued(world, capsys):
+    """data/more, other text with the tokenizer of data/tiny, and the name of a run on tiny."""
+    lines = [json.dumps({"text": text}) for text in make_documents(200, seed=3)]
+    (world / "more.jsonl").write_text("\n".join(lines))
+    assert call(prepare, "--source", "more.jsonl", "--tokenizer", "data/tiny", "--val_tokens", 1000,
+                "--name", "more") == 0
+    return train.train(tiny_config(doc_mask=0))["name"]
+
+
+def continued_config(name, **changes):
+    settings = dict(data="more", init_from=name, tokens=4096, batch_size=4, compile="0", epochs=1,
+                    lr=1e-3, doc_mask=0)
+    return train.resolve(train.TrainConfig(**{**settings, **changes}))
+
+
+def test_continued_training_starts_from_weights_with_fresh_optimizer_and_schedule(
+        world, continued, capsys):
+    """One epoch equals hand-written steps of AdamW from the run's weights."""
+    config = continued_config(continued)
+    assert (config.recipe, config.size, config.context) == ("cpt", "150k", 32)
+    assert config.weight_decay == 0.1 and config.started_from == continued
+    result = train.train(config)
+    model = gpt.GPT.load(world / "runs" / continued / "model.pt")
+    run = train.Run(config, None)
+    for ours, theirs in zip(run.model.parameters(), model.parameters()):
+        assert torch.equal(ours, theirs)
+    heads = [p for n, p in model.named_parameters() if p.dim() > 1 and n != "embedding.weight"]
+    others = [p for n, p in model.named_parameters() if p.dim() == 1 or n == "embedding.weight"]
+    optimizer = torch.optim.AdamW([{"params": heads, "weight_decay": 0.1},
+                                   {"params": others, "weight_decay": 0.0}],
+                                  betas=(0.9, 0.95), eps=1e-8)
+    steps = 4096 // 32 // 4
+    for step, order in enumerate(train.epoch_order(config, 0, 128)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        model(*train.inputs_and_targets(run.train[order])).sum().div(4 * 31).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    loss = train.evaluate(model, run.val, 4)
+    assert result["val_loss"] == pytest.approx(loss, abs=1e-4)
+
+    # an exported run is the same start under another identity, as its files decide it
+    assert call(evaluation, continued, "--export_hf", "exported") == 0
+    from_folder = continued_config("exported")
+    assert from_folder.size.startswith("llama-") and from_folder.context == 32
+    assert train.run_name(from_folder) != train.run_name(config)
+    assert train.train(from_folder)["val_loss"] == pytest.approx(result["val_loss"], abs=1e-6)
+    before = from_folder.started_from
+    gpt.export_hugging_face(model, "exported", (world / "data/tiny/tokenizer.json").read_text())
+    assert continued_config("exported").started_from != before
+    # where it lies does not matter
+    os.rename("exported", "elsewhere")
+    os.rename("runs", "moved")
+    moved = continued_config(f"moved/{continued}", out="runs")
+    assert train.run_name(moved) == train.run_name(config)
+
+
+def test_the_papers_setting_is_assumed_and_said(continued, capsys):
+    capsys.readouterr()
+    config = continued_config(continued, epochs=None, lr=None)
+    assert (config.epochs, config.lr, config.weight_decay) == (8, 3e-5, 0.1)
+    assert "cpt is not tuned at 150k" in capsys.readouterr().out
+
+
+def test_a_tied_model_trains_and_its_table_does_not_decay(world, continued):
+    model = tiny_gpt(vocab_size=320, end_of_text=319, context=32, tied=True, doc_mask=False)
+    gpt.export_hugging_face(model, "tied", (world / "data/tiny/tokenizer.json").read_text())
+    config = continued_config("tied")
+    run = train.Run(config, None)
+    assert run.model.head.weight is run.model.embedding.weight
+    kept = run.optimizer.param_groups[1]
+    assert kept["weight_decay"] == 0
+    assert any(p is run.model.head.weight for p in kept["params"])
+    before = run.evaluate(run.val)
+    assert train.train(config)["val_loss"] < before - 0.05
+
+
+def test_ensembles_and_soups_of_continued_runs(world, continued, capsys):
+    """Members share their start and differ in the data's order."""
+    assert call(ensemble, "--members", 2, "--init_from", continued, *CPT, "--epochs", 1, "--lr",
+                1e-3, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["recipe"] == "cpt" and result["started_from"] == continued
+    assert result["loss_by_k"]["logits"][1] < result["loss_by_k"]["logits"][0]
+    soup = evaluate_json(capsys, result["name"], "--average", "weights")
+    average = evaluate_json(capsys, result["name"])
+    # near one another, the mean of weights does what the mean of logits does
+    assert soup["val_loss"] == pytest.approx(average["val_loss"], abs=0.02)
+    assert soup["val_loss"] < result["loss_by_k"]["logits"][0]
+    message = refused(capsys, ensemble, "--members", 2, "--vary", "init_seed", "--init_from",
+                      continued, *CPT, "--epochs", 1)
+    assert "--init_seed decides nothing in a run with --init_from" in message
+
+
+@pytest.mark.parametrize("options, message", [
+    (("--init_from", "nothing"), "nothing is not a finished run"),
+    (("--init_from", "RUN", "--init_seed", 1), "--init_seed decides nothing"),
+    (("--init_from", "RUN", "--size", "600k"), "--size 600k is not that of"),
+    (("--init_from", "RUN", "--context", 64), "--context 64 is more than the 32 of"),
+    (("--init_from", "RUN", "--recipe", "standard"), "--recipe standard is for fresh weights"),
+    (("--init_from", "RUN", "--data", "other"), "other was made with another tokenizer than"),
+    (("--init_from", "hf"), "hf has no tokenizer.json"),
+    ((), "give what from as --init_from")])
+def test_starts_that_do_not_fit_are_refused(world, continued, capsys, options, message):
+    assert call(prepare, "--source", "more.jsonl", "--vocab_size", 300, "--val_tokens", 1000,
+                "--name", "other") == 0
+    gpt.export_hugging_face(tiny_gpt(), "hf")
+    options = [continued if option == "RUN" else option for option in options]
+    assert message in refused(capsys, train, *CPT, *options)
+    assert len(list(Path("runs").iterdir())) == 1  # nothing was begun
 
 
 # --------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ import torch.distributed as dist
 
 from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
 from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, read_json, run_main,
-                     write_atomically, write_json)
+                     sha256_file, write_atomically, write_json)
 
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
@@ -81,6 +81,10 @@ TUNED = {
     },
 }
 
+# Continued pre-training (paper, section on it): the setting of Llama 3.2 3B at 4.2B tokens of
+# mathematics, for any size until one is tuned.
+CONTINUED = (8, 3e-5, 0.1)
+
 
 # --------------------------------------------------------------------------------------------------
 # Configuration
@@ -102,6 +106,8 @@ class TrainConfig:
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "parameters, as the paper names its models", "what",
                        choices=tuple(SIZES))
+    init_from: str = option("", "finished run, or Llama in Hugging Face's format, whose weights "
+                            "training starts from; it decides the size", "what", identity=False)
     tokens: str = option(None, "unique tokens D: a number, or 200m, 400m, 800m, 1.6b over the "
                          "size's scale (default: 200m, or all of the data where they are fewer)",
                          "what")
@@ -113,7 +119,7 @@ class TrainConfig:
 
     # How it is learned: what the paper's recipes differ in, then what they share.
     recipe: str = option("regularized", "a label that fills the next three", "recipe",
-                         identity=False, choices=(*TUNED, "member"))
+                         identity=False, choices=(*TUNED, "member", "cpt"))
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe", least=1)
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
     weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)",
@@ -163,10 +169,12 @@ class TrainConfig:
     # Not an option: the settings that nobody tuned, taken from the nearest budget.
     assumed: tuple = field(default=(), metadata=dict(identity=False))
     # Not options: SHA-256 of train.bin, and of the synthetic one, because the same name with other
-    # text is another run; and the teachers' names, because they may lie in any folder.
+    # text is another run; the teachers' names, because they may lie in any folder; and what
+    # training starts from likewise: a run's name, or the SHA-256 of a folder's files.
     data_hash: str = ""
     synthetic_hash: str = ""
     teachers: tuple = ()
+    started_from: str = ""
 
     def __post_init__(self):
         # a command line and JSON have lists
@@ -323,6 +331,8 @@ def make_optimizer(model, weight_decay):
     # its token occurs, and a norm's scale belongs at one: the paper decays neither.
     decayed, kept = [], []
     for module in model.modules():
+        if module is model.head and model.config.tied:
+            continue  # it is the embedding, which comes by itself
         if isinstance(module, torch.nn.Linear):
             decayed.append(module.weight)
         elif isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm)):
@@ -388,12 +398,15 @@ class Run:
             sampled = device_windows(sampled, config.context, self.device)
             self.train, self.synthetic = torch.cat([self.train, sampled]), len(sampled)
 
-        # the model, with fresh weights
-        shape = GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=self.end_of_text,
-                          context=config.context, doc_mask=bool(config.doc_mask),
-                          **SIZES[config.size])
-        init_seed = config.seed if config.init_seed is None else config.init_seed
-        self.model = GPT(shape, init_seed).to(self.device)
+        # the model, with fresh weights or with those of another
+        if config.init_from:
+            self.model = continued_model(config, self.end_of_text).to(self.device)
+        else:
+            shape = GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=self.end_of_text,
+                              context=config.context, doc_mask=bool(config.doc_mask),
+                              **SIZES[config.size])
+            init_seed = config.seed if config.init_seed is None else config.init_seed
+            self.model = GPT(shape, init_seed).to(self.device)
         self.optimizer = make_optimizer(self.model, config.weight_decay)
 
         # an epoch is one pass over the real tokens; synthetic windows make it longer
@@ -643,9 +656,16 @@ def resolve(config):
     """A copy with all filled in that depends on size, recipe, data and device. Raises InputError
     for what cannot run."""
     config = replace(config)
-    rung = LADDER[SCALE_OF[config.size]]
+    start = None
+    if config.init_from:
+        start = read_start(config)
+    elif config.recipe == "cpt":
+        raise InputError("--recipe cpt continues pre-training; give what from as --init_from")
+    rung = LADDER[scale_of(config.size)]
     if config.context is None:
         config.context = rung["context"]
+        if start:
+            config.context = min(config.context, start.config.context)
     if config.batch_size is None:
         config.batch_size = rung["batch_size"]
     config.study = config.study or Path(config.out).name
@@ -655,6 +675,8 @@ def resolve(config):
     config.data, config.data_hash = data.folder.name, data.fingerprint()
     fill_settings(config, data)
     check_data(config, data)
+    if start:
+        check_start(config, data, start)
     if config.synthetic:
         sampled = load_data(config.synthetic)
         config.synthetic, config.synthetic_hash = sampled.folder.name, sampled.fingerprint()
@@ -734,7 +756,7 @@ def budget_of(text, scale):
 def fill_settings(config, data):
     """Fill tokens, epochs, lr and weight decay where they are not given; say in one line what was
     assumed beyond the tuned settings."""
-    scale, assumed = SCALE_OF[config.size], []
+    scale, assumed = scale_of(config.size), []
     # own text is often smaller than the paper's budget; who asked for no number gets all of it
     everything = config.tokens is None and len(data.train) < budget_of("200m", scale)
     if everything:
@@ -749,7 +771,12 @@ def fill_settings(config, data):
         budgets = [PAPER_TOKENS * multiple // scale for multiple in BUDGETS.values()]
         settings = None
         # a tuned budget is met exactly or not at all
-        if config.tokens in budgets:
+        if config.recipe == "cpt":
+            settings = CONTINUED
+            assumed.append(f"cpt is not tuned at {config.size}: {CONTINUED[0]} epochs, lr "
+                           f"{CONTINUED[1]:g} and weight decay {CONTINUED[2]:g} are the paper's, "
+                           f"of a model of 3B; --tune finds better ones")
+        elif config.tokens in budgets:
             settings = recipe_settings(config.recipe, config.size, budgets.index(config.tokens))
         if settings is None:
             steps = max(1, config.tokens // config.context // config.batch_size)
@@ -834,6 +861,116 @@ def check_teachers(config, data):
     config.teacher = tuple(run for _, run in named)
     if len(set(config.teachers)) < len(runs):
         raise InputError("a teacher is given twice; it counts once")
+
+
+# --------------------------------------------------------------------------------------------------
+# Continued pre-training: weights of another model, fresh optimizer and schedule (paper, section on
+# continued pre-training)
+
+@dataclass
+class Start:
+    """What training starts from: its shape, and the text of its tokenizer.json, or the SHA-256 of
+    its tokenizer.tiktoken."""
+    config: GPTConfig
+    tokenizer: str
+
+
+def scale_of(size):
+    """The scale of a size of the ladder; models from elsewhere count as of scale 1."""
+    return SCALE_OF.get(size, 1)
+
+
+def start_path(config):
+    """The folder of --init_from, and whether it is of Hugging Face's format. Raises InputError."""
+    folder = Path(config.init_from)
+    if (folder / "config.json").exists() and "model_type" in read_json(folder / "config.json"):
+        return folder, True
+    return run_folder(config.init_from, config.out), False
+
+
+def read_start(config):
+    """The Start of --init_from; fills in the config's size, recipe and what it starts from. Raises
+    InputError for options that do not go with it."""
+    check_init_seed(config)
+    asked = config.size
+    start = find_start(config, *start_path(config))
+    if asked not in (TrainConfig.size, config.size):
+        raise InputError(f"--size {asked} is not that of {config.init_from}, {config.size}; leave "
+                         f"it out")
+    if config.recipe not in (TrainConfig.recipe, "cpt"):
+        raise InputError(f"--recipe {config.recipe} is for fresh weights; --init_from goes with "
+                         f"cpt")
+    config.recipe = "cpt"
+    return start
+
+
+def find_start(config, folder, of_hub):
+    """read_start() of a folder."""
+    if of_hub:
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, and "
+                             f"prepare the text with --tokenizer {folder}")
+        digest = hashlib.sha256()
+        for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+            digest.update(sha256_file(file).encode())
+        model = load_start(folder, of_hub)
+        config.started_from = digest.hexdigest()[:12]
+        config.size = f"llama-{model.parameter_count() / 1e6:.3g}m"
+        return Start(model.config, path.read_text())
+    result = read_json(folder / "result.json")
+    source = load_data(result["data"])  # which alone knows the run's tokenizer
+    if source.fingerprint() != result["data_hash"]:
+        raise InputError(f"{source.folder} is not the data that {result['name']} was trained on; "
+                         f"prepare that again")
+    config.started_from, config.size = result["name"], result["size"]
+    return Start(load_start(folder, of_hub).config, source.meta["sha256"]["tokenizer.tiktoken"])
+
+
+def load_start(folder, of_hub):
+    """The GPT of a folder. Raises InputError."""
+    try:
+        if of_hub:
+            return GPT.from_pretrained(folder)
+        return GPT.load(folder / "model.pt")
+    except (ValueError, OSError) as error:
+        raise InputError(f"--init_from: {error}") from error
+
+
+def check_start(config, data, start):
+    """Raises InputError where the data or the context do not go with what training starts from."""
+    hashes = data.meta["sha256"]
+    own = data.folder / "tokenizer.json"
+    same = start.tokenizer == hashes["tokenizer.tiktoken"]
+    if own.exists() and not same:
+        same = own.read_text() == start.tokenizer
+    if not same:
+        raise InputError(f"{config.data} was made with another tokenizer than {config.init_from} "
+                         f"reads; prepare it with --tokenizer and a folder with that "
+                         f"tokenizer.json")
+    if data.meta["vocab_size"] > start.config.vocab_size:
+        raise InputError(f"{config.data} has {data.meta['vocab_size']} different tokens, "
+                         f"{config.init_from} knows {start.config.vocab_size}")
+    if config.context > start.config.context:
+        raise InputError(f"--context {config.context} is more than the {start.config.context} of "
+                         f"{config.init_from}")
+
+
+def check_init_seed(config):
+    """Raises InputError where a seed of fresh weights is asked for: its runs would be copies."""
+    if config.init_seed not in (None, config.seed):
+        raise InputError("--init_seed decides nothing in a run with --init_from; vary data_seed")
+
+
+def continued_model(config, end_of_text):
+    """A GPT with the weights of --init_from, and this run's context and mask."""
+    check_init_seed(config)  # once more, because an ensemble gives its members seeds
+    loaded = load_start(*start_path(config))
+    shape = replace(loaded.config, context=config.context, doc_mask=bool(config.doc_mask),
+                    end_of_text=end_of_text)
+    model = GPT(shape)
+    model.load_state_dict(loaded.state_dict())
+    return model
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1461,7 +1598,7 @@ def search(config, args):
                          f"1")
     if "RANK" in os.environ:
         raise InputError("--tune runs without torchrun: it starts processes of its own (--jobs)")
-    committed = Path(__file__).parent / "results" / f"{SCALE_OF[config.size]}.jsonl"
+    committed = Path(__file__).parent / "results" / f"{scale_of(config.size)}.jsonl"
     memo = read_memo(committed)
     config = snap_to_grid(config, axes)
     center = tune(config, axes, args.seeds, args.jobs, memo)
