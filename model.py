@@ -148,10 +148,9 @@ class Attention(nn.Module):
         elif isinstance(mask, torch.Tensor):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
         else:
-            if not x.is_cuda:
-                # FlexAttention of torch 2.13, compiled for a CPU, misreads the permuted strides
-                # that rotate() leaves.
-                q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+            # Contiguous, because FlexAttention of torch 2.13, compiled for a CPU, misreads the
+            # permuted strides that rotate() leaves; and because v would keep all of qkv alive.
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
             # BACKEND: below 128 positions it would take a kernel for decoding, which does not
             # compile for every length
             options = {"BACKEND": "TRITON", **TILES.get(self.head_width, {})}

@@ -885,6 +885,36 @@ def test_what_is_generated_for_an_h100_without_one(mode, shown):
     assert done.returncode == 0 and shown in done.stdout, done.stdout + done.stderr
 
 
+def test_the_script_for_a_gpu_runs_at_toy_sizes():
+    """results/gpu.py on a CPU: every part finds something, and a killed run resumes bit by bit."""
+    command = [sys.executable, HERE / "results" / "gpu.py", "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    parts = ["kernels", "speed", "tiles", "plain_causal", "llama", "members", "sampling", "resume"]
+    for part in parts:
+        assert report[part].pop("seconds") > 0 and "error" not in report[part], report[part]
+        assert report[part], part
+    assert report["left_out"] == [] and report["resume"]["bit_exact"]
+    assert report["kernels"]["fp32, loss in one operator"] < 1e-5
+    assert set(report["members"]["150k"]) == {"one by one", "stacked", "in processes"}
+
+
+def test_a_copy_of_a_model_visits_a_device():
+    model = tiny_gpt()
+    assert train.on_device(model, "cpu") is model
+    visitor = train.on_device(model, "meta")
+    assert visitor.head.weight.is_meta and not model.head.weight.is_meta
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_ensemble_of_one_has_the_loss_of_its_run(world, dtype):
+    """One precision of the logits in training and in averages, also in bf16."""
+    result = train.train(tiny_config(dtype=dtype))
+    alone = ensemble.evaluate_ensemble([result["name"]], "runs", torch.device("cpu"))
+    assert alone["member_losses"] == [pytest.approx(result["val_loss"], rel=2e-7)]
+
+
 def test_members_are_counted_without_weights(world, monkeypatch):
     """The process that starts members on a GPU must not hold memory there: no Run of its own."""
     def refuse(*_):

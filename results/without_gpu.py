@@ -1,6 +1,6 @@
 """What this GPT does on CUDA, found out on a computer without a GPU.
 
-    python results/without_gpu.py compile               # machine code for an H100: registers, spills
+    python results/without_gpu.py compile               # registers and spills on an H100
     python results/without_gpu.py interpret             # run the generated kernels on the CPU
     python results/without_gpu.py memory                # peak memory of the ladder, in minutes
     python results/without_gpu.py memory 150m 128256 4  # of one size, in passes of 4 windows
@@ -315,8 +315,8 @@ def compile_all():
         for name, registers, stack, shared, warps, products in rows:
             if "triton_tem" in name:
                 way = "backward" if "backward" in name else "forward"
-                print(f"  {way:8} {registers} registers, {stack} bytes of stack, {shared} of shared "
-                      f"memory, {warps} warps, {products} matrix instructions")
+                print(f"  {way:8} {registers} registers, {stack} bytes of stack, {shared} of "
+                      f"shared memory, {warps} warps, {products} matrix instructions")
                 assert products > 0, "no tensor cores"
 
 
