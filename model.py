@@ -446,14 +446,15 @@ class GPT(nn.Module):
         wide = tokens * c.layers * c.width
         logits = tokens * c.vocab_size
         if compiled and dtype == "bf16":
-            # read off the generated code: 43 to 47 bytes per token, layer and unit of width
-            blocks = 47 * wide
-            head = 4 * logits  # in bf16, with their gradient
+            # Fitted to peaks of the generated code. Beside the blocks: weights in bf16, and the
+            # logits in bf16 with a part of their gradient.
+            copies = 2 * self.parameter_count()
+            head = 3 * logits
             if logits > CHUNK_LOGITS:
                 # one chunk, and of the head's weight: a copy in bf16, a chunk's gradient in bf16,
                 # their sum in fp32 (see head_loss)
                 head = 2 * CHUNK_LOGITS + 8 * self.head.weight.numel()
-            return state + blocks + head
+            return state + copies + 52 * wide + head
         # Eager blocks keep 27 fp32 numbers per token, layer and unit of width for the backward pass
         # (counted with autograd's hooks: 26.7 to 27.2), in bf16 two thirds of these bytes.
         kept = 27 * 4 if dtype == "fp32" else 18 * 4
