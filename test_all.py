@@ -1099,6 +1099,20 @@ def test_training_bytes_against_what_autograd_keeps(dtype):
     assert counted <= estimate < 1.2 * counted
 
 
+def test_training_bytes_of_compiled_passes_against_the_generated_code():
+    """Within 15% of every peak that results/without_gpu.py has read off what CUDA would run."""
+    rows = (HERE / "results" / "gpu_memory.txt").read_text().splitlines()[2:]
+    assert len(rows) >= 8
+    for row in rows:
+        size, vocab_size, windows, peak = row.replace(",", "").split("|")[1:5]
+        size = size.strip()
+        context = gpt.LADDER[gpt.SCALE_OF[size]]["context"]
+        with torch.device("meta"):  # no memory, no values
+            model = gpt.GPT(gpt.GPTConfig(int(vocab_size), 0, context, **gpt.SIZES[size]))
+        estimate = model.training_bytes(int(windows) * context, "bf16", compiled=True)
+        assert estimate == pytest.approx(float(peak) * 1e9, rel=0.15), row
+
+
 def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
     model = tiny_gpt(seed=5)
     model.save(tmp_path / "model.pt")

@@ -475,7 +475,7 @@ def memory(size, vocab_size, windows):
     model, *_ = trace(config, windows, torch.bfloat16, counter, passes)
     peak = counter.peak + 8 * model.parameter_count()
     estimate = model.training_bytes(windows * config.context, "bf16", compiled=True)
-    print(f"| {size} | {vocab_size:,} | {windows} | {peak / 1e9:.3f} | {estimate / 1e9:.3f} | "
+    print(f"| {size} | {vocab_size:,} | {windows} | {peak / 1e9:.4f} | {estimate / 1e9:.4f} | "
           f"{estimate / peak:.2f} |", flush=True)
 
 
