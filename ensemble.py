@@ -493,7 +493,9 @@ class Stack(Run):
         with autocast(config.dtype, self.device):
             losses = forward(tokens, targets).view(K, -1).sum(1) / predictions
         losses.sum().backward()  # no member's loss depends on another's weights
-        clip = compile_on_cuda(clip_members, self.device)
+        clip = clip_members  # several kernels a parameter, one for all when compiled
+        if self.device.type == "cuda" and self.machine["compile"]:
+            clip = torch.compile(clip_members, dynamic=False)
         norms = clip([p.grad for p in self.model.parameters()])
         self.apply_gradients()
         return losses.detach(), norms
