@@ -23,37 +23,43 @@ import torch
 from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_data
-from train import (TrainConfig, add_options, config_from, expand, load_models, on_device, resolve,
-                   train, use_device)
+from train import (TrainConfig, add_options, autocast, config_from, expand, load_models, on_device,
+                   resolve, train, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
 # Synthetic text
 
-def sampling_batch(models, windows, device):
+def sampling_batch(models, windows, device, dtype):
     """How many windows to sample at a time."""
-    if torch.device(device).type == "cpu":
+    device = torch.device(device)
+    room = 2 ** 33  # bytes
+    if device.type == "cuda":
+        # a quarter: the teachers may fill half, and logits and weights in bf16 need their part
+        room = torch.cuda.get_device_properties(device).total_memory // 4
+    # the keys and values of all layers of one window
+    number_bytes = 2 if dtype == "bf16" else 4
+    cache_bytes = 0
+    for model in models:
+        c = model.config
+        numbers = 2 * c.layers * c.kv_heads * c.width // c.heads * c.context
+        cache_bytes = max(cache_bytes, number_bytes * numbers)
+    batch = max(1, min(512, room // cache_bytes))
+    if device.type == "cpu":
         batch = 64  # small enough for a CPU's cache
-    else:
-        # the keys and values of all layers, in fp32, stay below 8 GiB
-        cache_bytes = 0
-        for model in models:
-            c = model.config
-            numbers = 2 * c.layers * c.kv_heads * c.width // c.heads * c.context
-            cache_bytes = max(cache_bytes, 4 * numbers)  # of one window
-        batch = max(1, min(512, 2 ** 33 // cache_bytes))
     # every teacher has its turn, also where there are few windows
     return min(batch, max(1, windows // len(models)))
 
 
-def sample_windows(models, windows, seed, device):
+def sample_windows(models, windows, seed, device, dtype="fp32"):
     """Token ids (windows, context) of text that starts with end-of-text, by the models in turn.
 
     The paper's best student was taught so. (Text of their logit average would cost as many times
-    more as there are models.)
+    more as there are models.) dtype: of matrix products and of the keys and values that are
+    remembered, "fp32" or "bf16".
     """
     context = models[0].config.context
-    batch = sampling_batch(models, windows, device)
+    batch = sampling_batch(models, windows, device, dtype)
     parts = []
     started = time.monotonic()
     printed = 0.0
@@ -63,7 +69,9 @@ def sample_windows(models, windows, seed, device):
         teacher = models[start // batch % len(models)]
         # Large teachers wait on the CPU. The copy on the GPU has no name, so that it is gone before
         # the next one comes.
-        text = sample([on_device(teacher, device)], min(batch, windows - start), context, generator)
+        with autocast(dtype, torch.device(device)):
+            text = sample([on_device(teacher, device)], min(batch, windows - start), context,
+                          generator)
         parts.append(text.cpu().numpy())
 
         # a line now and then, and one at the end
@@ -78,7 +86,7 @@ def sample_windows(models, windows, seed, device):
     return np.concatenate(parts)
 
 
-def describe_samples(teachers, tokens, seed):
+def describe_samples(teachers, tokens, seed, dtype="fp32"):
     """(name of a sampled data set, the request that it answers).
 
     teachers: results of runs. The name follows from the request alone, so that the same command,
@@ -88,12 +96,14 @@ def describe_samples(teachers, tokens, seed):
                "tokens": tokens, "seed": seed, "temperature": 1.0, "teachers_take": "turns"}
     # The last two are not options. They are in the hash so that other ways to sample, should there
     # be some, cannot be taken for this one.
+    if dtype != "fp32":  # left out where it is, so that samples keep the names that they have
+        request["dtype"] = dtype
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:6]
     first = teachers[0]
     return f"sampled-{first['data']}-{first['size']}-k{len(teachers)}-{digest}", request
 
 
-def sample_data(name, request, models, data, device):
+def sample_data(name, request, models, data, device, dtype):
     """Sample the data set data/NAME that answers a request of describe_samples.
 
     data: what the teachers were trained on. Validation part and tokenizer are taken from there, so
@@ -101,7 +111,7 @@ def sample_data(name, request, models, data, device):
     """
     # whole windows, so a few tokens more than were asked for
     windows = math.ceil(request["tokens"] / models[0].config.context)
-    text = sample_windows(models, windows, request["seed"], device)
+    text = sample_windows(models, windows, request["seed"], device, dtype)
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
     parts = {"train": text.flatten(), "val": data.val}
     write_data(name, parts, data.ranks(), {"identity": request, **meta})
@@ -171,13 +181,13 @@ def find_or_sample(args):
 
     # At half of every epoch, five times the real text last five epochs before a sample returns.
     tokens = args.sample_tokens or 5 * student.tokens
-    name, request = describe_samples(teachers, tokens, args.sample_seed)
+    name, request = describe_samples(teachers, tokens, args.sample_seed, student.dtype)
     if (Path("data") / name).exists():
         print(f"data/{name} is sampled already")
     else:
         # only here, because a repeated command needs no weights of teachers
         models = load_models(runs, args.out, device)
-        sample_data(name, request, models, data, device)
+        sample_data(name, request, models, data, device, student.dtype)
     return dataclasses.replace(student, synthetic=name, synthetic_weight=args.synthetic_weight)
 
 

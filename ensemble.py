@@ -24,8 +24,9 @@ from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
 from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench, claim,
-                   config_from, device_windows, expand, finish, inputs_and_targets, load_models,
-                   make_optimizer, on_device, run_all, run_folder, run_name, run_steps, use_device)
+                   compile_on_cuda, config_from, device_windows, expand, finish,
+                   inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
+                   run_all, run_folder, run_name, run_steps, use_device)
 
 # Up to so many members the loss at K is the mean over every subset of K; above, there are too many
 # subsets, and it is the mean over random orders.
@@ -97,15 +98,19 @@ def chunk_losses(logits, targets, subsets):
     # enough for both averages and the divergence.
     logs = torch.stack([member.log_softmax(-1) for member in logits])  # (K, P, V)
     target_logs = logs.gather(-1, targets.expand(K, -1)[..., None])[..., 0]  # (K, P)
-    sums = {"logits": {}, "probs": {}, "kl": 0.0}
+    nats = {"logits": {}, "probs": {}}
     for subset, total in running_sums(logs, subsets):
         k = len(subset)
         own = target_logs[list(subset)]  # (k, P)
         # the mean of logits, normalized anew; and log(1/k sum of p) for the mean of probabilities
-        by_logits = (total / k).logsumexp(-1) - own.mean(0)
-        by_probs = math.log(k) - own.logsumexp(0)
-        sums["logits"][subset] = float(by_logits.cpu().double().sum())
-        sums["probs"][subset] = float(by_probs.cpu().double().sum())
+        nats["logits"][subset] = (total / k).logsumexp(-1) - own.mean(0)  # (P,)
+        nats["probs"][subset] = math.log(k) - own.logsumexp(0)
+
+    sums = {"kl": 0.0}
+    for average, by_subset in nats.items():
+        # in one piece to the CPU: to wait for a device once a subset would cost more than the sums
+        rows = torch.stack(list(by_subset.values())).cpu().double()
+        sums[average] = {subset: float(row.sum()) for subset, row in zip(by_subset, rows)}
     if K > 1:
         # sum over v of p_i log p_j for all pairs; the diagonal holds the negative entropies
         cross = torch.einsum("ipv,jpv->pij", logs.exp(), logs).cpu().double().sum(0)
@@ -116,19 +121,24 @@ def chunk_losses(logits, targets, subsets):
 def batch_losses(models, windows, subsets, dtype, positions):
     """Yields chunk_losses of all predictions of some windows, `positions` at a time."""
     tokens, targets = inputs_and_targets(windows)
+    device = tokens.device
     # Each model runs once up to its last layer. Its states are small; the logits are not, and are
-    # made a chunk at a time.
+    # made a chunk at a time. Their product has the precision that it has in training, so one member
+    # has the loss that its run has; averages are fp32.
+    number = torch.bfloat16 if dtype == "bf16" else torch.float32
     states = []
-    with autocast(dtype, tokens.device):
-        for model in models:
-            x = on_device(model, tokens.device).states(tokens)  # (B, T, C)
-            states.append(x[:, :-1].flatten(0, 1))  # the last position predicts nothing: (P, C)
+    heads = []
+    for model in models:
+        visitor = on_device(model, device)
+        with autocast(dtype, device):
+            x = compile_on_cuda(visitor.states, device)(tokens)  # (B, T, C)
+        # the last position predicts nothing: (P, C)
+        states.append(x[:, :-1].flatten(0, 1).to(number))
+        heads.append(visitor.head.weight.to(number))
     targets = targets[:, :-1].flatten()
-    heads = [model.head.weight.to(tokens.device) for model in models]
     for start in range(0, len(targets), positions):
         chunk = slice(start, start + positions)
-        # logits and averages are fp32 also where the states are bf16
-        logits = [F.linear(x[chunk].float(), head) for x, head in zip(states, heads)]
+        logits = [F.linear(x[chunk], head).float() for x, head in zip(states, heads)]
         yield chunk_losses(logits, targets[chunk], subsets)
 
 
@@ -144,6 +154,8 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
     if windows.is_cuda:
         limit = EVAL_LOGITS["cuda"]
     batch = 8  # windows
+    if models[0].embedding.weight.device.type != windows.device.type:
+        batch = 32  # models that wait on the CPU are copied for each batch
     # positions whose logits are held at a time, a small number where the vocabulary is large
     positions = max(8, limit // (len(models) * models[0].config.vocab_size))
 
@@ -424,6 +436,15 @@ def stack_models(models):
     return stacked
 
 
+def clip_members(gradients):
+    """What clip_grad_norm_ does, to each of K members by itself: norms (K,); gradients (K, ...)."""
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+    scales = (1 / (norms + 1e-6)).clamp(max=1.0)
+    for g in gradients:
+        g.mul_(scales.view(-1, *[1] * (g.dim() - 1)))
+    return norms
+
+
 class Stack(Run):
     """Runs at one step that differ in seeds or subset alone, trained as one model by one optimizer.
 
@@ -479,10 +500,10 @@ class Stack(Run):
         with autocast(config.dtype, self.device):
             losses = forward(tokens, targets).view(K, -1).sum(1) / predictions
         losses.sum().backward()  # no member's loss depends on another's weights
-        gradients = [p.grad for p in self.model.parameters()]  # (K, ...) each
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-        for g in gradients:  # what clip_grad_norm_ does, to each member by itself
-            g.mul_((1 / (norms + 1e-6)).clamp(max=1.0).view(K, *[1] * (g.dim() - 1)))
+        clip = clip_members  # several kernels a parameter, one for all when compiled
+        if self.device.type == "cuda" and self.machine["compile"]:
+            clip = torch.compile(clip_members, dynamic=False)
+        norms = clip([p.grad for p in self.model.parameters()])
         self.apply_gradients()
         return losses.detach(), norms
 
@@ -541,11 +562,15 @@ def train_members(configs, jobs, stack):
             missing.append(config)
     if configs[0].teacher:  # the stacked step knows no teachers
         stack = "0"
+    if configs[0].init_from and stack == "auto":  # its size is not one of the ladder's
+        stack = "0"
     if len(missing) > 1 and stack == "auto":
         device = use_device(configs[0].device, configs[0].threads)
         if device.type == "cuda":
-            small = Run(configs[0], None).model.parameter_count() < STACK_BELOW
-            stack = "1" if small else "0"
+            # counted without weights, because this process keeps what it takes of the device
+            with torch.device("meta"):
+                model = GPT(model_shape(configs[0], load_data(configs[0].data)))
+            stack = "1" if model.parameter_count() < STACK_BELOW else "0"
     if len(missing) > 1 and stack == "1":
         print(f"{len(missing)} members train as one model; --stack 0 trains them apart", flush=True)
         train_together(missing)

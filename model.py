@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -73,6 +73,14 @@ SIZES = {size: dict(zip(SHAPE, shape))
 
 # Above 1 GiB of fp32 logits the loss is computed in chunks; below, the plain loss is faster.
 CHUNK_LOGITS = 2 ** 28
+
+# FlexAttention's tiles by head width: of those tried, compiled for an H100, what spills the fewest
+# registers to memory. Candidates to time, because nothing was timed yet.
+TILES = {
+    64: dict(fwd_BLOCK_N=64),
+    128: dict(bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=64,
+              bwd_num_warps=8),
+}
 
 ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor",
                      "original_max_position_embeddings")
@@ -140,9 +148,12 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
         else:
             # Contiguous, because FlexAttention of torch 2.13, compiled for a CPU, misreads the
-            # permuted strides that rotate() leaves.
+            # permuted strides that rotate() leaves; and because v would keep all of qkv alive.
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa)
+            # BACKEND: below 128 positions it would take a kernel for decoding, which does not
+            # compile for every length
+            options = {"BACKEND": "TRITON", **TILES.get(self.head_width, {})}
+            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options=options)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
@@ -188,7 +199,7 @@ def dense_document_mask(tokens, end_of_text):
 
 def block_document_mask(tokens, end_of_text):
     """The same mask for FlexAttention, which skips the blocks of it that are empty."""
-    document = (tokens == end_of_text).cumsum(1)
+    document = (tokens == end_of_text).cumsum(1, dtype=torch.int32)  # half the bytes to load
 
     def visible(b, h, q, k):
         return (q >= k) & (document[b, q] == document[b, k])
@@ -215,6 +226,73 @@ def token_nats(x, head, targets):
         return target_nats(head(x).float(), targets)
 
     return by_chunks(nats, head.out_features, x, targets)
+
+
+def total_nats(x, head, targets):
+    """The sum of token_nats, (), with gradients that the forward pass makes: see head_loss."""
+    x, weight = x.flatten(0, 1), head.weight
+    # autocast does not look into an operator of our own
+    if torch.is_autocast_enabled(x.device.type):
+        low = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(low), weight.to(low)
+    chunks = math.ceil(targets.numel() * head.out_features / CHUNK_LOGITS)
+    total, _, _ = torch.ops.limitgpt.head_loss(x, weight, targets.flatten(), chunks)
+    return total
+
+
+def nats_and_gradient(logits, targets):
+    """Nats of each row, (P,); the logits (P, V) become their own gradient, in their own dtype."""
+    wide = logits.float()
+    kept = (targets >= 0)[:, None]
+    log_sum = wide.logsumexp(1, keepdim=True)
+    at_target = wide.gather(1, targets.clamp(min=0)[:, None])
+    hit = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
+    logits.copy_(torch.where(kept, (wide - log_sum).exp() - hit.float(), 0.0))
+    return torch.where(kept, log_sum - at_target, 0.0)[:, 0]
+
+
+@torch.library.custom_op("limitgpt::head_loss", mutates_args=())
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor,
+              chunks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats of all rows as one sum, and its gradients by x (P, C) and by the head's weight (V, C).
+
+    One operator that the compiler does not look into. Of checkpointed chunks it would keep all
+    gradients of logits until the end of the backward pass, so chunks would save no memory. Here
+    each chunk's logits turn into their gradient in place and are gone before the next chunk, and no
+    product is computed twice. The weight's gradient is summed in fp32.
+    """
+    step = torch.compile(nats_and_gradient, dynamic=False)
+    total = x.new_zeros((), dtype=torch.float32)
+    dx = torch.empty_like(x)
+    dweight = torch.zeros_like(weight, dtype=torch.float32)
+    parts = zip(x.chunk(chunks), targets.chunk(chunks), dx.chunk(chunks))
+    for rows, their_targets, their_dx in parts:
+        logits = rows @ weight.T
+        total += step(logits, their_targets).sum()
+        torch.mm(logits, weight, out=their_dx)
+        dweight += logits.T @ rows
+    return total, dx, dweight
+
+
+@head_loss.register_fake
+def describe_head_loss(x, weight, targets, chunks):
+    """Shapes and dtypes of head_loss, for the compiler."""
+    return (x.new_empty((), dtype=torch.float32), torch.empty_like(x),
+            torch.empty_like(weight, dtype=torch.float32))
+
+
+def keep_gradients(ctx, inputs, output):
+    """What the backward pass of head_loss needs: the gradients that are there already."""
+    ctx.save_for_backward(*output[1:])
+
+
+def scale_gradients(ctx, scale, *_):
+    """The backward pass of head_loss; scale: the gradient of its sum."""
+    dx, dweight = ctx.saved_tensors
+    return dx * scale, dweight * scale, None, None
+
+
+head_loss.register_autograd(scale_gradients, setup_context=keep_gradients)
 
 
 def guided_nats(x, head, targets, guide):
@@ -309,18 +387,22 @@ class GPT(nn.Module):
             return block_document_mask(tokens, self.config.end_of_text)
         return dense_document_mask(tokens, self.config.end_of_text)
 
-    def forward(self, tokens, targets=None, guide=None):
+    def forward(self, tokens, targets=None, guide=None, total=False):
         """Logits (B, T, V) in fp32 or, given targets, the nats of each: fp32 (B, T).
 
         tokens, targets: int64 (B, T), T at most the context. A target of -1 has 0 nats. Given a
-        Guide, the loss of a student instead.
+        Guide, the loss of a student instead. total: only the sum is asked for, so where that saves
+        memory, it is what comes, ().
         """
         x = self.states(tokens)
         if targets is None:
             return self.head(x).float()
-        if guide is None:
-            return token_nats(x, self.head, targets)
-        return guided_nats(x, self.head, targets, guide)
+        if guide is not None:
+            return guided_nats(x, self.head, targets, guide)
+        many = targets.numel() * self.config.vocab_size > CHUNK_LOGITS
+        if total and many and tokens.is_cuda and torch.compiler.is_compiling():
+            return total_nats(x, self.head, targets)
+        return token_nats(x, self.head, targets)
 
     def states(self, tokens):
         """The input of the head: (B, T, C)."""
@@ -352,17 +434,31 @@ class GPT(nn.Module):
         # Attention's two products are 12 x layers x width x context; causality spares half.
         return 6 * weights + 6 * c.layers * c.width * c.context
 
-    def training_bytes(self, tokens, dtype):
-        """Estimate of the memory in bytes that training with `tokens` tokens a pass takes."""
+    def training_bytes(self, tokens, dtype, compiled=False):
+        """Estimate of the memory in bytes that training with `tokens` tokens a pass takes.
+
+        compiled: for CUDA, where a compiled pass in bf16 keeps less than an eager one.
+        """
         c = self.config
         # weight, gradient and AdamW's two moments, each in fp32
         state = 16 * self.parameter_count()
-        # the logits of a chunk in fp32, with their gradient
-        logits = 2 * 4 * min(tokens * c.vocab_size, CHUNK_LOGITS)
+        wide = tokens * c.layers * c.width
+        logits = tokens * c.vocab_size
+        if compiled and dtype == "bf16":
+            # Fitted to peaks of the generated code. Beside the blocks: weights in bf16, and the
+            # logits in bf16 with a part of their gradient.
+            copies = 2 * self.parameter_count()
+            head = 3 * logits
+            if logits > CHUNK_LOGITS:
+                # one chunk, and of the head's weight: a copy in bf16, a chunk's gradient in bf16,
+                # their sum in fp32 (see head_loss)
+                head = 2 * CHUNK_LOGITS + 8 * self.head.weight.numel()
+            return state + copies + 52 * wide + head
         # Eager blocks keep 27 fp32 numbers per token, layer and unit of width for the backward pass
         # (counted with autograd's hooks: 26.7 to 27.2), in bf16 two thirds of these bytes.
         kept = 27 * 4 if dtype == "fp32" else 18 * 4
-        return state + logits + kept * tokens * c.layers * c.width
+        # the logits of a chunk in fp32, with their gradient
+        return state + kept * wide + 2 * 4 * min(logits, CHUNK_LOGITS)
 
     # Weights in and out
 
@@ -408,11 +504,10 @@ class GPT(nn.Module):
 class Cache:
     """Keys and values of one block for the positions so far of B sequences."""
 
-    def __init__(self, config, batch, like):
-        """`like`: a tensor of the device and dtype to use."""
+    def __init__(self, config, batch, device, dtype):
         shape = (batch, config.kv_heads, config.context, config.width // config.heads)
-        self.k = like.new_empty(shape)  # (B, KV, context, D)
-        self.v = like.new_empty(shape)
+        self.k = torch.empty(shape, device=device, dtype=dtype)  # (B, KV, context, D)
+        self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
     def append(self, k, v):
@@ -431,9 +526,13 @@ class Stepper:
         self.model = model
         self.t = 0
         weight = model.head.weight
-        self.caches = [Cache(model.config, batch, like=weight) for _ in model.blocks]
+        device, dtype = weight.device, weight.dtype
+        # keys and values are the memory of sampling: under autocast they take half
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        self.caches = [Cache(model.config, batch, device, dtype) for _ in model.blocks]
         # where the present document of each sequence starts: (B, 1)
-        self.start = torch.zeros(batch, 1, dtype=torch.long, device=weight.device)
+        self.start = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
     @torch.no_grad()
     def step(self, token):

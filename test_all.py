@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import importlib.util
 import itertools
 import json
 import lzma
@@ -1334,16 +1335,80 @@ def test_cuda_graphs_train_as_the_plain_compiled_model_does(world):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_compiled_cuda_gradients_equal_the_cpus():
+@pytest.mark.parametrize("logits", [2 ** 28, 2 ** 13])
+@pytest.mark.parametrize("dtype, bound", [("fp32", 1e-3), ("bf16", 3e-2)])
+def test_compiled_cuda_gradients_equal_the_cpus(monkeypatch, dtype, bound, logits):
+    """The loss in the graph and, where the logits are many, in one operator."""
+    monkeypatch.setattr(gpt, "CHUNK_LOGITS", logits)
     tokens, targets = train.inputs_and_targets(random_tokens(2, 256))
-    gradients = []
-    for device in ("cpu", "cuda"):
-        model = tiny_gpt(context=256, width=64).to(device)
-        forward = torch.compile(model, dynamic=False) if device == "cuda" else model
-        forward(tokens.to(device), targets.to(device)).sum().backward()
-        gradients.append([parameter.grad.cpu() for parameter in model.parameters()])
-    for right, found in zip(*gradients):
-        assert (found - right).abs().max() < 1e-3 * right.abs().max()
+    right = tiny_gpt(context=256, width=64)
+    right(tokens, targets).sum().backward()
+    model = tiny_gpt(context=256, width=64).to("cuda")
+    with train.autocast(dtype, torch.device("cuda")):
+        forward = torch.compile(model, dynamic=False)
+        total = forward(tokens.to("cuda"), targets.to("cuda"), total=True).sum()
+    total.backward()
+    for a, b in zip(model.parameters(), right.parameters()):
+        assert (a.grad.cpu() - b.grad).norm() < bound * b.grad.norm()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None or not shutil.which("g++"),
+                    reason="needs triton and g++")
+@pytest.mark.parametrize("mode, shown", [("interpret", "loss in one operator"),
+                                         ("compile", "backward")])
+def test_what_is_generated_for_an_h100_without_one(mode, shown):
+    """Forward and backward, FlexAttention included: assembled by ptxas; run by triton's interpreter
+    and compared with the CPU's gradients. The script itself asserts both."""
+    command = [sys.executable, HERE / "results" / "without_gpu.py", mode, "--short"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and shown in done.stdout, done.stdout + done.stderr
+
+
+def test_the_script_for_a_gpu_runs_at_toy_sizes():
+    """results/gpu.py on a CPU: every part finds something, and a killed run resumes bit by bit."""
+    command = [sys.executable, HERE / "results" / "gpu.py", "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    parts = ["kernels", "speed", "tiles", "plain_causal", "llama", "members", "sampling", "resume"]
+    for part in parts:
+        assert report[part].pop("seconds") > 0 and "error" not in report[part], report[part]
+        assert report[part], part
+    assert report["left_out"] == [] and report["resume"]["bit_exact"]
+    assert report["kernels"]["fp32, loss in one operator"] < 1e-5
+    assert set(report["members"]["150k"]) == {"one by one", "stacked", "in processes"}
+
+
+def test_a_copy_of_a_model_visits_a_device():
+    model = tiny_gpt()
+    assert train.on_device(model, "cpu") is model
+    visitor = train.on_device(model, "meta")
+    assert visitor.head.weight.is_meta and not model.head.weight.is_meta
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_ensemble_of_one_has_the_loss_of_its_run(world, dtype):
+    """One precision of the logits in training and in averages, also in bf16."""
+    result = train.train(tiny_config(dtype=dtype))
+    alone = ensemble.evaluate_ensemble([result["name"]], "runs", torch.device("cpu"))
+    assert alone["member_losses"] == [pytest.approx(result["val_loss"], rel=2e-7)]
+
+
+def test_members_are_counted_without_weights(world, monkeypatch):
+    """The process that starts members on a GPU must not hold memory there: no Run of its own."""
+    def refuse(*_):
+        raise AssertionError("a Run")
+    monkeypatch.setattr(ensemble, "Run", refuse)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(ensemble, "use_device", lambda *_: gpu)
+    ways = []
+    monkeypatch.setattr(ensemble, "train_together", lambda configs: ways.append("stacked"))
+    monkeypatch.setattr(ensemble, "run_all", lambda *_: ways.append("apart") or [1.0, 1.0])
+    configs = ensemble.member_configs(tiny_config(), 2, ["seed"])
+    ensemble.train_members(configs, 1, "auto")
+    monkeypatch.setattr(ensemble, "STACK_BELOW", 67_056)  # of 67,056 parameters
+    ensemble.train_members(configs, 1, "auto")
+    assert ways == ["stacked", "apart"]
 
 
 def test_cached_steps_equal_full_forward():
@@ -1353,6 +1418,31 @@ def test_cached_steps_equal_full_forward():
         steps = torch.stack([stepper.step(tokens[:, t]) for t in range(24)], dim=1)
         full = model(tokens)
         assert (steps - full).abs().max() < 1e-5 * full.abs().max()
+
+
+def test_sampling_in_bf16_remembers_in_bf16_and_stays_near():
+    model, tokens = tiny_gpt(), random_tokens(3, 24)
+    with train.autocast("bf16", torch.device("cpu")):
+        stepper = gpt.Stepper(model, 3)
+        steps = torch.stack([stepper.step(tokens[:, t]) for t in range(24)], dim=1)
+    assert {cache.k.dtype for cache in stepper.caches} == {torch.bfloat16}
+    full = model(tokens)
+    assert steps.dtype == torch.float32
+    assert 0 < (steps - full).abs().max() < 0.03 * full.abs().max()
+    assert gpt.Stepper(model, 3).caches[0].v.dtype == torch.float32
+
+
+def test_the_sampling_batch_fills_a_quarter_of_a_gpu(monkeypatch):
+    shape = dict(vocab_size=128_256, end_of_text=0, context=4096, **gpt.SIZES["300m"])
+    model = SimpleNamespace(config=gpt.GPTConfig(**shape))
+    assert distill.sampling_batch([model], 10_000, "cpu", "fp32") == 64
+    card = SimpleNamespace(total_memory=80 * 2 ** 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    # 12 layers of 768 keys and values each
+    window = 2 * 12 * 768 * 4096 * 2
+    batch = distill.sampling_batch([model], 10_000, "cuda", "bf16")
+    assert batch == 20 * 2 ** 30 // window
+    assert distill.sampling_batch([model], 10_000, "cuda", "fp32") == batch // 2
 
 
 def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
@@ -1381,6 +1471,34 @@ def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
     for plain, chunked, right in zip(*gradients, reference):
         assert torch.allclose(plain, right, rtol=1e-4, atol=1e-6)
         assert torch.allclose(chunked, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_loss_in_one_operator_has_the_gradients_of_cross_entropy(monkeypatch, dtype):
+    """In three chunks, rows without a target among them, as a part of a larger expression."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # its inner step
+    monkeypatch.setattr(gpt, "CHUNK_LOGITS", 20 * 60)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 24, 32, generator=generator, requires_grad=True)
+    head = torch.nn.Linear(32, 60, bias=False)
+    _, targets = train.inputs_and_targets(random_tokens(2, 24))
+    targets[0, 5:9] = -1
+
+    logits = F.linear(x, head.weight).flatten(0, 1)
+    right = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="sum")
+    expected = torch.autograd.grad((right / 7) ** 2, (x, head.weight))
+    with train.autocast(dtype, torch.device("cpu")):
+        total = gpt.total_nats(x, head, targets)
+    found = torch.autograd.grad((total / 7) ** 2, (x, head.weight))
+    exact = dtype == "fp32"
+    assert total.dtype == torch.float32
+    assert float(total.detach()) == pytest.approx(float(right), rel=1e-6 if exact else 1e-3)
+    for gradient, reference in zip(found, expected):
+        assert gradient.dtype == torch.float32
+        error = (gradient - reference).norm() / reference.norm()
+        assert error < (1e-6 if exact else 1e-2)
+    torch.library.opcheck(torch.ops.limitgpt.head_loss, (
+        x.flatten(0, 1), head.weight, targets.flatten(), 3))
 
 
 def test_initialization_and_first_loss():
@@ -1458,6 +1576,20 @@ def test_training_bytes_against_what_autograd_keeps(dtype):
     counted = sum(size for pointer, size in kept.items() if pointer not in weights)
     estimate = model.training_bytes(tokens, dtype) - 16 * model.parameter_count()
     assert counted <= estimate < 1.2 * counted
+
+
+def test_training_bytes_of_compiled_passes_against_the_generated_code():
+    """Within 15% of every peak that results/without_gpu.py has read off what CUDA would run."""
+    rows = (HERE / "results" / "gpu_memory.txt").read_text().splitlines()[2:]
+    assert len(rows) >= 8
+    for row in rows:
+        size, vocab_size, windows, peak = row.replace(",", "").split("|")[1:5]
+        size = size.strip()
+        context = gpt.LADDER[gpt.SCALE_OF[size]]["context"]
+        with torch.device("meta"):  # no memory, no values
+            model = gpt.GPT(gpt.GPTConfig(int(vocab_size), 0, context, **gpt.SIZES[size]))
+        estimate = model.training_bytes(int(windows) * context, "bf16", compiled=True)
+        assert estimate == pytest.approx(float(peak) * 1e9, rel=0.15), row
 
 
 def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
@@ -1777,13 +1909,24 @@ def test_accumulated_gradients_equal_the_full_batch(world):
 
 
 def test_the_micro_batch_is_the_largest_that_fits(world, monkeypatch):
-    model, config = tiny_gpt(), tiny_config()
-    memory, device = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), torch.device("cpu")
-    assert train.fitting_micro_batch(model, config, device, 12) == 12  # 12 windows of 32 tokens are nothing
-    for need, fitting in ((memory / 10, 6), (memory / 6, 4), (memory, 1)):  # a window's, of 70% of the memory
-        monkeypatch.setattr(model, "training_bytes", lambda tokens, dtype: tokens / 32 * need)
-        assert train.fitting_micro_batch(model, config, device, 12) == fitting
-    assert train.Run(config, None).machine["micro_batch_size"] == 4
+    run = train.Run(tiny_config(), None)
+    assert run.machine["micro_batch_size"] == 4
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert train.fitting_micro_batch(run, 12, False) == 12  # 12 windows of 32 tokens are nothing
+    # a window's need, of 70% of the memory
+    for need, fitting in ((memory / 10, 6), (memory / 6, 4), (memory, 1)):
+        monkeypatch.setattr(run.model, "training_bytes", lambda tokens, *_: tokens / 32 * need)
+        assert train.fitting_micro_batch(run, 12, False) == fitting
+    # the tokens on the device count
+    held = run.memory_bytes(1, False) - memory
+    assert held == 4 * 32 * (len(run.train) + len(run.val))
+    # of three jobs that share a GPU each has a third
+    monkeypatch.setattr(run, "device", SimpleNamespace(type="cuda"))
+    card = SimpleNamespace(total_memory=3 * memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1 / 3)
+    monkeypatch.setattr(run.model, "training_bytes", lambda tokens, *_: tokens / 32 * memory / 6)
+    assert train.fitting_micro_batch(run, 12, False) == 4
 
 
 def test_evaluation_covers_every_window_once():

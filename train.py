@@ -146,8 +146,8 @@ class TrainConfig:
                         choices=("all", "real", "sampled"))
 
     # How it is carried out. Only the precision changes what comes out, so only it is identity.
-    dtype: str = option("auto", "auto: bf16 on cuda, else fp32", "how",
-                        choices=("auto", "fp32", "bf16"))
+    dtype: str = option("auto", "auto: bf16 on cuda, else fp32 (whose products are TF32 on cuda)",
+                        "how", choices=("auto", "fp32", "bf16"))
     device: str = option("auto", "auto (cuda, then mps, then cpu) or a torch device", "how",
                          identity=False)
     compile: str = option("auto", "auto: 1 where there is a compiler; graphs: 1 with CUDA graphs, "
@@ -372,6 +372,12 @@ class Diverged(InputError):
     """A loss or gradient stopped being finite."""
 
 
+def model_shape(config, data):
+    """The GPTConfig of a run on its data set."""
+    return GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=data.meta["end_of_text"],
+                     context=config.context, doc_mask=bool(config.doc_mask), **SIZES[config.size])
+
+
 class Run:
     """A run in memory: model, optimizer, all windows of its data, and how far it has come.
 
@@ -402,11 +408,8 @@ class Run:
         if config.init_from:
             self.model = continued_model(config, self.end_of_text).to(self.device)
         else:
-            shape = GPTConfig(vocab_size=data.meta["vocab_size"], end_of_text=self.end_of_text,
-                              context=config.context, doc_mask=bool(config.doc_mask),
-                              **SIZES[config.size])
             init_seed = config.seed if config.init_seed is None else config.init_seed
-            self.model = GPT(shape, init_seed).to(self.device)
+            self.model = GPT(model_shape(config, data), init_seed).to(self.device)
         self.optimizer = make_optimizer(self.model, config.weight_decay)
 
         # an epoch is one pass over the real tokens; synthetic windows make it longer
@@ -421,10 +424,12 @@ class Run:
         self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
 
         # how and where it runs
-        self.machine = describe_machine(config, self.model, self.device, self.world)
+        self.machine = describe_machine(self)
         self.parallel = self.model  # the model that trains: over processes it averages gradients
         if self.world > 1:
-            self.parallel = torch.nn.parallel.DistributedDataParallel(self.model)
+            # the rotary tables are the same everywhere; gradients need no second copy in buckets
+            self.parallel = torch.nn.parallel.DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def order(self, epoch):
         """The windows of each step of an epoch, on the device: (steps, batch_size)."""
@@ -462,7 +467,8 @@ class Run:
             with exchange:
                 with autocast(config.dtype, self.device):
                     guide = self.guide(tokens, part)
-                    part_loss = forward(tokens, targets, guide).sum() / predictions
+                    total = forward(tokens, targets, guide, total=True).sum()
+                    part_loss = total / predictions
                 # processes average their gradients; the parts of the loss are to be summed
                 (part_loss * self.world).backward()
             loss += part_loss.detach()
@@ -511,6 +517,14 @@ class Run:
                 "params_nonembedding": self.model.parameter_count(embeddings=False),
                 "steps": self.steps, "tokens_seen": self.tokens_seen,
                 "flops": flops * self.tokens_seen}
+
+    def memory_bytes(self, windows, compiled):
+        """Estimate of the memory that training takes with so many windows a pass."""
+        # on CUDA compiled code keeps less than eager code
+        compiled = bool(compiled) and self.device.type == "cuda"
+        tokens = windows * self.config.context
+        return (self.model.training_bytes(tokens, self.config.dtype, compiled)
+                + self.train.nbytes + self.val.nbytes)
 
     def save(self):
         """Checkpoint everything that the rest of the run depends on."""
@@ -1229,6 +1243,8 @@ def use_device(name, threads=1):
         torch.ones(1, device=device).cpu()  # an absent device fails here
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            # what is asked for in fp32 runs on tensor cores, in TF32
+            torch.set_float32_matmul_precision("high")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} cannot be used here ({reason})") from None
@@ -1264,25 +1280,35 @@ def use_compile(choice, device):
     return False
 
 
-def fitting_micro_batch(model, config, device, share):
+def compile_on_cuda(function, device):
+    """The function, compiled on CUDA, where attention inside documents is slow without; else as it
+    is, because on a CPU an evaluation is too short to earn a compilation."""
+    if device.type == "cuda" and missing_for_compile(device) is None:
+        return torch.compile(function, dynamic=False)
+    return function
+
+
+def fitting_micro_batch(run, share, compiled):
     """The largest divisor of `share` windows whose training takes at most 70% of the memory."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+    if run.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(run.device).total_memory
+        # less than all of it where several jobs share a device: see train_apart
+        memory *= torch.cuda.get_per_process_memory_fraction(run.device)
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # large passes keep a device busy, so the largest that fits; a divisor, so all have one shape
     for size in range(share, 1, -1):
-        need = model.training_bytes(size * config.context, config.dtype)
-        if share % size == 0 and need < 0.7 * memory:
+        if share % size == 0 and run.memory_bytes(size, compiled) < 0.7 * memory:
             return size
     return 1
 
 
-def describe_machine(config, model, device, world):
+def describe_machine(run):
     """How floating point is carried out: a resume where any of it differs would not be exact."""
+    config, device = run.config, run.device
     compiled = use_compile(config.compile, device)
-    share = config.batch_size // world
-    micro = config.micro_batch_size or fitting_micro_batch(model, config, device, share)
+    share = config.batch_size // run.world
+    micro = config.micro_batch_size or fitting_micro_batch(run, share, compiled)
     if compiled == "graphs" and micro < share:  # a graph's gradients cannot outlive its next replay
         raise InputError(f"--compile graphs needs the batch in one pass, not {micro} of {share}; "
                          f"use --compile 1")
@@ -1295,7 +1321,7 @@ def describe_machine(config, model, device, world):
         name = torch.cuda.get_device_name()
     return {"device": device.type, "device_name": name, "processor": processor_name(),
             "threads": config.threads, "torch": str(torch.__version__), "compile": compiled,
-            "attention": attention, "micro_batch_size": micro, "processes": world}
+            "attention": attention, "micro_batch_size": micro, "processes": run.world}
 
 
 def processor_name():
@@ -1372,7 +1398,7 @@ def bench(run, steps):
 def plan(run):
     """What a run will take, before it starts."""
     config, windows = run.config, run.machine["micro_batch_size"]
-    memory = run.model.training_bytes(windows * config.context, config.dtype)
+    memory = run.memory_bytes(windows, run.machine["compile"])
     # at the rate of a large matrix product, which no real step reaches
     seconds = run.cost()["flops"] / matmul_rate(config.dtype, run.device)
     return {**run.cost(), "micro_batch_size": windows, "memory_bytes": memory,
@@ -1409,7 +1435,7 @@ def run_all(configs, jobs, memo=None):
         try:
             loss = find(config)
             if loss is None and not failed.is_set():
-                loss = train_apart(config, job)
+                loss = train_apart(config, job, jobs)
         except Exception:
             failed.set()  # so that no other run begins before the error is told
             raise
@@ -1432,14 +1458,14 @@ def run_all(configs, jobs, memo=None):
     return [find(config) for config in configs]
 
 
-def train_apart(config, job):
+def train_apart(config, job, jobs):
     """Train in a process of its own: its loss, infinite if it diverged, None while another process
     is at it. Several CUDA devices take the jobs in turn."""
-    # several jobs may share a device
     name = run_name(config)
-    devices = torch.cuda.device_count()
+    devices, sharing = torch.cuda.device_count(), jobs
     if devices > 1 and config.device in ("auto", "cuda"):
         config = replace(config, device=f"cuda:{job % devices}")
+        sharing = math.ceil(jobs / devices)
     try:
         folder = Path(config.out) / name
         if folder.exists():
@@ -1449,7 +1475,7 @@ def train_apart(config, job):
         # comes back as itself, and a killed process takes no other with it.
         spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA's state
         with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as process:
-            return process.submit(train_quietly, config).result()
+            return process.submit(train_quietly, config, sharing).result()
     except InUse:
         return None
     except BrokenProcessPool:
@@ -1459,8 +1485,11 @@ def train_apart(config, job):
         raise InputError(f"{name} failed: {error}") from None
 
 
-def train_quietly(config):
-    """The validation loss of train(), infinite if it diverged."""
+def train_quietly(config, sharing):
+    """The validation loss of train(), infinite if it diverged. `sharing` jobs share the device."""
+    device = use_device(config.device, config.threads)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1 / sharing, device)
     try:
         result = train(config)
     except Diverged as error:  # a fact about the setting, not a failure of the search
