@@ -8,7 +8,6 @@ A run is a pure function of its TrainConfig, and its folder is the memo. Ask for
 nothing happens. Ask for an interrupted one: it goes on exactly where it was. runs/NAME/ holds
 config.json, log.jsonl, model.pt and, written last, result.json: that makes the run a finished one.
 """
-import argparse
 import concurrent.futures
 import contextlib
 import copy
