@@ -3950,7 +3950,7 @@ def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
     write_result(world, "eval", {"kind": "eval", "name": "e"})
     assert call(fit) == 0
     printed = capsys.readouterr().out
-    assert "1 run(s) are there with two losses" in printed
+    assert "Runs made twice" in printed and "4.1000" in printed
     assert "1 result(s) of other kinds" in printed
 
     (world / "points.csv").write_text("N,loss\n1,2\n")
@@ -3992,7 +3992,10 @@ def test_what_members_say_of_more_and_of_other_members(capsys):
         law = {"A": A, "E": E, "se": 0.01}
         free = {"A": 0.5, "b": 0.5, "E": 2.0, "se": None}
         by_k = {"logits": (A / counts + E).tolist(), "probs": (0.5 / counts ** 0.5 + 2).tolist()}
-        return {"kind": "ensemble", "setting": "s", "recipe": "member", "size": "300k", "params": 3,
+        # options beside axes and seeds, in which ensembles that are compared agree
+        identity = {"tokens": 9, "context": changes.get("context", 32)}
+        return {"kind": "ensemble", "setting": "s", "identity": identity, "recipe": "member",
+                "size": "300k", "params": 3,
                 "tokens": 9, "data_hash": "d", "context": 32, "epochs": 4, "lr": 0.1, "kl": 1.0,
                 "weight_decay": 0.8, "vary": "seed", "loss_by_k": by_k, "law": law,
                 "probs_law": law, "free_law": free, "free_probs_law": free, **changes}
