@@ -2296,7 +2296,7 @@ def start_search(*arguments):
 
 def test_four_searches_share_the_work_and_two_are_killed(world):
     """Each run is trained by one of them, what the dead had begun is taken over, all find the same optimum."""
-    options = ("--seeds", 2, "--epochs", 30, "--checkpoint_seconds", 0, "--json")
+    options = ("--seeds", 2, "--epochs", 12, "--checkpoint_seconds", 0, "--json")
     searches = [start_search(*options) for _ in range(4)]
     begun = []
     while not begun and None in [search.poll() for search in searches]:
@@ -3362,8 +3362,8 @@ def t_of_members(seed):
 
 
 @pytest.mark.parametrize("route, truth, quick", [
-    (known_noise, 3.43, 20), (noise_of_seeds, 3.43, 20), (pooled_noise, 3.43, 20),
-    (noise_of_residuals, 3.0, 20), (bootstrap_of_twelve, 3.0, 16), (t_of_members, 3.43, 100),
+    (known_noise, 3.43, 8), (noise_of_seeds, 3.43, 8), (pooled_noise, 3.43, 8),
+    (noise_of_residuals, 3.0, 8), (bootstrap_of_twelve, 3.0, 16), (t_of_members, 3.43, 100),
     (lambda seed: chinchilla_intervals(seed)["E"], 1.8, 12),
     (lambda seed: chinchilla_intervals(seed)["alpha"], .35, 12),
     (lambda seed: chinchilla_intervals(seed)["a"], .37 / .72, 12)], ids=[
