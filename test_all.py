@@ -3362,8 +3362,8 @@ def t_of_members(seed):
 
 
 @pytest.mark.parametrize("route, truth, quick", [
-    (known_noise, 3.43, 8), (noise_of_seeds, 3.43, 8), (pooled_noise, 3.43, 8),
-    (noise_of_residuals, 3.0, 8), (bootstrap_of_twelve, 3.0, 16), (t_of_members, 3.43, 100),
+    (known_noise, 3.43, 20), (noise_of_seeds, 3.43, 20), (pooled_noise, 3.43, 20),
+    (noise_of_residuals, 3.0, 20), (bootstrap_of_twelve, 3.0, 16), (t_of_members, 3.43, 100),
     (lambda seed: chinchilla_intervals(seed)["E"], 1.8, 12),
     (lambda seed: chinchilla_intervals(seed)["alpha"], .35, 12),
     (lambda seed: chinchilla_intervals(seed)["a"], .37 / .72, 12)], ids=[
