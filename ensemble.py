@@ -98,19 +98,24 @@ def chunk_losses(logits, targets, subsets):
     # enough for both averages and the divergence.
     logs = torch.stack([member.log_softmax(-1) for member in logits])  # (K, P, V)
     target_logs = logs.gather(-1, targets.expand(K, -1)[..., None])[..., 0]  # (K, P)
-    nats = {"logits": {}, "probs": {}}
-    for subset, total in running_sums(logs, subsets):
+    # Room for all results at once: small tensors made in between the large ones, and kept, would
+    # leave glibc's heap in pieces that fit no other sum, up to a gigabyte of them.
+    logits_nats = logs.new_empty(len(subsets), len(targets))
+    probs_nats = logs.new_empty(len(subsets), len(targets))
+    order = []
+    for row, (subset, total) in enumerate(running_sums(logs, subsets)):
         k = len(subset)
         own = target_logs[list(subset)]  # (k, P)
         # the mean of logits, normalized anew; and log(1/k sum of p) for the mean of probabilities
-        nats["logits"][subset] = (total / k).logsumexp(-1) - own.mean(0)  # (P,)
-        nats["probs"][subset] = math.log(k) - own.logsumexp(0)
+        logits_nats[row] = (total / k).logsumexp(-1) - own.mean(0)
+        probs_nats[row] = math.log(k) - own.logsumexp(0)
+        order.append(subset)
 
     sums = {"kl": 0.0}
-    for average, by_subset in nats.items():
+    for average, nats in (("logits", logits_nats), ("probs", probs_nats)):
         # in one piece to the CPU: to wait for a device once a subset would cost more than the sums
-        rows = torch.stack(list(by_subset.values())).cpu().double()
-        sums[average] = {subset: float(row.sum()) for subset, row in zip(by_subset, rows)}
+        rows = nats.cpu().double()
+        sums[average] = {subset: float(row.sum()) for subset, row in zip(order, rows)}
     if K > 1:
         # sum over v of p_i log p_j for all pairs; the diagonal holds the negative entropies
         cross = torch.einsum("ipv,jpv->pij", logs.exp(), logs).cpu().double().sum(0)
