@@ -30,7 +30,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from scipy.optimize import brentq, least_squares, linprog, minimize_scalar, nnls
-from scipy.stats import norm, qmc, t as student_t
+from scipy.stats import f as f_distribution, norm, qmc, t as student_t
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1843,6 +1843,8 @@ STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 LEAST = 0.1  # the least weight decay above 0 that is searched
 
+STANDARD_LINE = "standard, best N"  # what data efficiency is counted against
+
 # what is compared with what: runs of one recipe on the same text
 TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
@@ -2081,10 +2083,12 @@ def size_laws(points, noise):
         # a mean over seeds is as much surer as it has seeds
         seeds = column(group, "seeds").astype(float)
         sigma, freedom = noise.get(first["recipe"], (None, 0))
-        law = limit_of(column(group, "params"), loss, seeds, sigma, freedom)
+        line = {"x": column(group, "params").tolist(), "loss": loss.tolist(),
+                "weights": seeds.tolist()}
+        law = limit_of(*line.values(), sigma, freedom)
         other = limit_of(column(group, "params_nonembedding"), loss, seeds, sigma, freedom)
-        laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "points": len(group), **law,
-                     "nonembedding": other})
+        laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "freedom": freedom,
+                     "points": len(group), "line": line, **law, "nonembedding": other})
     return laws
 
 
@@ -2150,10 +2154,69 @@ def tiered_laws(members, average="logits"):
         sigma = None
         if freedom:
             sigma = math.sqrt(squares / freedom)
-        law = limit_of(column(group, "params"), column(over_k, "E"), k, sigma, freedom)
+        line = {"x": column(group, "params").tolist(), "loss": column(over_k, "E").tolist(),
+                "weights": k.tolist()}
+        law = limit_of(*line.values(), sigma, freedom)
         laws.append({"claim": "N and K", "average": average, **pick(group[0], TASK),
-                     "sigma": sigma, "points": len(group), **law})
+                     "sigma": sigma, "freedom": freedom, "points": len(group), "line": line,
+                     **law})
     return laws
+
+
+def power_of_budgets(budgets, own):
+    """The law loss = A_i / x^b + E_i, i = 0 ... budgets - 1, with one b; the limit of budget `own`
+    is called E, as profile() seeks it."""
+    signs = {}
+    for i in range(budgets):
+        signs |= {f"A{i}": "+", "E" if i == own else f"E{i}": "+"}
+
+    def basis(p, c):
+        columns = []
+        for i in range(budgets):
+            here = (c.budget == i).astype(float)
+            columns += [here * c.x ** -p.b, here]
+        return columns
+
+    return replace(LAWS["power"], columns=("x", "budget"), signs=signs, basis=basis)
+
+
+def share_exponent(laws):
+    """The laws over N, or over N and K, of one recipe at several budgets fitted with one exponent
+    for all, the limits free: those laws again with the common b, E and its interval, and `p`.
+
+    Four sizes a budget say little about three parameters; that the exponent does not depend on D
+    is what the paper finds, and what `p` tests: the probability that seeds alone make the common
+    exponent fit so much worse than one a budget (F test). Nothing where no seeds tell the noise or
+    no budget shows a power law.
+    """
+    shared = []
+    for group in grouped(laws, ("claim", "average", "recipe", "data_hash")):
+        sigma, freedom = group[0]["sigma"], group[0]["freedom"]
+        if len(group) < 2 or sigma is None or not any(map(is_power_law, group)):
+            continue
+        rows = []  # (budget, N, loss, weight)
+        for i, law in enumerate(group):
+            rows += zip([i] * law["points"], *law["line"].values())
+        budget, x, loss, weights = np.array(rows, dtype=float).T
+        columns = {"x": x, "budget": budget}
+        apart = sum(squares_around(law, law["line"]) for law in group)
+        for own, law in enumerate(group):
+            interval, found = profile(power_of_budgets(len(group), own), columns, loss, weights,
+                                      sigma, freedom)
+            excess = max(0.0, 2 * found["objective"] - apart) / (len(group) - 1) / sigma ** 2
+            p = float(f_distribution.sf(excess, len(group) - 1, freedom))
+            params = found["params"]
+            shared.append({**law, "A": params[f"A{own}"], "b": params["b"], "E": params["E"],
+                           "interval": interval, "leave_one_out": None, "left_out": [],
+                           "at_bounds": found["at_bounds"], "p": p})
+    return shared
+
+
+def squares_around(law, line):
+    """The weighted sum of squares of a line's losses around a power law."""
+    x, loss, weights = map(np.array, line.values())
+    misses = loss - law["A"] / x ** law["b"] - law["E"]
+    return float((weights * misses ** 2).sum())
 
 
 def half_width(law):
@@ -2202,32 +2265,51 @@ def predictions(members):
     return found
 
 
-def data_laws(points, sizes, tiered):
-    """The law over D of each recipe with three budgets or more: of the standard recipe's best loss
-    over N, of every other recipe's limit over N, of the tiered limits (paper, section on data
-    efficiency)."""
-    lines = {}  # {(name, data hash): {tokens: loss}}
+def lines_over_data(points, over_n, shared, members):
+    """The loss of each recipe by unique tokens D, [{"recipe", "data_hash", "tokens", "loss",
+    "intervals"}, lists by D]: the standard recipe's best over N, every other recipe's limit over
+    N, the limit over N and K, and of ensembles the best measured and the least limit over K
+    (paper, section on data efficiency)."""
+    lines = {}  # {(name, data hash): {tokens: (loss, interval)}}
 
-    def add(name, item, loss):
+    def add(name, item, loss, interval=None):
         line = lines.setdefault((name, item["data_hash"]), {})
-        line[item["tokens"]] = min(line.get(item["tokens"], math.inf), loss)
+        line[item["tokens"]] = min(line.get(item["tokens"], (math.inf, None)), (loss, interval),
+                                   key=lambda known: known[0])
 
     # the standard recipe has no limit over N to speak of: larger models do not help it
     for p in points:
         if p["recipe"] == "standard":
-            add("standard, best N", p, p["loss"])
-    for law in sizes:
-        if law["recipe"] != "standard":
-            add(f"{law['recipe']}, N to infinity", law, law["E"])
-    for law in tiered:
-        add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"])
+            add(STANDARD_LINE, p, p["loss"])
+    # the common exponent where there is one and the data do not reject it
+    common = [law for law in shared if law["p"] >= 0.05]
+    for law in over_n:
+        law = (agreeing(common, law, ("claim", "average", *TASK)) or [law])[0]
+        if law["claim"] == "N and K" and is_power_law(law):
+            add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"], law["interval"])
+        elif law["recipe"] != "standard" and is_power_law(law):
+            add(f"{law['recipe']}, N to infinity", law, law["E"], law["interval"])
+    for m in best_ensembles(members):
+        add("ensembles, best N and K", m, m["loss_by_k"]["logits"][-1])
+        add("ensembles, best N, K to infinity", m, m["E"], m["interval"])
+
+    found = []
+    for (name, data), line in sorted(lines.items()):
+        tokens = sorted(line)
+        found.append({"recipe": name, "data_hash": data, "tokens": tokens,
+                      "loss": [line[count][0] for count in tokens],
+                      "intervals": [line[count][1] for count in tokens]})
+    return found
+
+
+def data_laws(lines):
+    """The law over D of each line with three budgets or more."""
     laws = []
-    for (name, data), line in lines.items():
-        if len(line) > 2:
-            tokens = sorted(line)
-            loss = [line[count] for count in tokens]
-            laws.append({"claim": "D", "recipe": name, "data_hash": data, "points": len(line),
-                         "tokens": tokens, "loss": loss, **limit_of(tokens, loss)})
+    for line in lines:
+        points = len(line["tokens"])
+        if points > 2:
+            law = limit_of(line["tokens"], line["loss"])
+            laws.append({"claim": "D", **line, "points": points, **law})
     return laws
 
 
@@ -2237,34 +2319,55 @@ def is_power_law(law):
     return not {"A", "b"} & set(law["at_bounds"])
 
 
-def efficiencies(laws):
+def efficiencies(lines, laws):
     """How many times the data the standard recipe needs for what each other line over D reaches: by
-    the standard law, with the range when one of its points is left out, and by interpolation
-    between the measured losses."""
-    def by_law(law, loss, own):
-        if min(loss, own) <= law["E"] or law["A"] <= 0:
-            return None  # it never gets there
-        return data_efficiency(law, loss, own)
-
-    standards = {law["data_hash"]: law for law in laws if law["recipe"] == "standard, best N"}
+    interpolation between its measured losses, with the interval of the line's limit carried over,
+    and by its law over D, with the range when one of the law's points is left out."""
     rows = []
-    for law in laws:
-        standard = standards.get(law["data_hash"], law)  # itself where there is none: no rows
-        own_losses = dict(zip(standard["tokens"], standard["loss"]))
-        for tokens, loss in zip(law["tokens"], law["loss"]):
-            if law is standard or tokens not in own_losses:
+    for line in lines:
+        standard = agreeing(lines, {**line, "recipe": STANDARD_LINE}, ("recipe", "data_hash"))
+        if not standard or line["recipe"] == STANDARD_LINE:
+            continue
+        law = agreeing(laws, standard[0], ("recipe", "data_hash"))
+        own_losses = dict(zip(standard[0]["tokens"], standard[0]["loss"]))
+        if len(own_losses) < 2:  # nothing to interpolate
+            continue
+        for tokens, loss, interval in zip(line["tokens"], line["loss"], line["intervals"]):
+            if tokens not in own_losses:
                 continue
             own = own_losses[tokens]
-            ratios = [by_law(one, loss, own) for one in standard["left_out"]]
-            ends = sorted(ratio for ratio in ratios if ratio is not None)
-            ratio_range = None
-            if ends:
-                ratio_range = [ends[0], ends[-1]]
-            measured, beyond = measured_efficiency(*zip(*own_losses.items()), loss, tokens)
-            rows.append({"recipe": law["recipe"], "tokens": tokens, "loss": loss,
-                         "standard_loss": own, "by_law": by_law(standard, loss, own),
-                         "by_law_range": ratio_range, "measured": measured, "extrapolated": beyond})
+            row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
+                   "standard_loss": own, "measured": efficiency_between(own_losses, loss, tokens),
+                   "measured_interval": None, "by_law": None, "by_law_range": None}
+            if interval:
+                # the higher the loss, the less data it is worth
+                row["measured_interval"] = [efficiency_between(own_losses, end, tokens)
+                                            for end in reversed(interval)]
+            if law:
+                row["by_law"] = efficiency_by(law[0], loss, own)
+                ratios = [efficiency_by(one, loss, own) for one in law[0]["left_out"]]
+                reached = [ratio for ratio in ratios if ratio is not None]
+                if reached:
+                    row["by_law_range"] = [min(reached), max(reached)]
+            rows.append(row)
     return rows
+
+
+def efficiency_between(standard, loss, tokens):
+    """measured_efficiency() against {tokens: loss}: {"times", "bound"}. Beyond what was measured
+    the nearest point bounds the truth: "more than " or "less than " that many times."""
+    times, beyond = measured_efficiency(list(standard), list(standard.values()), loss, tokens)
+    bound = ""
+    if beyond:
+        bound = "more than " if loss < min(standard.values()) else "less than "
+    return {"times": times, "bound": bound}
+
+
+def efficiency_by(law, loss, own):
+    """data_efficiency(), None where the law never gets there."""
+    if min(loss, own) <= law["E"] or law["A"] <= 0:
+        return None
+    return data_efficiency(law, loss, own)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2429,8 +2532,8 @@ def print_limit_grid(members):
                         f"epochs and weight decay", rows, {"epochs": "{epochs}", **columns})
 
 
-def print_laws(laws, ratios):
-    """The laws over N, N and K, D with what is known of their limits; then data efficiency."""
+def print_laws(laws):
+    """The laws over N, N and K, D with what is known of their limits."""
     rows = []
     for law in laws:
         row = {**law, "of": law["recipe"], "x": law["claim"][0], "unit": "run"}
@@ -2441,31 +2544,42 @@ def print_laws(laws, ratios):
             row["unit"] = "member"
         rows.append(row)
         # which count of parameters is the right one is not known, so both limits are shown
-        if "nonembedding" in law:
+        if "nonembedding" in law and "p" not in law:
             rows.append({**row, **law["nonembedding"], "x": "N without embedding and head"})
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
         if not is_power_law(row):
             row["known"] += "; A or b at its bound: no power law"
+        if "p" in row:
+            verdict = "rejected" if row["p"] < 0.05 else "not rejected"
+            row["x"] += ", one b for all budgets"
+            row["known"] += f"; one b is {verdict} (p = {row['p']:.2g})"
     print_table("Laws A / x^b + E and how well their limits E are known", rows,
                 {"of": "{of}", "x": "{x}", "tokens": "{at}", "points": "{points}", "A": "{A:.3g}",
                  "b": "{b:.3g}", "limit": "{E:.4f}", "known": "{known}"})
+
+
+def print_efficiencies(ratios):
+    """Data efficiency at each budget."""
     rows = []
     for ratio in ratios:
-        row = {**ratio, "times": "never reached", "how": "interpolated"}
-        if ratio["by_law"] is not None:
-            row["times"] = f"{ratio['by_law']:.2f}"
+        row = {**ratio, "times": "{bound}{times:.2f}".format(**ratio["measured"])}
+        if ratio["measured_interval"]:
+            low, high = ratio["measured_interval"]
+            row["known"] = "{bound}{times:.2f} to ".format(**low)
+            row["known"] += "{bound}{times:.2f}".format(**high)
+            if low == high:  # both ends beyond what was measured
+                row["known"] = "{bound}{times:.2f}".format(**low)
         if ratio["by_law_range"]:
-            row["low"], row["high"] = ratio["by_law_range"]
-        if ratio["extrapolated"]:  # the nearest measured point is a bound on the truth
-            bound = "more" if ratio["loss"] < ratio["standard_loss"] else "less"
-            row["how"] = f"warning: beyond its range, {bound} than that"
+            row["law_low"], row["law_high"] = ratio["by_law_range"]
         rows.append(row)
-    print_table("Data efficiency: times the data that the standard recipe needs for the same loss",
-                rows, {"recipe": "{recipe}", "tokens": "{tokens:,}", "by its law": "{times}",
-                       "leaving one out": "{low:.2f} to {high:.2f}", "measured": "{measured:.2f}",
-                       "how": "{how}"})
+    print_table("Data efficiency: times the data that the standard recipe needs for the same loss, "
+                "between its measured losses (95%: that of the limit) and by its law over D", rows,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "loss": "{loss:.3f}",
+                 "standard": "{standard_loss:.3f}", "measured": "{times}", "95%": "{known}",
+                 "by its law": "{by_law:.2f}",
+                 "leaving one out": "{law_low:.2f} to {law_high:.2f}"})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2548,13 +2662,14 @@ def epoch_lines(curves):
     return lines
 
 
-def data_lines(laws):
-    """Loss against D of each recipe, with its law."""
-    lines = []
-    for i, law in enumerate(laws):
-        lines.append(Line(law["recipe"], law["tokens"], law["loss"], MARKERS[i % len(MARKERS)],
-                          f"C{i % 10}", law=law))
-    return lines
+def data_lines(lines, laws):
+    """Loss against D of each recipe with two budgets or more, with its law where it has one."""
+    drawn = []
+    for i, line in enumerate(line for line in lines if len(line["tokens"]) > 1):
+        law = agreeing(laws, line, ("recipe", "data_hash")) or [None]
+        drawn.append(Line(line["recipe"], line["tokens"], line["loss"], MARKERS[i % len(MARKERS)],
+                          f"C{i % 10}", law=law[0], joined=law[0] is None))
+    return drawn
 
 
 def draw_points(axis, line):
@@ -2649,7 +2764,7 @@ def draw_claims(path, found):
     figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
                "sizes": ("parameters N", over_n),
                "members": ("members K (hollow: probability means)", member_lines(members), levels),
-               "data": ("unique tokens D", data_lines(found["data"]))}
+               "data": ("unique tokens D", data_lines(found["lines"], found["data"]))}
     drawn = 0
     for claim, figure in figures.items():
         if figure[1]:
@@ -2776,13 +2891,15 @@ def analyse(runs, ensembles):
     sizes = size_laws(points, noise)
     members = member_laws(ensembles)
     tiered = tiered_laws(members)
-    data = data_laws(points, sizes, tiered)
+    shared = share_exponent(sizes + tiered)
+    lines = lines_over_data(points, sizes + tiered, shared, members)
+    data = data_laws(lines)
     return {"settings": settings, "noise": noise, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
             "sizes": sizes, "members": members, "tiered": tiered,
             "tiered_probs": tiered_laws(members, "probs"), "data": data,
-            "efficiencies": efficiencies(data)}
+            "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
 
 def runs_command(args):
@@ -2805,7 +2922,8 @@ def runs_command(args):
     print_trends(found["curves"], found["trends"], found["one_setting"])
     print_ensembles(found["members"])
     over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
-    print_laws(over_n + found["data"], found["efficiencies"])
+    print_laws(over_n + found["shared"] + found["data"])
+    print_efficiencies(found["efficiencies"])
     if not over_n:
         print("No law over N: it needs three sizes of one recipe.")
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
@@ -2817,6 +2935,7 @@ def runs_command(args):
     return {"points": [pick(point, keys) for point in found["points"]],
             "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
             "laws": over_n + found["members"] + found["data"],
+            "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],
             "certificates": [pick(one, of_certificates) for one in found["certificates"]]}
 

@@ -3139,6 +3139,48 @@ def test_data_efficiency_inverts_the_standard_law():
     assert fit.measured_efficiency(tokens, losses, 3.0, 1e6) == (pytest.approx(4.0), True)
 
 
+def made_budgets(b, sigma, generator):
+    """Laws over N at two budgets whose exponents differ by the factor b, four sizes each."""
+    laws = []
+    for tokens, exponent in ((1, 0.7), (2, 0.7 * b)):
+        x = 1e5 * 2.0 ** np.arange(4)
+        loss = 3 / tokens + (x / 1e5) ** -exponent + sigma * generator.standard_normal(4)
+        laws.append({"claim": "N", "recipe": "regularized", "data_hash": "", "tokens": tokens,
+                     "sigma": sigma, "freedom": 8, "points": 4, **fit.limit_of(x, loss),
+                     "line": {"x": x.tolist(), "loss": loss.tolist(), "weights": [1.0] * 4}})
+    return laws
+
+
+def test_one_exponent_for_all_budgets_against_a_plain_profile():
+    """The shared exponent, the interval of its limits and the test of it, computed anew by scans."""
+    import scipy.stats
+    laws = made_budgets(1.1, 0.01, np.random.default_rng(0))
+    shared = fit.share_exponent(laws)
+
+    def squares(law, b, limit=None):
+        x, y = np.array(law["line"]["x"]), np.array(law["line"]["loss"])
+        columns = np.stack([(x / 1e5) ** -b, np.ones(4)], 1)
+        if limit is not None:
+            columns, y = columns[:, :1], y - limit
+        return np.linalg.lstsq(columns, y, rcond=None)[1][0]
+
+    grid = np.geomspace(0.2, 2, 400)
+    total = [sum(squares(law, b) for law in laws) for b in grid]
+    assert shared[0]["b"] == pytest.approx(grid[np.argmin(total)], rel=0.006)
+    first, second = laws
+    threshold = min(total) + (0.01 * scipy.stats.t.ppf(0.975, 8)) ** 2
+    limits = np.linspace(2, 3.5, 600)
+    least = [min(squares(first, b, limit) + squares(second, b) for b in grid) for limit in limits]
+    inside = limits[np.array(least) <= threshold]
+    assert shared[0]["interval"] == pytest.approx((inside[0], inside[-1]), abs=0.006)
+    apart = sum(min(squares(law, b) for b in grid) for law in laws)
+    p = scipy.stats.f.sf((min(total) - apart) / 0.01 ** 2, 1, 8)
+    assert [law["p"] for law in shared] == [pytest.approx(p, abs=0.02)] * 2
+    # exponents that differ by a factor of three are told apart
+    apart = fit.share_exponent(made_budgets(3, 0.002, np.random.default_rng(1)))
+    assert all(law["p"] < 0.001 for law in apart)
+
+
 def test_published_coefficients():
     """Values that the authors print or that follow from theirs: data-constrained (README of its repository),
     Chinchilla's allocation (both fits), the inference-adjusted optimum of a Chinchilla 70B's quality."""
@@ -3744,7 +3786,15 @@ def test_fit_command_over_runs(world, capsys):
                          ("standard ensembles, N and K to infinity", 0.605)):
         expected = (level / (level - gain)) ** (1 / 0.3)
         assert ratios[recipe, 200_000]["by_law"] == pytest.approx(expected, rel=1e-2)
-    assert "warning: beyond its range" in printed
+    beyond = ratios["standard ensembles, N and K to infinity", 800_000]["measured"]
+    assert beyond["bound"] == "more than " and "more than 1.00" in printed
+    # one exponent for all budgets, which the data cannot reject because they were made with one
+    shared = [law for law in out["shared_exponent"]
+              if (law["claim"], law["recipe"]) == ("N", "regularized")]
+    assert [law["b"] for law in shared] == [pytest.approx(0.9, rel=1e-3)] * 3
+    assert [law["E"] for law in shared] == pytest.approx(
+        [40 / tokens ** 0.3 + 1.405 for tokens in (200_000, 400_000, 800_000)], abs=1e-4)
+    assert all(law["p"] > 0.99 for law in shared)
 
     # the tables say the same
     row = tables["Best settings (tau: AdamW's memory in epochs)"][-1]
