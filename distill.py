@@ -10,11 +10,15 @@ the real text is mixed with the divergence from the teachers' averaged predictio
 the student's own size is self-distillation.
 """
 import argparse
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import math
+import multiprocessing
+import shutil
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +26,27 @@ import torch
 
 from ensemble import read_members
 from model import sample
-from prepare import InputError, Parser, run_main, write_data
-from train import (TrainConfig, add_options, autocast, config_from, expand, load_models, on_device,
-                   resolve, train, use_device)
+from prepare import InputError, Parser, run_main, write_atomically, write_data
+from train import (TrainConfig, add_options, autocast, claim, config_from, expand, load_models,
+                   on_device, resolve, train, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
 # Synthetic text
 
-def sampling_batch(models, windows, device, dtype):
-    """How many windows to sample at a time."""
+@dataclasses.dataclass
+class Plan:
+    """What each batch of a sampled text depends on."""
+    windows: int
+    batch: int  # windows of one batch
+    seed: int
+    average: bool  # whether every token is drawn from the teachers' mean logits
+    device: str
+    dtype: str  # of matrix products and of the keys and values remembered: "fp32" or "bf16"
+
+
+def sampling_batch(models, windows, device, dtype, jobs=1):
+    """How many windows to sample at a time where `jobs` processes share the device."""
     device = torch.device(device)
     room = 2 ** 33  # bytes
     if device.type == "cuda":
@@ -44,58 +59,91 @@ def sampling_batch(models, windows, device, dtype):
         c = model.config
         numbers = 2 * c.layers * c.kv_heads * c.width // c.heads * c.context
         cache_bytes = max(cache_bytes, number_bytes * numbers)
-    batch = max(1, min(512, room // cache_bytes))
+    batch = max(1, min(512, room // cache_bytes // jobs))
     if device.type == "cpu":
         batch = 64  # small enough for a CPU's cache
     # every teacher has its turn, also where there are few windows
     return min(batch, max(1, windows // len(models)))
 
 
-def sample_windows(models, windows, seed, device, dtype="fp32"):
-    """Token ids (windows, context) of text that starts with end-of-text, by the models in turn.
+def sample_batch(models, plan, start):
+    """The windows from `start` on: token ids (batch, context) of text that starts with end-of-text.
 
-    The paper's best student was taught so. (Text of their logit average would cost as many times
-    more as there are models.) dtype: of matrix products and of the keys and values that are
-    remembered, "fp32" or "bf16".
+    By one of the teachers in turn, as the paper's best student was taught; or, with plan.average,
+    by all of them at every token, which costs as many times more as there are teachers.
     """
+    turn = start // plan.batch % len(models)
+    # Large teachers wait on the CPU, and what is copied to the GPU goes with this call.
+    teachers = [on_device(models[turn], plan.device)]
+    if plan.average:
+        teachers = [on_device(model, plan.device) for model in models]
+    # Each batch has a generator of its own, so that its text depends on its place alone.
+    generator = torch.Generator(plan.device).manual_seed(1_000_003 * plan.seed + start)
+    count = min(plan.batch, plan.windows - start)
+    with autocast(plan.dtype, torch.device(plan.device)):
+        text = sample(teachers, count, models[0].config.context, generator)
+    return text.cpu().numpy()
+
+
+def sample_share(models, plan, folder, job=0, jobs=1):
+    """Sample one share of a text's batches, each into a file of `folder`: every `jobs`-th from
+    number `job` on. A batch that is there already is kept, so a killed command goes on."""
+    starts = range(0, plan.windows, plan.batch)
     context = models[0].config.context
-    batch = sampling_batch(models, windows, device, dtype)
-    parts = []
-    started = time.monotonic()
-    printed = 0.0
-    for start in range(0, windows, batch):
-        # Each batch has a generator of its own, so that its text depends on its place alone.
-        generator = torch.Generator(device).manual_seed(1_000_003 * seed + start)
-        teacher = models[start // batch % len(models)]
-        # Large teachers wait on the CPU. The copy on the GPU has no name, so that it is gone before
-        # the next one comes.
-        with autocast(dtype, torch.device(device)):
-            text = sample([on_device(teacher, device)], min(batch, windows - start), context,
-                          generator)
-        parts.append(text.cpu().numpy())
+    started = printed = time.monotonic()
+    before = len(list(folder.glob("*.npy")))
+    for start in starts[job::jobs]:
+        file = folder / f"{start}.npy"
+        if file.exists():
+            continue
+        text = sample_batch(models, plan, start)
+        write_atomically(file, lambda out: np.save(out, text))
 
-        # a line now and then, and one at the end
+        # a line now and then, from one of the processes, of all that is there
         now = time.monotonic()
-        done = start + len(text)
-        if now - printed > 10 or done == windows:
+        if job == 0 and (now - printed > 10 or start == starts[-1]):
             printed = now
-            speed = done * context / (now - started)
-            left = (windows - done) * context / speed
-            print(f"sampled {done * context:,} of {windows * context:,} tokens | "
-                  f"{speed:,.0f} tokens/s | {left:.0f} s left", flush=True)
-    return np.concatenate(parts)
+            batches = len(list(folder.glob("*.npy")))
+            speed = (batches - before) * plan.batch * context / (now - started)
+            left = (len(starts) - batches) * plan.batch * context / speed
+            print(f"sampled {batches} of {len(starts)} batches of {plan.batch * context:,} tokens "
+                  f"| {speed:,.0f} tokens/s | {left:.0f} s left", flush=True)
 
 
-def describe_samples(teachers, tokens, seed, dtype="fp32"):
+def sample_apart(runs, out, plan, folder, job, jobs):
+    """sample_share() in a process of its own, on a GPU of its own where there are several."""
+    if plan.device.startswith("cuda"):
+        plan = dataclasses.replace(plan, device=f"cuda:{job % torch.cuda.device_count()}")
+    use_device(plan.device)
+    sample_share(load_models(runs, out, plan.device), plan, folder, job, jobs)
+
+
+def share_out(runs, out, plan, folder, jobs):
+    """sample_share() in `jobs` processes. Raises InputError where one is killed."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA's state
+    try:
+        with concurrent.futures.ProcessPoolExecutor(jobs, spawn) as processes:
+            shares = [processes.submit(sample_apart, runs, out, plan, folder, job, jobs)
+                      for job in range(jobs)]
+            for share in shares:
+                share.result()
+    except BrokenProcessPool:
+        raise InputError("a process that sampled was killed, for want of memory perhaps; nothing "
+                         "is lost: run the same command again") from None
+
+
+def describe_samples(teachers, args, tokens, dtype="fp32"):
     """(name of a sampled data set, the request that it answers).
 
     teachers: results of runs. The name follows from the request alone, so that the same command,
     repeated or interrupted, finds what is there.
     """
+    taken = {"members": "turns", "ensemble": "average"}[args.sample_from]
     request = {"teachers": [(teacher["name"], teacher["data_hash"]) for teacher in teachers],
-               "tokens": tokens, "seed": seed, "temperature": 1.0, "teachers_take": "turns"}
-    # The last two are not options. They are in the hash so that other ways to sample, should there
-    # be some, cannot be taken for this one.
+               "tokens": tokens, "seed": args.sample_seed, "temperature": 1.0,
+               "teachers_take": taken}
+    # The temperature is no option. It is in the hash so that other ways to sample, should there be
+    # some, cannot be taken for this one.
     if dtype != "fp32":  # left out where it is, so that samples keep the names that they have
         request["dtype"] = dtype
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:6]
@@ -103,18 +151,34 @@ def describe_samples(teachers, tokens, seed, dtype="fp32"):
     return f"sampled-{first['data']}-{first['size']}-k{len(teachers)}-{digest}", request
 
 
-def sample_data(name, request, models, data, device, dtype):
+def sample_data(name, request, runs, args, data, device):
     """Sample the data set data/NAME that answers a request of describe_samples.
 
     data: what the teachers were trained on. Validation part and tokenizer are taken from there, so
     that the samples load and evaluate like any data set.
     """
+    # processes of a share load the teachers themselves
+    models = load_models(runs, args.out, device if args.jobs == 1 else "cpu")
+    dtype = request.get("dtype", "fp32")
     # whole windows, so a few tokens more than were asked for
     windows = math.ceil(request["tokens"] / models[0].config.context)
-    text = sample_windows(models, windows, request["seed"], device, dtype)
-    meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
-    parts = {"train": text.flatten(), "val": data.val}
-    write_data(name, parts, data.ranks(), {"identity": request, **meta})
+    batch = sampling_batch(models, windows, device, dtype, args.jobs)
+    plan = Plan(windows, batch, request["seed"], request["teachers_take"] == "average",
+                str(device), dtype)
+    # What is sampled so far. Text depends on the batch size, and that on the device, so both are in
+    # the name: a command that goes on elsewhere begins anew.
+    folder = Path("data") / f".{name}-{device.type}-{batch}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder):
+        if args.jobs == 1:
+            sample_share(models, plan, folder)
+        else:
+            share_out(runs, args.out, plan, folder, args.jobs)
+        parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
+        meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
+        write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
+                   {"identity": request, **meta})
+    shutil.rmtree(folder)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,21 +193,26 @@ def read_arguments():
     parser.add_argument("--sample_tokens", type=int, default=0,
                         help="synthetic tokens to sample; 0: five times the real ones")
     parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--sample_from", choices=("members", "ensemble"), default="members",
+                        help="members: each teacher in turn writes a batch of windows; ensemble: "
+                        "each token is drawn from their mean logits")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the sampling")
     parser.add_argument("--json", action="store_true",
                         help="print the student's result as the last line")
     add_options(parser, TrainConfig(recipe=None, synthetic_weight=None, kl_weight=None))
     args = parser.parse_args()
     if not args.teacher:
         raise InputError("--teacher is missing; give finished runs or ensembles")
-    if min(args.sample_tokens, args.sample_seed) < 0:
-        raise InputError("--sample_tokens and --sample_seed must be at least 0")
+    if min(args.sample_tokens, args.sample_seed) < 0 or args.jobs < 1:
+        raise InputError("--sample_tokens and --sample_seed must be at least 0, --jobs at least 1")
 
     # what is not given depends on the mode
     if args.recipe is None:
         args.recipe = "kl_student" if args.mode == "kl" else "student"
     if args.mode == "kl":
-        if args.sample_tokens or args.sample_seed:
-            raise InputError("--sample_tokens and --sample_seed go with --mode sample")
+        if args.sample_tokens or args.sample_seed or args.sample_from == "ensemble":
+            raise InputError("--sample_tokens, --sample_seed and --sample_from go with "
+                             "--mode sample")
         if args.synthetic_weight is None:
             args.synthetic_weight = 0.0
         if args.kl_weight is None:
@@ -181,13 +250,12 @@ def find_or_sample(args):
 
     # At half of every epoch, five times the real text last five epochs before a sample returns.
     tokens = args.sample_tokens or 5 * student.tokens
-    name, request = describe_samples(teachers, tokens, args.sample_seed, student.dtype)
+    name, request = describe_samples(teachers, args, tokens, student.dtype)
     if (Path("data") / name).exists():
         print(f"data/{name} is sampled already")
     else:
         # only here, because a repeated command needs no weights of teachers
-        models = load_models(runs, args.out, device)
-        sample_data(name, request, models, data, device, student.dtype)
+        sample_data(name, request, runs, args, data, device)
     return dataclasses.replace(student, synthetic=name, synthetic_weight=args.synthetic_weight)
 
 

@@ -2902,15 +2902,77 @@ def test_students_by_probabilities(world, capsys):
     assert "was trained on other data than other" in message
 
 
-def test_every_teacher_has_a_turn(world, monkeypatch):
+def test_every_teacher_has_a_turn(monkeypatch):
     models, turns, real = [tiny_gpt(seed) for seed in range(5)], Counter(), distill.sample
 
     def count(teachers, windows, *arguments):
-        turns[teachers[0]] += windows
+        turns.update({teacher: windows for teacher in teachers})
         return real(teachers, windows, *arguments)
     monkeypatch.setattr(distill, "sample", count)
-    assert distill.sample_windows(models, 11, 0, "cpu").shape == (11, models[0].config.context)
+    batch = distill.sampling_batch(models, 11, "cpu", "fp32")
+    plan = distill.Plan(11, batch, 0, False, "cpu", "fp32")
+    text = [distill.sample_batch(models, plan, start) for start in range(0, 11, batch)]
+    assert np.concatenate(text).shape == (11, models[0].config.context)
     assert [turns[model] for model in models] == [3, 2, 2, 2, 2]
+    # of the ensemble's text every teacher has a say in all
+    turns.clear()
+    distill.sample_batch(models, dataclasses.replace(plan, average=True), 0)
+    assert [turns[model] for model in models] == [2] * 5
+
+
+def test_text_of_an_ensemble_follows_its_hand_averaged_distribution():
+    """Chi-square of 200,000 tokens after end-of-text against the softmax of the mean logits."""
+    import scipy.stats
+    models = [tiny_gpt(seed) for seed in range(3)]
+    for model in models:  # far apart, so that no member's own distribution would pass
+        model.head.weight.data *= 10
+    short = [gpt.GPT(dataclasses.replace(model.config, context=2)) for model in models]
+    for model, whole in zip(short, models):
+        model.load_state_dict(whole.state_dict())
+    windows = 200_000
+    plan = distill.Plan(windows, windows, seed=1, average=True, device="cpu", dtype="fp32")
+    text = distill.sample_batch(short, plan, 0)
+    counts = np.bincount(text[:, 1], minlength=models[0].config.vocab_size)
+    with torch.no_grad():
+        first = torch.tensor([[models[0].config.end_of_text]])
+        logits = [model(first)[0, 0].double() for model in models]
+
+    def chi_square(logits):
+        p = logits.softmax(0).numpy()
+        common = p * windows > 10
+        expected = np.append(p[common], max(p[~common].sum(), 1e-9)) * windows
+        seen = np.append(counts[common], counts[~common].sum())
+        if expected[-1] < 10:  # too few rare ones for the test
+            expected, seen = expected[:-1] * seen[:-1].sum() / expected[:-1].sum(), seen[:-1]
+        return scipy.stats.chisquare(seen, expected).pvalue
+
+    assert chi_square(torch.stack(logits).mean(0)) > 0.01
+    for one in logits:
+        assert chi_square(one) < 1e-6
+
+
+def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys):
+    """SIGKILL while sampling: the same tokens as in one go, and as with two processes."""
+    teachers = [train.train(tiny_config(seed=seed, epochs=1))["name"] for seed in (0, 1)]
+    options = ("--teacher", *teachers, *TINY, "--sample_tokens", 200_000, "--epochs", 1)
+    command = [sys.executable, HERE / "distill.py", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while not list((world / "data").glob(".sampled-*/64.npy")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    folder, = (world / "data").glob(".sampled-*")
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert kept and not list((world / "data").glob("sampled-*"))
+    assert call(distill, *options, "--jobs", 2) == 0
+    sampled, = (world / "data").glob("sampled-*")
+    assert not folder.exists()
+    both = prepare.load_data(sampled.name).train
+    shutil.rmtree(sampled)
+    for path in (world / "runs").glob("*mix*"):
+        shutil.rmtree(path)
+    assert call(distill, *options) == 0
+    assert np.array_equal(prepare.load_data(sampled.name).train, both)
 
 
 # --------------------------------------------------------------------------------------------------
