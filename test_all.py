@@ -4672,7 +4672,7 @@ def test_readmes_show_what_their_commands_print(tmp_path):
     """`make readme` on a copy changes nothing; the figures that a README shows are committed."""
     (tmp_path / "results" / "1000").mkdir(parents=True)
     texts = {}
-    for name in ("README.md", "results/README.md"):
+    for name in ("README.md", "LESSON.md", "results/README.md"):
         texts[name] = (HERE / name).read_text("utf-8")
         for name_of_figure in re.findall(r"\]\((\S+\.png)\)", texts[name]):
             assert (HERE / name).parent.joinpath(name_of_figure).exists()

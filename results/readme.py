@@ -1,4 +1,4 @@
-"""Run the commands of README.md and results/README.md anew and put what they print below them.
+"""Run the commands of README.md, LESSON.md and results/README.md anew and put what they print below them.
 
     python results/readme.py        # from the folder of README.md, as `make readme` does
 
@@ -25,7 +25,7 @@ def run(command):
 
 
 def main():
-    paths = [Path("README.md"), Path("results/README.md")]
+    paths = [Path("README.md"), Path("LESSON.md"), Path("results/README.md")]
     texts = {path: path.read_text("utf-8") for path in paths}
     commands = BLOCK.findall("\n".join(texts.values()))
     with ThreadPoolExecutor(2) as pool:
