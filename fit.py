@@ -2246,6 +2246,48 @@ def vary_differences(members):
     return rows
 
 
+def student_shares(runs, ensembles, noise):
+    """What students keep of their teachers' gain: for each setting of students and their teachers
+    the mean loss of the students, of the teachers alone (`single`) and of their ensemble, and
+    `share` = (single - student) / (single - ensemble) with its 95% interval.
+
+    The interval counts the noise of the students' seeds and of the members; the ensemble's is
+    taken as that of its limit, which is no smaller. Other students of other teachers: not counted.
+    """
+    losses = {run["name"]: run["val_loss"] for run in runs}
+    together = {tuple(sorted(Path(name).name for name in e.get("members", ()))): e
+                for e in ensembles}
+    students = [run for run in runs if run.get("teachers") or run.get("sampled_from")]
+    rows = []
+    for s in mean_settings(students):
+        teachers = sorted(s.get("teachers") or s["sampled_from"])
+        known = [losses[name] for name in teachers if name in losses]
+        row = {**s, "k": len(teachers), "single": None, "ensemble": None, "share": None,
+               "low": None, "high": None}
+        if len(known) == len(teachers):
+            row["single"] = float(np.mean(known))
+        ensemble = together.get(tuple(teachers))
+        if ensemble and row["single"] and len(teachers) > 1:
+            row["ensemble"] = ensemble["loss_by_k"]["logits"][-1]
+            gain = row["single"] - row["ensemble"]
+            row["share"] = (row["single"] - s["loss"]) / gain
+            error = ensemble["law"]["se"]
+            if s["recipe"] in noise and error is not None:
+                sd, freedom = noise[s["recipe"]]
+                # of student, single and ensemble, each times the share's slope in it
+                errors = np.array([sd / math.sqrt(s["seeds"]), error * row["share"],
+                                   np.std(known, ddof=1) / math.sqrt(len(known))
+                                   * (1 - row["share"])]) / gain
+                freedoms = np.array([freedom, len(known) - 1, len(known) - 1])
+                # Welch and Satterthwaite's degrees of freedom of a sum of variances
+                total = (errors ** 2).sum()
+                together_freedom = total ** 2 / (errors ** 4 / freedoms).sum()
+                half = float(student_t.ppf(0.975, together_freedom)) * math.sqrt(total)
+                row["low"], row["high"] = row["share"] - half, row["share"] + half
+        rows.append(row)
+    return rows
+
+
 def predictions(members):
     """What an ensemble says of one with twice its members or more of the same setting, by A / K + E
     of logit means and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
@@ -2500,6 +2542,16 @@ def print_ensembles(members):
                     {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
                      "predicted logits": "{predicted:.3f}",
                      "predicted probs": "{predicted_probs:.3f}"})
+
+
+def print_students(rows):
+    """A line for each setting of students: what they keep of their teachers' gain."""
+    print_table("Students of K teachers: their loss, the teachers' alone, the ensemble's, and the "
+                "share of the gain that is kept, with its 95% interval", rows,
+                {**SETTING, "text": "{synthetic_weight:g}", "KL": "{kl_weight:g}", "K": "{k}",
+                 "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
+                 "single": "{single:.4f}", "ensemble": "{ensemble:.4f}", "kept": "{share:.0%}",
+                 "95%": "{low:.0%} to {high:.0%}"})
 
 
 def by_count(losses):
@@ -2897,7 +2949,7 @@ def analyse(runs, ensembles):
     return {"settings": settings, "noise": noise, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
-            "sizes": sizes, "members": members, "tiered": tiered,
+            "students": student_shares(runs, ensembles, noise), "sizes": sizes, "members": members, "tiered": tiered,
             "tiered_probs": tiered_laws(members, "probs"), "data": data,
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
@@ -2921,6 +2973,7 @@ def runs_command(args):
     print_certificates(found["certificates"])
     print_trends(found["curves"], found["trends"], found["one_setting"])
     print_ensembles(found["members"])
+    print_students(found["students"])
     over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
     print_laws(over_n + found["shared"] + found["data"])
     print_efficiencies(found["efficiencies"])
@@ -2937,6 +2990,8 @@ def runs_command(args):
             "laws": over_n + found["members"] + found["data"],
             "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],
+            "students": [pick(row, (*keys, "k", "single", "ensemble", "share", "low", "high"))
+                         for row in found["students"]],
             "certificates": [pick(one, of_certificates) for one in found["certificates"]]}
 
 

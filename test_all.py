@@ -19,7 +19,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -40,9 +39,9 @@ import train
 
 HERE = Path(__file__).parent
 KILLS = int(os.environ.get("KILLS", 2))  # SIGKILLs in each test of them; KILLS=20 pytest -k "killed or two" for more
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler uses what torch deprecates
-    HAS_COMPILER = train.use_compile("auto", torch.device("cpu"))
+HAS_COMPILER = train.use_compile("auto", torch.device("cpu"))
+# torch's compiler uses what torch itself deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 torch.set_num_threads(1)
 
 
@@ -3802,6 +3801,40 @@ def write_made_ladder(world):
                 "data_hash": config.data_hash,
                 "members": [], "vary": "seed", "loss_by_k": by_k, "law": law,
                 "probs_law": probs_law, "free_law": None, "free_probs_law": None, "kl": 0.5})
+
+
+def test_what_a_student_keeps_of_its_teachers_gain(world):
+    """The share and its interval against slopes by finite differences and a textbook t."""
+    import scipy.stats
+    names, singles = ["a", "b", "c"], [3.45, 3.46, 3.44]
+    runs = [made_run(tiny_config(seed=seed), loss, name=name)
+            for seed, (name, loss) in enumerate(zip(names, singles))]
+    students = []
+    for seed, loss in enumerate((3.29, 3.31)):
+        config = dataclasses.replace(tiny_config(seed=seed), recipe="kl_student", kl_weight=0.5,
+                                     teachers=("c", "a", "b"))
+        students.append(made_run(config, loss, name=f"student{seed}"))
+    law = {"A": 0.3, "E": 3.15, "se": 0.02}
+    together = {"members": ["x/b", "x/a", "x/c"], "law": law,
+                "loss_by_k": {"logits": [3.45, 3.30, 3.25], "probs": [3.45, 3.32, 3.28]}}
+    noise = {"kl_student": (0.012, 6)}
+    row, = fit.student_shares(runs + students, [together], noise)
+
+    def share(student, single, ensemble):
+        return (single - student) / (single - ensemble)
+
+    at = np.array([3.30, 3.45, 3.25])
+    assert row["share"] == pytest.approx(share(*at)) and row["k"] == 3 and row["seeds"] == 2
+    slopes = [(share(*(at + step)) - share(*(at - step))) / 2e-6 for step in 1e-6 * np.eye(3)]
+    errors = np.abs(slopes) * [0.012 / 2 ** 0.5, 0.01 / 3 ** 0.5, 0.02]
+    freedom = (errors ** 2).sum() ** 2 / (errors ** 4 / [6, 2, 2]).sum()
+    half = scipy.stats.t.ppf(0.975, freedom) * np.sqrt((errors ** 2).sum())
+    assert (row["low"], row["high"]) == pytest.approx((row["share"] - half, row["share"] + half))
+    # without the ensemble, or a teacher, nothing is said of the gain
+    row, = fit.student_shares(runs + students, [], noise)
+    assert row["single"] == pytest.approx(3.45) and row["share"] is None
+    row, = fit.student_shares(runs[1:] + students, [together], noise)
+    assert row["single"] is None and row["share"] is None
 
 
 def markdown_tables(text):

@@ -165,8 +165,10 @@ class TrainConfig:
     study: str = option(None, "what the run is made for, a label (default: the last part of --out)",
                         "how", identity=False)
 
-    # Not an option: the settings that nobody tuned, taken from the nearest budget.
+    # Not options: the settings that nobody tuned, taken from the nearest budget; and who wrote the
+    # synthetic text, for the tables.
     assumed: tuple = field(default=(), metadata=dict(identity=False))
+    sampled_from: tuple = field(default=(), metadata=dict(identity=False))
     # Not options: SHA-256 of train.bin, and of the synthetic one, because the same name with other
     # text is another run; the teachers' names, because they may lie in any folder; and what
     # training starts from likewise: a run's name, or the SHA-256 of a folder's files.
@@ -177,7 +179,7 @@ class TrainConfig:
 
     def __post_init__(self):
         # a command line and JSON have lists
-        for name in ("teacher", "teachers", "assumed"):
+        for name in ("teacher", "teachers", "assumed", "sampled_from"):
             setattr(self, name, tuple(getattr(self, name)))
 
 
@@ -694,6 +696,8 @@ def resolve(config):
         sampled = load_data(config.synthetic)
         config.synthetic, config.synthetic_hash = sampled.folder.name, sampled.fingerprint()
         check_synthetic(config, data, sampled)
+        written_by = sampled.meta.get("identity", {}).get("teachers", ())
+        config.sampled_from = tuple(name for name, _ in written_by)
     if config.teacher:
         check_teachers(config, data)
 
