@@ -28,11 +28,14 @@ from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_atomically, write_data
 from train import (TrainConfig, add_options, autocast, claim, config_from, expand, load_models,
-                   on_device, resolve, train, use_device)
+                   on_device, resolve, train, use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
 # Synthetic text
+
+COMPILE_FROM = 2 ** 20  # tokens to sample that earn a compilation on a CPU
+
 
 @dataclasses.dataclass
 class Plan:
@@ -42,6 +45,7 @@ class Plan:
     seed: int
     average: bool  # whether every token is drawn from the teachers' mean logits
     device: str
+    compiled: bool
     dtype: str  # of matrix products and of the keys and values remembered: "fp32" or "bf16"
 
 
@@ -81,7 +85,9 @@ def sample_batch(models, plan, start):
     generator = torch.Generator(plan.device).manual_seed(1_000_003 * plan.seed + start)
     count = min(plan.batch, plan.windows - start)
     with autocast(plan.dtype, torch.device(plan.device)):
-        text = sample(teachers, count, models[0].config.context, generator)
+        # the last batch may be smaller, and would be compiled anew
+        compiled = plan.compiled and count == plan.batch
+        text = sample(teachers, count, models[0].config.context, generator, compiled=compiled)
     return text.cpu().numpy()
 
 
@@ -163,11 +169,15 @@ def sample_data(name, request, runs, args, data, device):
     # whole windows, so a few tokens more than were asked for
     windows = math.ceil(request["tokens"] / models[0].config.context)
     batch = sampling_batch(models, windows, device, dtype, args.jobs)
+    # on a GPU it is not measured yet
+    compiled = (device.type == "cpu" and request["tokens"] >= COMPILE_FROM
+                and use_compile(args.compile, device))
     plan = Plan(windows, batch, request["seed"], request["teachers_take"] == "average",
-                str(device), dtype)
-    # What is sampled so far. Text depends on the batch size, and that on the device, so both are in
-    # the name: a command that goes on elsewhere begins anew.
-    folder = Path("data") / f".{name}-{device.type}-{batch}"
+                str(device), compiled, dtype)
+    # What is sampled so far. Text depends on the batch size, and by rounding on how it is computed,
+    # so these are in the name: a command that goes on elsewhere begins anew.
+    way = "compiled" if compiled else "eager"
+    folder = Path("data") / f".{name}-{device.type}-{way}-{batch}"
     folder.mkdir(parents=True, exist_ok=True)
     with claim(folder):
         if args.jobs == 1:

@@ -141,7 +141,9 @@ class Attention(nn.Module):
 
         # One fused kernel for each kind of mask, so that no (T, T) scores are ever stored on a GPU.
         gqa = self.heads != self.kv_heads
-        if mask is None:
+        if cache is not None and q.device.type == "cpu" and torch.compiler.is_compiling():
+            y = attend_once(q, k, v, mask)
+        elif mask is None:
             # plain causal: Flash or cuDNN
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         elif isinstance(mask, torch.Tensor):
@@ -155,6 +157,16 @@ class Attention(nn.Module):
             options = {"BACKEND": "TRITON", **TILES.get(self.head_width, {})}
             y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options=options)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+
+
+def attend_once(q, k, v, visible):
+    """Attention of one query a head in plain sums, (B, H, 1, D): compiled for a CPU they are one
+    pass over keys and values, at three times the speed of one small matrix product a head."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)  # (B, H, t, D)
+    scores = (q * k).sum(-1) * q.shape[-1] ** -0.5  # (B, H, t)
+    weights = scores.masked_fill(~visible[:, :, 0], float("-inf")).softmax(-1)
+    return (weights[..., None] * v).sum(2, keepdim=True)
 
 
 class MLP(nn.Module):
@@ -534,7 +546,6 @@ class Stepper:
         # where the present document of each sequence starts: (B, 1)
         self.start = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
-    @torch.no_grad()
     def step(self, token):
         """token: int64 (B,), the one at position t. Returns the logits of t + 1, fp32 (B, V)."""
         model, t = self.model, self.t
@@ -551,26 +562,35 @@ class Stepper:
         return model.head(model.norm(x))[:, 0].float()
 
 
+def draw_tokens(logits, temperature, uniform):
+    """Tokens (B,) from the mean of logits, a list of (B, V): where the cumulative distribution
+    passes a uniform number a sequence, (B, 1)."""
+    # torch.multinomial would draw V random numbers, which costs more than the model at our sizes
+    cumulative = (torch.stack(logits).mean(0) / temperature).softmax(-1).cumsum(-1)
+    token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    # a product that is rounded up to the total would fall off the end
+    return token.clamp(max=cumulative.shape[1] - 1)
+
+
 @torch.no_grad()
-def sample(models, batch, length, generator, temperature=1.0):
+def sample(models, batch, length, generator, temperature=1.0, compiled=False):
     """Windows of text from one model, or from the logit average of several: int64 (batch, length).
 
     Each starts with end-of-text; one drawn later starts the next document, as in training.
-    `length` is at most the context; `generator` lives on the models' device.
+    `length` is at most the context; `generator` lives on the models' device. compiled: almost twice
+    as fast on a CPU, after half a minute for the first call.
     """
     device = models[0].head.weight.device
     steppers = [Stepper(model, batch) for model in models]
+    step, draw = Stepper.step, draw_tokens
+    if compiled:
+        step, draw = torch.compile(step), torch.compile(draw)
     token = torch.full((batch,), models[0].config.end_of_text, device=device)
     tokens = [token]
     for _ in range(length - 1):
-        logits = torch.stack([stepper.step(token) for stepper in steppers]).mean(0)  # (B, V)
-        # Invert the cumulative distribution at one uniform number a sequence. torch.multinomial
-        # would draw V random numbers, which costs more than the model at our sizes.
-        cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+        logits = [step(stepper, token) for stepper in steppers]
         uniform = torch.rand(batch, 1, generator=generator, device=device)
-        token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-        # a product that is rounded up to the total would fall off the end
-        token = token.clamp(max=logits.shape[1] - 1)
+        token = draw(logits, temperature, uniform)
         tokens.append(token)
     return torch.stack(tokens, dim=1)
 

@@ -1413,15 +1413,22 @@ def test_members_are_counted_without_weights(world, monkeypatch):
     assert ways == ["stacked", "apart"]
 
 
-def test_cached_steps_equal_full_forward():
-    for doc_mask in (True, False):
+@torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cached_steps_equal_full_forward(compiled):
+    """Compiled, attention of one query is written out: see attend_once()."""
+    if compiled and not HAS_COMPILER:
+        pytest.skip("no C++ compiler here")
+    step = torch.compile(gpt.Stepper.step) if compiled else gpt.Stepper.step
+    for doc_mask in (True,) if compiled else (True, False):
         model, tokens = tiny_gpt(doc_mask=doc_mask), random_tokens(3, 24)
         stepper = gpt.Stepper(model, 3)
-        steps = torch.stack([stepper.step(tokens[:, t]) for t in range(24)], dim=1)
+        steps = torch.stack([step(stepper, tokens[:, t]) for t in range(24)], dim=1)
         full = model(tokens)
         assert (steps - full).abs().max() < 1e-5 * full.abs().max()
 
 
+@torch.no_grad()
 def test_sampling_in_bf16_remembers_in_bf16_and_stays_near():
     model, tokens = tiny_gpt(), random_tokens(3, 24)
     with train.autocast("bf16", torch.device("cpu")):
@@ -2907,12 +2914,12 @@ def test_students_by_probabilities(world, capsys):
 def test_every_teacher_has_a_turn(monkeypatch):
     models, turns, real = [tiny_gpt(seed) for seed in range(5)], Counter(), distill.sample
 
-    def count(teachers, windows, *arguments):
+    def count(teachers, windows, *arguments, **options):
         turns.update({teacher: windows for teacher in teachers})
-        return real(teachers, windows, *arguments)
+        return real(teachers, windows, *arguments, **options)
     monkeypatch.setattr(distill, "sample", count)
     batch = distill.sampling_batch(models, 11, "cpu", "fp32")
-    plan = distill.Plan(11, batch, 0, False, "cpu", "fp32")
+    plan = distill.Plan(11, batch, 0, False, "cpu", False, "fp32")
     text = [distill.sample_batch(models, plan, start) for start in range(0, 11, batch)]
     assert np.concatenate(text).shape == (11, models[0].config.context)
     assert [turns[model] for model in models] == [3, 2, 2, 2, 2]
@@ -2932,7 +2939,8 @@ def test_text_of_an_ensemble_follows_its_hand_averaged_distribution():
     for model, whole in zip(short, models):
         model.load_state_dict(whole.state_dict())
     windows = 200_000
-    plan = distill.Plan(windows, windows, seed=1, average=True, device="cpu", dtype="fp32")
+    plan = distill.Plan(windows, windows, seed=1, average=True, device="cpu", compiled=False,
+                        dtype="fp32")
     text = distill.sample_batch(short, plan, 0)
     counts = np.bincount(text[:, 1], minlength=models[0].config.vocab_size)
     with torch.no_grad():
