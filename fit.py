@@ -13,6 +13,7 @@ shapes, each with bounded linear least squares for the rest, then polishes the b
 objective, until new starts bring nothing better.
 """
 import argparse
+import contextlib
 import csv
 import difflib
 import io
@@ -993,8 +994,8 @@ def read_csv(path):
 
 def keep_rows(rows, where):
     """The rows of read_rows() that meet every condition "COLUMN=VALUE", "COLUMN<VALUE" or
-    "COLUMN>VALUE". Numbers compare as numbers, so 1e9 equals 1000000000; a row without the column
-    meets none. Raises ValueError."""
+    "COLUMN>VALUE"; of several values with commas one must be equal. Numbers compare as numbers, so
+    1e9 equals 1000000000; a row without the column meets none. Raises ValueError."""
     for condition in where:
         found = re.fullmatch(r"(.+?)([=<>])(.*)", condition, re.DOTALL)
         if not found:
@@ -1008,7 +1009,9 @@ def keep_rows(rows, where):
         if sign != "=" and not is_number(wanted):
             raise ValueError(f"condition {condition}: {wanted!r} is no number; a condition is "
                              f"COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
-        rows = [(row, place) for row, place in rows if meets(row.get(column), sign, wanted)]
+        choices = wanted.split(",") if sign == "=" else [wanted]
+        rows = [(row, place) for row, place in rows
+                if any(meets(row.get(column), sign, choice) for choice in choices)]
     return rows
 
 
@@ -2331,8 +2334,10 @@ def lines_over_data(points, over_n, shared, members):
             add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"], law["interval"])
         elif law["recipe"] != "standard" and is_power_law(law):
             add(f"{law['recipe']}, N to infinity", law, law["E"], law["interval"])
+    for m in members:
+        if m["tokens"] and m["vary"] == "seed":
+            add("ensembles, best measured", m, m["loss_by_k"]["logits"][-1])
     for m in best_ensembles(members):
-        add("ensembles, best N and K", m, m["loss_by_k"]["logits"][-1])
         add("ensembles, best N, K to infinity", m, m["E"], m["interval"])
 
     found = []
@@ -2667,11 +2672,15 @@ def size_lines(points, laws, members):
         if is_power_law(law):
             found[law["claim"], *values(law, TASK)] = law
     lines = []
+    several = len(set(column(points, "tokens"))) > 1
     for mine in grouped(points, TASK):
         recipe = mine[0]["recipe"]
+        label = recipe
+        if several:
+            label += f", {mine[0]['tokens']:,} tokens"
         marker, color, style = STYLES.get(recipe, OTHER_STYLE)
         error = [p["sd"] or 0 for p in mine]
-        lines.append(Line(recipe, column(mine, "params"), column(mine, "loss"), marker, color,
+        lines.append(Line(label, column(mine, "params"), column(mine, "loss"), marker, color,
                           style, error, found.get(("N", *values(mine[0], TASK)))))
     for mine in grouped(best_ensembles(members), TASK):
         recipe = mine[0]["recipe"]
@@ -2715,12 +2724,19 @@ def epoch_lines(curves):
 
 
 def data_lines(lines, laws):
-    """Loss against D of each recipe with two budgets or more, with its law where it has one."""
+    """Loss against D of each recipe, with its law where it has one; nothing of one budget alone. A
+    limit that is not told from 0 is left out."""
+    budgets = {tokens for line in lines for tokens in line["tokens"]}
+    if len(budgets) < 2:
+        return []
     drawn = []
-    for i, line in enumerate(line for line in lines if len(line["tokens"]) > 1):
+    for i, line in enumerate(lines):
         law = agreeing(laws, line, ("recipe", "data_hash")) or [None]
-        drawn.append(Line(line["recipe"], line["tokens"], line["loss"], MARKERS[i % len(MARKERS)],
-                          f"C{i % 10}", law=law[0], joined=law[0] is None))
+        told = all(interval is None or interval[0] > 0 for interval in line["intervals"])
+        if told:
+            drawn.append(Line(line["recipe"], line["tokens"], line["loss"],
+                              MARKERS[i % len(MARKERS)], f"C{i % 10}", law=law[0],
+                              joined=law[0] is None))
     return drawn
 
 
@@ -2954,6 +2970,35 @@ def analyse(runs, ensembles):
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
 
+def print_tables(found):
+    """Every table of analyse() that has rows."""
+    print_settings(found["points"], found["settings"])
+    print_certificates(found["certificates"])
+    print_trends(found["curves"], found["trends"], found["one_setting"])
+    print_ensembles(found["members"])
+    print_students(found["students"])
+    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
+    print_laws(over_n + found["shared"] + found["data"])
+    print_efficiencies(found["efficiencies"])
+    if not over_n:
+        print("No law over N: it needs three sizes of one recipe.")
+
+
+def show_tables(text, wanted):
+    """Print tables, all of them or those whose title has one of the `wanted` texts. Raises
+    ValueError where none has."""
+    if not wanted:
+        print(text, end="")
+        return
+    tables = re.findall(r"(?ms)^\*\*(.+?)\*\*\n\n(.+?\n)\n", text)
+    chosen = [f"**{title}**\n\n{rows}" for title, rows in tables
+              if any(words in title for words in wanted)]
+    if not chosen:
+        titles = "; ".join(title for title, _ in tables) or "none"
+        raise ValueError(f"--table {wanted[0]!r} is in no table's title; there are: {titles}")
+    print("\n".join(chosen))
+
+
 def runs_command(args):
     """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
     JSON."""
@@ -2967,18 +3012,12 @@ def runs_command(args):
         save_results(args.save, results)
     if args.csv:
         write_csv(args.csv, results)
-    runs, ensembles = count_once(results)
-    found = analyse(runs, ensembles)
-    print_settings(found["points"], found["settings"])
-    print_certificates(found["certificates"])
-    print_trends(found["curves"], found["trends"], found["one_setting"])
-    print_ensembles(found["members"])
-    print_students(found["students"])
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runs, ensembles = count_once(results)
+        found = analyse(runs, ensembles)
+        print_tables(found)
+    show_tables(printed.getvalue(), args.table)
     over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
-    print_laws(over_n + found["shared"] + found["data"])
-    print_efficiencies(found["efficiencies"])
-    if not over_n:
-        print("No law over N: it needs three sizes of one recipe.")
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
     print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
     if args.figure:
@@ -3005,7 +3044,8 @@ def main():
                         help="folders of finished runs and .jsonl files of results; or the name of "
                         "a law, or several with commas, and a table of points, columns by name")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
-                        help="keep only rows with COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
+                        help="keep only rows with COLUMN=VALUE (or several with commas), "
+                        "COLUMN<VALUE or COLUMN>VALUE")
     parser.add_argument("--list", action="store_true",
                         help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
@@ -3014,6 +3054,8 @@ def main():
     runs = parser.add_argument_group("of runs")
     runs.add_argument("--save", metavar="FILE.jsonl",
                       help="also merge the results into this file, one a line")
+    runs.add_argument("--table", action="append", default=[], metavar="WORDS",
+                      help="print only the tables whose title has these words")
     runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
     add_law_options(parser)
     args = parser.parse_args()

@@ -27,7 +27,7 @@ def run(command):
 def main():
     paths = [Path("README.md"), Path("LESSON.md"), Path("results/README.md")]
     texts = {path: path.read_text("utf-8") for path in paths}
-    commands = BLOCK.findall("\n".join(texts.values()))
+    commands = set(BLOCK.findall("\n".join(texts.values())))
     with ThreadPoolExecutor(2) as pool:
         printed = dict(zip(commands, pool.map(run, commands)))
     for path, text in texts.items():
