@@ -204,7 +204,6 @@ def deduplicate(documents, near=True, block=2 ** 20):
         store, known = prepare.DocumentStore(file.name), prepare.NearCopies(block)
         for text in documents:
             store.add(text)
-        store.flush()
         kept = [store[i] for i in store.unique()]
         return [text for text in kept if not near or known.is_new(text)]
 
@@ -399,9 +398,9 @@ def make_tables(folder, texts):
     (folder / "h.JSONL").write_bytes(json_lines(texts))
     packers = (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress))
     for number, (suffix, pack) in enumerate(packers):
-        (folder / f"i{number}.jsonl.{suffix}").write_bytes(pack(json_lines(texts)))
+        (folder / f"i [{number}].jsonl.{suffix}").write_bytes(pack(json_lines(texts)))
     (folder / "j.json.gz").write_bytes(gzip.compress((folder / "c.json").read_bytes()))
-    (folder / "k.csv.gz").write_bytes(gzip.compress((folder / "e.csv").read_bytes()))
+    (folder / "k [1].csv.gz").write_bytes(gzip.compress((folder / "e.csv").read_bytes()))
     (folder / "l.txt.gz").write_bytes(gzip.compress("\n<|endoftext|>\n".join(texts).encode()))
     zstd = pytest.importorskip("zstandard").compress
     half = json_lines(texts[:100])
@@ -483,7 +482,10 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("t.tar", None, "is a tar archive; unpack it"),
             ("tar.txt", None, "is a tar archive; unpack it"),
             ("t.tar.gz", None, "t.tar.gz is a tar archive; unpack it"),
-            ("u.jsonl.gz", None, "begins with NUL bytes, which no text has: it may be an archive"),
+            ("u.jsonl.gz", None, "u.jsonl.gz is a tar archive; unpack it"),
+            ("nul.txt.gz", gzip.compress(b"a\0b"), "NUL bytes, which no text has: it may be an"),
+            ("wide.txt.gz", gzip.compress("text".encode("utf-16")), "is UTF-16; convert it"),
+            ("cut [1].jsonl.gz", gzip.compress(lines)[:-9], "(EOFError: Compressed file ended"),
             ("z.zip", None, "is a zip archive"),
             ("z.txt", None, "is a zip archive"),
             ("p.txt", b"%PDF-1.7", "is a PDF"),
@@ -512,11 +514,14 @@ def test_without_the_package_datasets_one_line_names_it(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl.gz").write_bytes(gzip.compress(json_lines(make_documents(200))))
     Path("b.jsonl").write_bytes(json_lines(make_documents(200)))
+    for name in ("c.csv", "c.parquet", "c.arrow", "c.txt.zst"):
+        Path(name).write_bytes(b"text,n\na,1\n")
     for name in ("datasets", "pyarrow", "huggingface_hub", "tokenizers", "transformers", "pandas"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert call(prepare, "--source", "b.jsonl", "--vocab_size", 300) == 0
-    assert Path("data/b-300/tokenizer.json").exists()
-    for source in ("a.jsonl.gz", "hf:some/data"):
+    for source in ("a.jsonl.gz", "b.jsonl"):
+        assert call(prepare, "--source", source, "--vocab_size", 300) == 0
+        assert Path(f"data/{source[0]}-300/tokenizer.json").exists()
+    for source in ("c.csv", "c.parquet", "c.arrow", "c.txt.zst", "hf:some/data"):
         assert "pip install datasets" in refused(capsys, prepare, "--source", source, "--name", "x")
     assert "pip install huggingface_hub" in refused(capsys, prepare, "--source", "fineweb")
 
@@ -630,7 +635,6 @@ def test_budgets_are_drawn_from_all_files(tmp_path, monkeypatch):
         store, reader = prepare.DocumentStore(file.name), prepare.Reader()
         parts = sorted(Path("in").iterdir())
         prepare.collect_documents(store, reader, parts, 200_000)
-        store.flush()
         sizes = Counter()
         for i in range(len(store)):
             sizes[store[i][0]] += store.size(i)
@@ -651,7 +655,6 @@ def test_budgets_are_drawn_from_all_files(tmp_path, monkeypatch):
         shares = prepare.DocumentStore(file.name)
         prepare.collect_documents(shares, reader, parts, 250_000)
         assert 250_000 <= shares.ends[-1] < 251_000
-        shares.flush()
         assert len({shares[i] for i in range(len(shares))}) == len(shares)  # none was read twice
 
 
@@ -1104,6 +1107,11 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     assert sampled.meta["sha256"][name] == data.meta["sha256"][name]
     with pytest.raises(prepare.InputError, match="without their tokenizer"):
         sampled.tokenizer()
+    prepare.write_data("whole", {"train": data.train, "val": data.val}, data.ranks(), meta,
+                       data.folder / "tokenizer.json")
+    whole = prepare.load_data("whole")
+    assert whole.meta["sha256"] == data.meta["sha256"]
+    assert whole.tokenizer().encode_ordinary("in 2024") == own.encode("in 2024").ids
     unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0)]))
     Path("other").mkdir()
     unigram.save("other/tokenizer.json")
