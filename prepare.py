@@ -216,15 +216,13 @@ class DocumentStore:
         hashes = np.frombuffer(self.hashes, np.uint64)
         return np.unique(hashes, return_index=True)[1]
 
-    def warn(self):
-        """Say what the documents hold that may not be meant."""
+    def describe_oddities(self):
+        """Warn of what the documents hold that may not be meant."""
         if self.markers:
-            print(f"warning: {self.markers:,} times {END_OF_TEXT} stands inside a document, where "
-                  f"it is text like any other; --separator '{END_OF_TEXT}' parts .txt "
-                  "there", file=sys.stderr)
+            warn(f"{self.markers:,} times {END_OF_TEXT} stands inside a document, where it is text "
+                 f"like any other; --separator '{END_OF_TEXT}' parts .txt there")
         if self.repaired:
-            print(f"warning: {self.repaired:,} documents hold half a surrogate pair, now "
-                  "U+FFFD", file=sys.stderr)
+            warn(f"{self.repaired:,} documents hold half a surrogate pair, now U+FFFD")
 
 
 def gram_hashes(hashes, n):
@@ -713,16 +711,16 @@ def read_documents(store, source, args):
             documents = itertools.chain.from_iterable(map(reader.read, source.train))
             reader.cut_all = sum(1 for _ in itertools.islice(documents, FEW)) < FEW
         collect_documents(store, reader, source.train, most)
-    if len(store) == in_val:
-        raise InputError(f"no text in {' '.join(args.source)}{reader.summary('; ')}")
-    if source.val and not in_val:
-        raise InputError(f"no validation text in {' '.join(args.source)}{reader.summary('; ')}")
+    if len(store) == in_val or source.val and not in_val:
+        kind = "text" if len(store) == in_val else "validation text"
+        found = ["no " + kind + " in " + " ".join(args.source), reader.summary()]
+        raise InputError("; ".join(filter(None, found)))
     if reader.cut_all:
         print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
               f"letters, some of which may be in train and some in validation")
     if reader.first:
-        print(reader.summary("warning: "), file=sys.stderr)
-    store.warn()
+        warn(reader.summary())
+    store.describe_oddities()
     return in_val, reader.bad.total()
 
 
@@ -815,18 +813,18 @@ def split_validation(shards, end_of_text, val_tokens):
 def prepare_shards(folder, source, args):
     """Write train and validation tokens as the shards have them. Returns what prepare_documents
     does."""
-    train = [read_shard(path) for path in source.train]
-    val = [read_shard(path) for path in source.val]
-    kinds = {shard[1:] for shard in train + val}
+    shards = {path: read_shard(path) for path in source.train + source.val}
+    kinds = {end_of_text for _, end_of_text in shards.values()}
     if len(kinds) > 1:
         raise InputError("the shards are of different vocabularies; prepare each kind by itself")
-    end_of_text, = {kind[0] for kind in kinds}
+    end_of_text, = kinds
     default = "gpt2" if end_of_text == GPT2_RANKS else "llama3"
     vocabulary = args.vocabulary or given_vocabulary(default)
     if vocabulary.end_of_text != end_of_text:
         raise InputError(f"--tokenizer has {vocabulary.end_of_text:,} ranks, the shards were made "
                          f"with {end_of_text:,}")
-    train, val = [shard[0] for shard in train], [shard[0] for shard in val]
+    train = [shards[path][0] for path in source.train]
+    val = [shards[path][0] for path in source.val]
     val, rest = split_validation(val or train, end_of_text, args.val_tokens)
     if not source.val:
         train = rest
@@ -858,7 +856,7 @@ def shard_overlap(folder, dtype):
 
 
 def read_shard(path):
-    """(tokens, memory-mapped; end-of-text; vocabulary) of a file of tokens. Raises InputError."""
+    """(tokens, memory-mapped; end-of-text) of a file of tokens. Raises InputError."""
     header = np.fromfile(path, "<i4", 256)
     magic, version, count = (*header[:3].tolist(), 0, 0, 0)[:3]
     if (magic, version) not in SHARDS:
@@ -874,7 +872,7 @@ def read_shard(path):
     if tokens.max() >= vocab_size:
         raise InputError(f"{path} holds token {tokens.max():,}, beyond the vocabulary of "
                          f"{vocab_size:,}; fetch it again")
-    return tokens, end_of_text, vocab_size
+    return tokens, end_of_text
 
 
 # --------------------------------------------------------------------------------------------------
@@ -901,14 +899,11 @@ class Reader:
                     yield text
 
     def read_part(self, part):
-        if isinstance(part, HubShard):
-            return self.read_rows(part, part.rows)
         kind = kind_of(part)
         if kind == "text":
             return self.read_text(part)
-        if kind == "lines" or kind == "json" and begins_with_object(part):
-            return self.read_rows(part, parse_lines(part), "line")
-        return self.read_rows(part, load_table(part, kind, self.text_key))
+        word = "line" if kind == "lines" else "row"
+        return self.read_rows(part, rows_of(part, kind, self.text_key), word)
 
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was
@@ -927,7 +922,7 @@ class Reader:
                 text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
         yield text
 
-    def read_rows(self, part, rows, word="row"):
+    def read_rows(self, part, rows, word):
         """The text of each row of a table; the others are counted and the first is noted."""
         for number, row in enumerate(rows, 1):
             text = row.get(self.text_key) if isinstance(row, dict) else None
@@ -940,12 +935,11 @@ class Reader:
                     shown = "its keys: " + ", ".join(row)
                 self.first = self.first or f"{part} {word} {number} ({shown})"
 
-    def summary(self, before):
-        """A message that begins with `before`; "" if all were documents."""
+    def summary(self):
+        """What was left out, in one line; "" if all were documents."""
         if not self.first:
             return ""
-        return (f'{before}{self.bad.total():,} lines or rows have no text under the key '
-                f'"{self.text_key}" '
+        return (f'{self.bad.total():,} lines or rows have no text under the key "{self.text_key}" '
                 f"and were left out, the first is {self.first}; --text_key names another key")
 
 
@@ -1040,28 +1034,33 @@ def parse_lines(path):
             yield row if isinstance(row, dict) else line.strip()
 
 
-def begins_with_object(path):
-    """Whether the first line of a .json file is an object by itself: then each line is one."""
-    with contextlib.closing(parse_lines(path)) as lines:
-        return isinstance(next(lines, None), dict)
-
-
-def load_table(path, kind, text_key):
-    """Rows of a file that is a table, or a JSON array, with the column of that name if it has
-    one."""
+def rows_of(path, kind, text_key):
+    """Rows of a part that is no plain text, with the column of that name if it has one."""
+    if kind == "hub":
+        return path.rows
+    if kind == "lines":
+        return parse_lines(path)
     if kind == "json":
-        # the one kind that is held in memory as a whole: an array's rows have no lines to read by
-        with open_text(path) as file:
-            rows = json.load(file)
-        return rows if isinstance(rows, list) else [rows]
+        return read_array_or_lines(path)
     if kind == "parquet":
         return read_parquet(path, text_key)
-    if kind == "arrow":
-        # the builder takes patterns, which a name with brackets is not
-        name = glob.escape(os.path.abspath(path))
-        datasets = import_datasets(path)
-        return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
-    return read_csv(path, {"csv": ",", "tsv": "\t"}[kind], text_key)
+    if kind in ("csv", "tsv"):
+        return read_csv(path, {"csv": ",", "tsv": "\t"}[kind], text_key)
+    # the builder takes patterns, which a name with brackets is not
+    name, datasets = glob.escape(os.path.abspath(path)), import_datasets(path)
+    return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
+
+
+def read_array_or_lines(path):
+    """Rows of a .json file: an array of objects, or, where the first line is an object by itself,
+    one in each line."""
+    with contextlib.closing(parse_lines(path)) as lines:
+        if isinstance(next(lines, None), dict):
+            return parse_lines(path)
+    # an array is the one kind that memory holds whole: its rows need not begin where lines do
+    with open_text(path) as file:
+        rows = json.load(file)
+    return rows if isinstance(rows, list) else [rows]
 
 
 def read_csv(path, separator, text_key):
@@ -1113,7 +1112,9 @@ def optional_package(name, path):
 # Which files, and what each is for
 
 def kind_of(path):
-    """How a file is read, by its name: a value of KINDS, None if it cannot be."""
+    """How a part is read, a file by its name: a value of KINDS or hub, None if it cannot be."""
+    if isinstance(path, HubShard):
+        return "hub"
     suffix = path.suffix.lower()
     if suffix not in PACKED:
         return KINDS.get(suffix)
@@ -1232,17 +1233,6 @@ def choose_parts(parts, val):
     return train, val
 
 
-def choose_files(files, val, separator):
-    """Source of files on this disk, {path: role}, and of those of validation. Raises InputError."""
-    train, val = choose_parts(files, val)
-    kinds = set(map(kind_of, train + val))
-    if separator is not None and "text" not in kinds:
-        raise InputError("--separator parts the documents in .txt files; there are none")
-    if "tokens" in kinds and len(kinds) > 1:
-        raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
-    return Source(train, val, tokens="tokens" in kinds)
-
-
 # --------------------------------------------------------------------------------------------------
 # The hub
 
@@ -1264,16 +1254,15 @@ def reach_hub(repository, by_hand):
         hub.HfApi().dataset_info(repository, timeout=10)
 
 
-def open_hub(source, val_files):
-    """Source of a data set on the hub, hf:OWNER/NAME[:CONFIG] or a short name, to be streamed."""
+def open_hub(source):
+    """{HubShard: role} of a data set on the hub, hf:OWNER/NAME[:CONFIG] or a short name."""
     source, val = HUB.get(source, (source.removeprefix("hf:"), None))
     by_hand = "fetch its files (.parquet, .jsonl) elsewhere and give them as --source"
-    if val:
-        by_hand += f", those of {val} as --val"
-    found = [list_shards(name, by_hand) for name in (source, val) if name]
-    if val and not val_files:
-        val_files = list(found[1])
-    return Source(*choose_parts(found[0], val_files))
+    if val is None:
+        return list_shards(source, by_hand)
+    # all of a second data set is validation, whatever its splits are called
+    by_hand += f", those of {val} as --val"
+    return list_shards(source, by_hand) | dict.fromkeys(list_shards(val, by_hand), "val")
 
 
 def list_shards(name, by_hand):
@@ -1291,14 +1280,14 @@ def list_shards(name, by_hand):
     return shards
 
 
-def fetch_fineweb(tokens, val_files):
-    """Source of as many shards of FineWeb as hold so many tokens, in the hub's cache on this
+def fetch_fineweb(tokens):
+    """{path: role} of as many shards of FineWeb as hold so many tokens, in the hub's cache on this
     disk."""
     repository, _ = HUB["fineweb"]
     hub = optional_package("huggingface_hub", repository)
     count = -(-tokens // FINEWEB_SHARD)
     names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, count + 1))]
-    paths = []
+    paths = {}
     for name in names:
         request = {"repo_id": repository, "filename": name, "repo_type": "dataset"}
         try:
@@ -1311,8 +1300,8 @@ def fetch_fineweb(tokens, val_files):
             with in_one_line(f"{name} of {repository} cannot be fetched",
                              "run the same command again, or give the files as --source"):
                 path = hub.hf_hub_download(**request)
-        paths.append(Path(path))
-    return Source(paths[1:], val_files or paths[:1], tokens=True)
+        paths[Path(path)] = role_of(name)
+    return paths
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1543,6 +1532,11 @@ def run_main(main):
         sys.exit(128 + signal.SIGINT)  # what a shell expects of a process that Ctrl-C ended
 
 
+def warn(message):
+    """Say on standard error what may not be meant, and go on."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def cannot_write(path, error):
     return InputError(f"cannot write {path} ({error}); free some disk space, then run the same "
                       "command")
@@ -1622,36 +1616,32 @@ def progress(done, items):
 def read_options():
     """The command line, checked, with defaults that depend on one another. Raises InputError."""
     parser = Parser("Text to tokens: writes data/NAME.")
-    parser.add_argument(
-        "--source", nargs="+", default=["docstrings"], metavar="SOURCE",
+    add = parser.add_argument
+    add("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
         help=f"docstrings; files ({' '.join(KINDS)}; packed as {' '.join(PACKED)}) and folders; a "
              "data set of the Hugging Face hub (hf:OWNER/NAME or hf:OWNER/NAME:CONFIG) or "
              f"{', '.join(HUB)}")
-    parser.add_argument("--val", nargs="+", default=[], metavar="PATH",
-                        help="files or folders of validation (default: what is named so, or some "
-                             "of train)")
-    parser.add_argument("--name", help="folder under data/ (default: source name, with the "
-                                       "vocabulary if not 1024)")
-    parser.add_argument("--text_key", default="text", help="key or column that holds the text")
-    parser.add_argument("--separator", metavar="STRING",
-                        help="what parts the documents in .txt, \\n for "
-                        "each line (default: lines <|endoftext|>; without any a file is a "
-                        "document)")
-    parser.add_argument("--vocab_size", type=int, default=1024,
-                        help="ids of a BPE trained here, with end-of-text")
-    parser.add_argument("--tokenizer", help="gpt2, llama3 (its tokenizer.model in this folder), "
-                                            "bytes, a rank file in tiktoken's format, or a folder "
-                                            "with a tokenizer.json (default: a BPE is trained)")
-    parser.add_argument("--tokens", type=int, help="train tokens to stop at, drawn from all files; "
-                                                   "files are read as far as 8 bytes for each. 0: "
-                                                   "all (default: all; of the hub 209,715,200)")
-    parser.add_argument("--val_tokens", type=int, help="validation tokens, the same for every "
-                                                       "budget (default: 65,536, of the hub "
-                                                       "4,194,304; at most a tenth of the text)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
-    parser.add_argument("--dedup", type=int, default=1, choices=(0, 1),
-                        help="0: drop exact copies alone; shards are copied as they are")
-    parser.add_argument("--json", action="store_true", help="print meta.json as the last line")
+    add("--val", nargs="+", default=[], metavar="PATH",
+        help="files or folders of validation (default: what is named so, or some of train)")
+    add("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
+    add("--text_key", default="text", help="key or column that holds the text")
+    add("--separator", metavar="STRING",
+        help="what parts the documents in .txt, \\n for each line (default: lines <|endoftext|>; "
+             "without any a file is a document)")
+    add("--vocab_size", type=int, default=1024, help="ids of a BPE trained here, with end-of-text")
+    add("--tokenizer",
+        help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank file in tiktoken's "
+             "format, or a folder with a tokenizer.json (default: a BPE is trained)")
+    add("--tokens", type=int,
+        help="train tokens to stop at, drawn from all files; files are read as far as 8 bytes for "
+             "each. 0: all (default: all; of the hub 209,715,200)")
+    add("--val_tokens", type=int,
+        help="validation tokens, the same for every budget (default: 65,536, of the hub 4,194,304; "
+             "at most a tenth of the text)")
+    add("--seed", type=int, default=0, help="of the shuffle that splits documents")
+    add("--dedup", type=int, default=1, choices=(0, 1),
+        help="0: drop exact copies alone; shards are copied as they are")
+    add("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
 
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
@@ -1732,16 +1722,23 @@ def is_prepared(folder, identity):
     return True
 
 
-def open_source(args, files, val_files):
-    """The Source that was asked for. Raises InputError."""
+def open_source(args, parts, val):
+    """The Source that was asked for, of the parts that are files, {path: role}, or else of others;
+    val: files of validation. Raises InputError."""
     if args.source == ["docstrings"]:
         files, versions = find_docstrings()
-        return Source(files, val_files, versions)
+        return Source(files, val, versions)
     if args.source == ["fineweb"]:
-        return fetch_fineweb(args.tokens, val_files)
-    if args.hub:
-        return open_hub(args.source[0], val_files)
-    return choose_files(files, val_files, args.separator)
+        parts = fetch_fineweb(args.tokens)
+    elif args.hub:
+        parts = open_hub(args.source[0])
+    train, val = choose_parts(parts, val)
+    kinds = set(map(kind_of, train + val))
+    if args.separator is not None and "text" not in kinds:
+        raise InputError("--separator parts the documents in .txt files; there are none")
+    if "tokens" in kinds and len(kinds) > 1:
+        raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
+    return Source(train, val, tokens="tokens" in kinds)
 
 
 def main():
@@ -1773,31 +1770,31 @@ def main():
 def report(folder, meta, args):
     """Print what was prepared, and warnings."""
     corpus, versions = meta.get("corpus_sha256", ""), meta["versions"]
-    # near-copies that are kept change the documents, not their versions
+    tokens, source = meta["tokens"], " ".join(args.source)
+    # near-copies that were asked for are no other versions
     if versions and args.dedup and corpus != CORPUS_SHA256:
-        print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are "
-              "not those of the pinned versions, so losses will not compare with the published "
-              "tables",
-              file=sys.stderr)
+        warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those of "
+             "the pinned versions, so losses will not compare with the published tables")
     read = meta.get("documents_read", 0)  # shards have none
     gone = meta.get("copies", 0) + meta.get("near_copies", 0)
     if gone > read / 10 and not versions:  # docstrings are known to repeat themselves
-        print(f"warning: {gone:,} of {read:,} documents are gone, being like others; --dedup 0 "
-              "keeps near-copies", file=sys.stderr)
-    print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train "
-          f"and {meta['tokens']['val']:,} validation tokens"
-          + f", corpus SHA-256 {corpus[:12]}" * bool(corpus))
-    if meta["tokens"]["train"] < args.tokens:
-        print(f"warning: fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text "
-              f"is read as far as 8 bytes a token)", file=sys.stderr)
-    overlap = meta["val_13grams_in_train"].items()
-    for budget, share in overlap:
-        print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train "
-              "tokens")
-    large = [int(budget) for budget, share in overlap if share > 0.05]
+        warn(f"{gone:,} of {read:,} documents are gone, being like others; --dedup 0 keeps "
+             "near-copies")
+    line = (f"{folder}: {meta['documents']['train']:,} documents, {tokens['train']:,} train and "
+            f"{tokens['val']:,} validation tokens")
+    if corpus:
+        line += f", corpus SHA-256 {corpus[:12]}"
+    print(line)
+    if tokens["train"] < args.tokens:
+        warn(f"fewer than {args.tokens:,} train tokens in {source} (text is read as far as 8 bytes "
+             "a token)")
+    overlap = {int(budget): share for budget, share in meta["val_13grams_in_train"].items()}
+    for budget, share in overlap.items():
+        print(f"  of the validation 13-grams {share:.2%} occur in the first {budget:,} train tokens")
+    large = [budget for budget, share in overlap.items() if share > 0.05]
     if large:
-        print(f"warning: over 5% of validation occurs in train from {min(large):,} tokens on, "
-              f"where its loss also measures memory", file=sys.stderr)
+        warn(f"over 5% of validation occurs in train from {min(large):,} tokens on, where its loss "
+             "also measures memory")
 
 
 if __name__ == "__main__":
