@@ -114,7 +114,7 @@ def sample_data(name, request, models, data, device, dtype):
     text = sample_windows(models, windows, request["seed"], device, dtype)
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
     parts = {"train": text.flatten(), "val": data.val}
-    write_data(name, parts, data.ranks(), {"identity": request, **meta})
+    write_data(name, parts, data.ranks(), {"identity": request, **meta}, data.tokenizer_file())
 
 
 # --------------------------------------------------------------------------------------------------

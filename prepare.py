@@ -112,6 +112,8 @@ BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21
 def is_prose(text):
     """True if most words are plain words: keeps long documentation, drops tables, code and test
     vectors."""
+    # code is full of signs, and tables of numbers; words of prose are letters but for what stands
+    # around them
     words = text.split()
     plain = sum(word.strip(".,:;()`'\"*-").isalpha() for word in words)
     return len(words) >= 30 and plain > 0.6 * len(words)
@@ -120,6 +122,7 @@ def is_prose(text):
 def docstrings_of(path):
     """Docstrings and long prose-like literals (200 characters or more) of a Python file, some of
     them twice."""
+    # these may begin with a docstring, which is a literal by itself
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         found, todo = [], [ast.parse(path.read_bytes())]
@@ -158,6 +161,7 @@ def find_docstrings():
 
 def read_docstrings(files):
     """Yields the docstrings of Python files, which are parsed on all cores."""
+    # parsing takes most of the time of preparing this corpus
     with concurrent.futures.ProcessPoolExecutor() as pool:
         for found in pool.map(docstrings_of, files, chunksize=50):
             yield from found
@@ -166,11 +170,15 @@ def read_docstrings(files):
 # --------------------------------------------------------------------------------------------------
 # Documents on disk, without copies
 
+# A corpus may be larger than memory, and it is read several times in several orders: to compare
+# documents, to hash them, to learn a vocabulary, to encode. So the text goes to disk once, as it
+# comes, and every later step works on indices.
 class DocumentStore:
     """Documents in one file, read in any order; memory holds their places and hashes alone, 16
     bytes each."""
 
     def __init__(self, path):
+        # without a buffer, what was added can be read at once
         self.file = open(path, "w+b", buffering=0)
         self.ends = array.array("q", [0])  # document i is the bytes from ends[i] to ends[i + 1]
         self.hashes = array.array("Q")  # the first 8 bytes of each document's SHA-256
@@ -181,7 +189,8 @@ class DocumentStore:
         return len(self.ends) - 1
 
     def __getitem__(self, i):
-        return os.pread(self.file.fileno(), self.size(i), self.ends[i]).decode()
+        begin, end = self.ends[i], self.ends[i + 1]
+        return os.pread(self.file.fileno(), end - begin, begin).decode()
 
     def add(self, text):
         """Append a document without the white space around it; an empty one is left out. Returns
@@ -194,16 +203,18 @@ class DocumentStore:
             content = whole.strip().encode()
         if content:
             write_all(self.file, content)
+            # a marker inside a document becomes ordinary tokens; whoever left it there may have
+            # meant it to end the document
             self.markers += content.count(END_OF_TEXT.encode())
             self.ends.append(self.ends[-1] + len(content))
             self.hashes.append(int.from_bytes(hashlib.sha256(content).digest()[:8]))
         self.progress.step()
         return len(content)
 
-    def size(self, i):
-        """Bytes of document i, or of each where i is an array."""
+    def size(self, order):
+        """Bytes of each document of an order, an array of indices."""
         ends = np.frombuffer(self.ends, np.int64)
-        return ends[i + 1] - ends[i]
+        return ends[order + 1] - ends[order]
 
     def count(self, order, size):
         """How many documents, taken in an order, hold `size` bytes; one more than there are if all
@@ -225,6 +236,9 @@ class DocumentStore:
             warn(f"{self.repaired:,} documents hold half a surrogate pair, now U+FFFD")
 
 
+# Copies are found by their hash. Near-copies and the overlap of validation with train are found by
+# runs of words, n-grams, of which only 64-bit hashes are kept: two different ones agree once in
+# 10^19 pairs. Everything from here to validation_overlap() is numbers in numpy arrays.
 def gram_hashes(hashes, n):
     """Hash of every n neighbours of hashes, uint64 (max(0, len - n + 1),): a polynomial modulo 2^64
     in an odd number, sensitive to order."""
@@ -245,19 +259,23 @@ def has_no_spaces(text):
     """Whether a text is written without spaces between words, to judge by its first 2,000
     letters."""
     head = text[:2000]
+    # DNA, base64, or one long line of Thai
     if len(head) > LONG_WORDS * len(head.split()):
         return True
+    # a text that mixes Chinese with English has spaces, and words of a whole sentence
     return not head.isascii() and len(regex.findall(UNSPACED, head)) > len(head) / 3
 
 
 def text_grams(text, n):
     """Hash of every run of n words of a text, in lower case: uint64 (words - n + 1,). Without
     spaces between words it is runs of 2 n letters, about as much text."""
+    # what differs in case or in white space alone is the same text
     words = text.lower().split()
     if has_no_spaces(text):
         letters = np.frombuffer("".join(words).encode("utf-32-le"), np.uint32)
         # the numbers of letters are small and alike; scrambled, few sums of them agree by chance
         return gram_hashes(mix(letters.astype(np.uint64)), 2 * n)
+    # the checksum of a word is the same in every process, unlike Python's hash()
     codes = [zlib.crc32(word.encode()) for word in words]
     return gram_hashes(mix(np.array(codes, np.uint64)), n)
 
@@ -290,8 +308,11 @@ class NearCopies:
         grams = self.sample(text_grams(text, 8))
         if self.every > 1 and len(grams) < 4:  # one chance match must not drop a document
             return True
+        # both halves of the memory are asked: one array, one set
         _, known = find_sorted(grams, self.old)
         others = grams[~known].tolist()
+        # a template with other numbers in it shares most of its runs; two texts about one thing do
+        # not
         if known.sum() + sum(gram in self.recent for gram in others) > len(grams) / 2:
             return False
         self.recent.update(others)
@@ -302,9 +323,12 @@ class NearCopies:
     def sort_recent(self):
         """Move the recent grams among the sorted ones, and halve the sample while these are too
         many."""
+        # sorted numbers take 8 bytes each, those in a set about 100
         self.old = np.concatenate([self.old, np.fromiter(self.recent, np.uint64)])
         self.old.sort()
         self.recent = set()
+        # the sample is one of grams by their hash, so a run that is in two documents is in the
+        # sample of both or of none
         while len(self.old) > MOST_GRAMS:
             self.every *= np.uint64(2)
             parts = np.array_split(self.old, 64)  # a part at a time, for the sake of memory
@@ -317,6 +341,7 @@ def validation_overlap(train, train_tokens, val_grams):
     train: yields (hashes of 13-grams, the token or tokens from which a budget holds them);
     val_grams: hashes.
     """
+    # validation is small and train is not: so the former is sorted and the latter streams by
     unique, inverse = np.unique(val_grams, return_inverse=True)
     if not len(unique):
         return {}
@@ -336,6 +361,8 @@ def validation_overlap(train, train_tokens, val_grams):
 # --------------------------------------------------------------------------------------------------
 # Tokenizers
 
+# The textbook's loop counts all pairs anew after each merge: merges x text. Here the counts are
+# kept up to date: a merge changes those of the pairs around it and no others.
 class Neighbours:
     """The bytes of different words, as linked lists of tokens; how often any two neighbours occur,
     and where.
@@ -354,11 +381,14 @@ class Neighbours:
             self.tokens += [content[i:i + 1] for i in range(len(content))]
             self.tokens.append(None)
             self.weights.extend([count] * (len(content) + 1))
-        places = range(len(self.tokens))
-        self.before = array.array("q", [-1, *places[:-1]])
-        self.after = array.array("q", [*places[1:], 0])
+        size = len(self.tokens)
+        self.before = array.array("q", range(-1, size - 1))
+        self.after = array.array("q", range(1, size + 1))
+        self.after[-1] = 0  # in a circle, so that each place has one after it
+        # places are noted down when a pair comes and not crossed out when it goes: merge() looks
+        # whether it is still there
         self.counts, self.places = Counter(), defaultdict(list)
-        for place in places:
+        for place in range(size):
             self.count(place, 1)
 
     def pair(self, place):
@@ -382,6 +412,7 @@ class Neighbours:
         """Replace every two neighbours that make `new`, from left to right; returns the pairs whose
         counts changed."""
         before, after, changed = self.before, self.after, set()
+        # from left to right, so that of three equal letters the first two are merged
         for place in sorted(self.places.pop(new)):
             if self.pair(place) != new:  # it is gone since it was noted down
                 continue
@@ -416,14 +447,18 @@ def train_bpe(texts, vocab_size):
     The most frequent pair becomes the next token, of equals the one of the smallest bytes. Raises
     InputError when the text has too few pairs.
     """
+    # a word's merges are the same wherever it stands, so each different word is looked at once
     words, printed = Neighbours(count_words(texts)), time.monotonic()
+    # a heap gives the smallest: of the most frequent pair, and of equals the smallest bytes
     heap = [(-count, pair) for pair, count in words.counts.items()]
     heapq.heapify(heap)
+    # all bytes are tokens, so that any text can be encoded
     ranks = {bytes([byte]): byte for byte in range(256)}
     while len(ranks) < vocab_size - 1:
         if not heap:
             raise InputError(f"the text is too small for vocab_size {vocab_size}; at most "
                              f"{len(ranks) + 1} here")
+        # a heap cannot change what is in it, so a pair may be there with several counts
         count, new = heapq.heappop(heap)
         # out of date: every changed count was pushed anew
         if new in ranks or -count != words.counts[new]:
@@ -442,6 +477,7 @@ def make_encoding(ranks, pattern=PATTERN, vocab_size=0):
     """tiktoken.Encoding of ranks; END_OF_TEXT is the id after the last, ids up to vocab_size are
     reserved."""
     special = {END_OF_TEXT: len(ranks)}
+    # ids that models have a row for and no text uses
     special |= {f"<|reserved_{i}|>": i for i in range(len(ranks) + 1, vocab_size)}
     return tiktoken.Encoding(
         "ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -473,6 +509,7 @@ class HubTokenizer:
 def byte_letters():
     """The letter that stands for each byte in a byte-level tokenizer.json, (256,): itself if it is
     printable."""
+    # what GPT-2's code chose: a vocabulary that can be looked at, without white space or controls
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (chr(256 + i) for i in itertools.count())
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
@@ -487,9 +524,12 @@ def tokenizer_json(ranks, pattern, vocab_size):
     letters = byte_letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = []
+    # tiktoken's ranks say which tokens there are, not which two each was made of; the library needs
+    # the latter
     for token in sorted(ranks, key=ranks.get):
         halves = [(token[:i], token[i:]) for i in range(1, len(token))]
         halves = [(a, b) for a, b in halves if a in ranks and b in ranks]
+        # of several ways to make a token the one of the lowest ranks comes first
         halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [[names[a], names[b]] for a, b in halves]
     special = make_encoding(ranks, pattern, vocab_size)._special_tokens
@@ -550,6 +590,7 @@ def given_vocabulary(choice):
         with in_one_line("GPT-2's ranks are not here",
                          "give tiktoken's cache of them as TIKTOKEN_CACHE_DIR"):
             return rank_vocabulary(tiktoken.get_encoding("gpt2")._mergeable_ranks)
+    # Llama 3's ranks are under a licence, so nothing fetches them
     path = Path("tokenizer.model" if choice == "llama3" else choice)
     if path.is_dir():
         return hub_vocabulary(path)
@@ -560,10 +601,12 @@ def given_vocabulary(choice):
     ranks = {}
     with contextlib.suppress(ValueError):  # of lines that are none
         ranks = read_ranks(path)
+    # tiktoken would end with an unclear error, or none, at the first byte that has no token
     all_bytes = all(bytes([byte]) in ranks for byte in range(256))
     if not all_bytes or sorted(ranks.values()) != list(range(len(ranks))):
         raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all "
                          f"bytes in it); of a tokenizer.json give the folder")
+    # how many ranks there are tells whose they are, and so how text is split into words
     if len(ranks) == LLAMA3_RANKS:
         return Vocabulary(ranks, LLAMA3_PATTERN, LLAMA3_VOCAB, LLAMA3_RANKS)
     if len(ranks) != GPT2_RANKS:
@@ -580,7 +623,9 @@ def hub_vocabulary(folder):
         raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, or give a "
                          "rank file")
     content, config = read_json(path), {}
+    # how tokens are put together tells whether they are bytes
     model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
+    # bits per byte need the bytes of each token, which other kinds do not have
     if model.get("type") != "BPE" or "ByteLevel" not in decoder:
         raise InputError(f"{path} is no byte-level BPE, the one kind whose tokens are bytes; give "
                          "another tokenizer")
@@ -595,12 +640,14 @@ def hub_vocabulary(folder):
         raise InputError(f"{folder} does not say which token ends a text; name it as eos_token in "
                          "its tokenizer_config.json, one of: "
                          f"{', '.join(added) or 'none is there'}")
+    # back from letters to bytes
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     ranks = {bytes(byte_of[letter] for letter in token): i
              for token, i in model["vocab"].items() if token not in added}
     # added tokens that are text, such as runs of blanks
     ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+    # what the model saw before each text in its training comes first
     end_of_text = added[names[0]]["id"]
     size = HubTokenizer(path, end_of_text).n_vocab
     return Vocabulary(ranks, None, size, end_of_text, path)
@@ -623,7 +670,8 @@ def encode_documents(encoding, documents, dtype):
     What looks like a special token is text."""
     encode = functools.partial(encoding.encode_to_numpy, disallowed_special=())
     end_of_text = np.array([encoding.eot_token])
-    # encoders run outside Python's lock
+    # threads are enough, since encoders run outside Python's lock; one batch at a time, since a
+    # pool would take in all of the text, however long it is
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batches(documents, 2 ** 22):
             tokens = [np.zeros(0)]  # so that there is something to join
@@ -647,28 +695,34 @@ class Source:
 def prepare_documents(folder, source, args):
     """Write train and validation tokens of documents. Returns (vocabulary, {part: Written}, what
     meta.json is to say). Raises InputError for too little text."""
+    # 1. read: all text into one file, validation first where the source has some of its own
     store = DocumentStore(folder / "text")
     in_val, without_text = read_documents(store, source, args)
+    # 2. drop copies, in an order that only the content decides: the same documents give the same
+    # data, whatever files they came in
     val, train, facts = drop_copies(store, in_val, args.dedup)
     if not len(train):
         raise InputError(f"all of {' '.join(args.source)} is also in validation; give other text")
     facts["lines_without_text"] = without_text
     facts["corpus_sha256"] = hash_documents(store, itertools.chain(val, train))
+    # 3. shuffle and split by whole documents
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
     if not source.val:
         # before the tokenizer is trained, which must not see validation
         aside = count_aside(store, train, args)
         val, train = train[:aside], train[aside:]
+    # 4. the tokenizer, of what is left for training
     vocabulary = args.vocabulary
     if vocabulary is None:
         learnt = train[:store.count(train, BPE_BYTES)]
         vocabulary = rank_vocabulary(train_bpe((store[i] for i in learnt), args.vocab_size))
 
+    # 5. encode: validation first, to know how many of the documents that were set aside it needs
     encoding, dtype = vocabulary.encoding(), token_dtype(vocabulary.size)
     tokens = np.concatenate(list(encode_documents(encoding, (store[i] for i in val), dtype)))
     if len(tokens) < args.val_tokens and args.val_given and not source.val:
-        raise InputError(too_few(len(val) + len(train), args))
+        raise too_few(len(val) + len(train), args)
     val_tokens, rest = split_validation([tokens], encoding.eot_token, args.val_tokens)
     held = len(document_starts(val_tokens[0], encoding.eot_token))
     chunks = encode_documents(encoding, (store[i] for i in progress("encoded", train)), dtype)
@@ -678,17 +732,25 @@ def prepare_documents(folder, source, args):
     elif sum(map(len, rest)):
         print(f"{sum(map(len, rest)):,} more validation tokens are there; --val_tokens takes them "
               "in")
+    # 6. write
     written = {"train": write_tokens(folder, "train", chunks, vocabulary, args.tokens),
                "val": write_tokens(folder, "val", val_tokens, vocabulary)}
 
-    # a budget that ends inside a document has not all of its grams: it is counted from its start
-    starts = zip(progress("compared", train), written["train"].starts)
-    train_grams = ((text_grams(store[i], 13), start) for i, start in starts)
-    val_grams = np.concatenate([text_grams(store[i], 13) for i in val[:held]])
-    facts["val_13grams_in_train"] = validation_overlap(
-        train_grams, written["train"].tokens, val_grams)
+    # 7. how much of validation is in train all the same
+    starts = written["train"].starts
+    overlap = document_overlap(store, train, val[:held], starts, written["train"].tokens)
+    facts["val_13grams_in_train"] = overlap
     os.unlink(store.file.name)
     return vocabulary, written, facts
+
+
+def document_overlap(store, train, val, starts, train_tokens):
+    """validation_overlap() of documents, by indices; starts: the first token of those of train."""
+    # all grams of a document count from its start, also where a budget ends inside it
+    train_documents = zip(progress("compared", train), starts)
+    train_grams = ((text_grams(store[i], 13), start) for i, start in train_documents)
+    val_grams = np.concatenate([text_grams(store[i], 13) for i in val])
+    return validation_overlap(train_grams, train_tokens, val_grams)
 
 
 def read_documents(store, source, args):
@@ -700,6 +762,7 @@ def read_documents(store, source, args):
         # 8 bytes a token are more than enough; a document longer than the budget would be all of it
         most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)
         reader.longest = min(LONGEST, max(args.tokens, 2 * PASSAGE))
+    # validation is read whole: how much of it is wanted is known once it is encoded
     collect_documents(store, reader, source.val, 0)
     in_val = len(store)
     if source.versions:
@@ -708,6 +771,8 @@ def read_documents(store, source, args):
             store.add(text)
     else:
         if not source.val and args.separator is None:
+            # look at the first hundred documents: a book is one document, and one cannot be split
+            # into train and validation
             documents = itertools.chain.from_iterable(map(reader.read, source.train))
             reader.cut_all = sum(1 for _ in itertools.islice(documents, FEW)) < FEW
         collect_documents(store, reader, source.train, most)
@@ -734,6 +799,7 @@ def collect_documents(store, reader, parts, most):
         stopped = []
         for place, part in enumerate(waiting):
             share = missing / (len(waiting) - place)
+            # the reader has no place marks, so what was taken before is read again and passed over
             for text in itertools.islice(reader.read(part), taken[part], None):
                 size = store.add(text)
                 taken[part] += 1
@@ -755,8 +821,10 @@ def drop_copies(store, in_val, near):
     """(validation, train, {what was found: count}): indices of the documents that are no copies of
     earlier ones, nor near-copies if these are to be dropped. Validation comes first, so that a
     document in both stays there alone."""
+    # a document that occurs twice would weigh twice, and might be in train and in validation
     order = store.unique()
     facts = {"documents_read": len(store), "copies": len(store) - len(order), "near_copies": 0}
+    # documents of validation were read first, so they have the smaller indices
     parts = [order[order < in_val], order[order >= in_val]]
     del order, store.hashes[:]  # arrays as long as the documents are what takes memory here
     if near:
@@ -775,25 +843,29 @@ def hash_documents(store, order):
     """SHA-256 of documents with a zero byte between them."""
     digest = hashlib.sha256()
     for place, i in enumerate(progress("hashed", order)):
+        # so that no two lists of documents are the same bytes
         digest.update(b"\0" * (place > 0))
         digest.update(store[i].encode())
     return digest.hexdigest()
 
 
 def too_few(documents, args):
-    return (f"{documents:,} documents, without copies, are too few to set {args.val_tokens:,} "
-            f"validation tokens apart; give more text or a smaller --val_tokens")
+    return InputError(f"{documents:,} documents, without copies, are too few to set "
+                      f"{args.val_tokens:,} validation tokens apart; give more text or a smaller "
+                      "--val_tokens")
 
 
 def count_aside(store, order, args):
     """How many documents of an order may become validation: 8 bytes a token will do; if nobody
     asked for a number of tokens, a tenth of the text at most."""
+    # how many tokens a document has only encoding can tell, and that comes after this split: so
+    # enough are set aside, and what is too much goes back to train
     count = store.count(order, 8 * args.val_tokens)
     if not args.val_given:
         tenth = store.size(order).sum() // 10
         count = min(count, max(1, store.count(order, tenth) - 1))
     if count > len(order) // 2:
-        raise InputError(too_few(len(order), args))
+        raise too_few(len(order), args)
     return count
 
 
@@ -803,6 +875,7 @@ def split_validation(shards, end_of_text, val_tokens):
     val, missing = [], val_tokens
     for i, shard in enumerate(shards):
         starts = document_starts(shard, end_of_text)
+        # whole documents: the first that begins where enough tokens are in is the first of the rest
         cut = starts[starts >= missing]
         if len(cut):
             return [*val, shard[:cut[0]]], [shard[cut[0]:], *shards[i + 1:]]
@@ -818,6 +891,7 @@ def prepare_shards(folder, source, args):
     if len(kinds) > 1:
         raise InputError("the shards are of different vocabularies; prepare each kind by itself")
     end_of_text, = kinds
+    # the header says whose tokens they are
     default = "gpt2" if end_of_text == GPT2_RANKS else "llama3"
     vocabulary = args.vocabulary or given_vocabulary(default)
     if vocabulary.end_of_text != end_of_text:
@@ -857,6 +931,7 @@ def shard_overlap(folder, dtype):
 
 def read_shard(path):
     """(tokens, memory-mapped; end-of-text) of a file of tokens. Raises InputError."""
+    # a format of public speed runs: magic number, version, count, then nothing up to 1,024 bytes
     header = np.fromfile(path, "<i4", 256)
     magic, version, count = (*header[:3].tolist(), 0, 0, 0)[:3]
     if (magic, version) not in SHARDS:
@@ -864,6 +939,7 @@ def read_shard(path):
                          f"version {version}); bare ids do not say which tokenizer made them: give "
                          "the text")
     dtype, end_of_text, vocab_size = SHARDS[magic, version]
+    # a download that was cut off would be a shorter training set, without a word
     found = (os.path.getsize(path) - 1024) / np.dtype(dtype).itemsize
     if found != count or not count:
         raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; fetch it "
@@ -878,6 +954,8 @@ def read_shard(path):
 # --------------------------------------------------------------------------------------------------
 # Reading: documents of files, and of data sets on the hub
 
+# Whatever kind a file is, it comes as an iterator of texts; but for an array in a .json file none
+# is ever in memory as a whole.
 class Reader:
     """Yields the documents of files and of shards of the hub, and counts the lines that are
     none."""
@@ -908,6 +986,7 @@ class Reader:
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was
         given. Of a piece too long for memory the passages come as soon as they are read."""
+        # a marker within a line is more likely to be talked about than meant
         pattern = rf"(?m)^{regex.escape(END_OF_TEXT)}[ \t]*$"
         if self.separator is not None:
             pattern = regex.escape(self.separator)
@@ -926,6 +1005,7 @@ class Reader:
         """The text of each row of a table; the others are counted and the first is noted."""
         for number, row in enumerate(rows, 1):
             text = row.get(self.text_key) if isinstance(row, dict) else None
+            # numbers and null are no text; a file of them has its text under another key
             if isinstance(text, str):
                 yield text
             elif row != "":
@@ -946,6 +1026,7 @@ class Reader:
 def cut_passages(text):
     """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line; if
     none comes within twice as many, at a line's or sentence's end, or between words."""
+    # paragraphs are put together until there are enough letters
     passages, passage = [], ""
     for paragraph in regex.split(r"\n[ \t]*\n", text):
         passage += paragraph + "\n\n"
@@ -982,6 +1063,7 @@ def in_one_line(problem, advice):
     except InputError:
         raise
     except Exception as error:
+        # what such errors say may be pages long, and the first line says the most
         lines = str(error).strip().splitlines() or [""]
         raise InputError(f"{problem} ({type(error).__name__}: {lines[0][:200]}); "
                          f"{advice}") from None
@@ -995,6 +1077,8 @@ def explain_unreadable(part):
         try:
             yield
         except UnicodeDecodeError as error:
+            # the place in the file is unknown, since decoding works on pieces; the letters before
+            # it can be searched for
             before = error.object[max(0, error.start - 20):error.start].decode(errors="replace")
             raise InputError(
                 f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); "
@@ -1018,6 +1102,7 @@ def open_text(path, newline=None):
 def read_blocks(path):
     """Text of a file about a million letters at a time. A block ends where a line does, unless that
     is very long, so no line that separates documents is cut in two."""
+    # a line is no longer than a block, but where the text is one long line
     with open_text(path) as file:
         while block := file.read(2 ** 20) + file.readline(2 ** 20):
             yield block
@@ -1055,7 +1140,7 @@ def read_array_or_lines(path):
     """Rows of a .json file: an array of objects, or, where the first line is an object by itself,
     one in each line."""
     with contextlib.closing(parse_lines(path)) as lines:
-        if isinstance(next(lines, None), dict):
+        if isinstance(next(filter(None, lines), None), dict):
             return parse_lines(path)
     # an array is the one kind that memory holds whole: its rows need not begin where lines do
     with open_text(path) as file:
@@ -1077,6 +1162,7 @@ def read_parquet(path, text_key):
     """Rows of a parquet file. (The builder of datasets would hold hundreds of megabytes at a
     time.)"""
     parquet = import_arrow("pyarrow.parquet", path)
+    # without pre-buffering it reads one row group's column at a time
     file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2 ** 20)
     # other columns are read only to be named in a message
     columns = [text_key] if text_key in file.schema_arrow.names else None
@@ -1101,6 +1187,7 @@ def import_arrow(name, path):
 
 def optional_package(name, path):
     """Import what only some sources need."""
+    # prepare.py works on .txt and .jsonl with requirements.txt alone
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -1128,11 +1215,13 @@ def check_kind(path):
     kind = kind_of(path)
     if kind in ("parquet", "arrow", "tokens"):
         return  # their readers find out
+    # of a packed file, what is inside; of an unknown one, what it is
     unpacked = open_binary
     if kind is None:
         unpacked = functools.partial(open, mode="rb")
     with explain_unreadable(path), unpacked(path) as file:
         head = file.read(4096)
+    # packed archives by their names, since their suffix is no known kind
     tar = regex.search(r"\.(tar\.\w+|tgz)$", path.name.lower())
     if tar or head[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive; unpack it and give the files in it")
@@ -1152,6 +1241,7 @@ def role_of(path):
     """train, val or test if a file's name says so, or else its folder's; "" if none does."""
     roles = r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
     for name in reversed(Path(path).parts):
+        # the file's own name decides, then that of the nearest folder
         found = regex.search(roles, name.lower())
         if found:
             return {"valid": "val", "validation": "val", "dev": "val"}.get(found[1], found[1])
@@ -1172,6 +1262,7 @@ def find_files(sources):
             files[source] = role_of(source.name)
             continue
         inside = list_folder(source)
+        # hidden files are caches and leftovers of editors
         known = [path for path in inside if kind_of(path) and path.name[0] != "."]
         if not known:
             raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, "
@@ -1188,6 +1279,7 @@ def find_files(sources):
 def list_folder(folder):
     """All files in a folder and those below it, linked ones also, by name."""
     files, seen = [], set()
+    # Path.rglob() would leave linked folders out
     for place, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in seen:  # a link to a folder above
             folders.clear()
@@ -1207,6 +1299,7 @@ def choose_parts(parts, val):
     """(train, validation) of {part: role}: what is called test is left out, validation that is
     given goes before what is called so. Says what it does. Raises InputError if nothing is left for
     train."""
+    # a single file called test.txt is what somebody wants to train on
     roles = set(parts.values())
     if len(roles) == 1:
         if roles & {"val", "test"}:
@@ -1214,6 +1307,7 @@ def choose_parts(parts, val):
         parts = dict.fromkeys(parts, "train")
     # what is given as validation may lie in a folder of the source
     given = {os.path.realpath(str(part)) for part in val}
+    # a part that nothing says anything of is for training
     by_role = defaultdict(list)
     for part, role in parts.items():
         if os.path.realpath(str(part)) not in given:
@@ -1251,6 +1345,7 @@ def reach_hub(repository, by_hand):
     InputError."""
     hub = optional_package("huggingface_hub", repository)
     with in_one_line(f"the data set {repository} cannot be reached on the hub", by_hand):
+        # its loader tries for minutes, with a warning each time
         hub.HfApi().dataset_info(repository, timeout=10)
 
 
@@ -1273,6 +1368,7 @@ def list_shards(name, by_hand):
     with in_one_line(f"hf:{name} cannot be opened", "for files that are here give their names"):
         splits = datasets.load_dataset(repository, config or None, streaming=True)
     shards = {}
+    # by file, so that a budget can be drawn from all of them
     for split, rows in splits.items():
         for i in range(rows.num_shards):
             shard = HubShard(f"hf:{name} {split} {i}", rows.shard(rows.num_shards, i))
@@ -1285,6 +1381,7 @@ def fetch_fineweb(tokens):
     disk."""
     repository, _ = HUB["fineweb"]
     hub = optional_package("huggingface_hub", repository)
+    # rounded up
     count = -(-tokens // FINEWEB_SHARD)
     names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, count + 1))]
     paths = {}
@@ -1327,6 +1424,7 @@ def new_data(name):
     """
     folder, temporary = Path("data") / name, Path("data") / f".{name}.tmp"
     temporary.mkdir(parents=True, exist_ok=True)
+    # a lock on the folder itself ends with the process, however that ends
     lock = os.open(temporary, os.O_RDONLY)
     try:
         try:
@@ -1341,6 +1439,7 @@ def new_data(name):
             for leftover in temporary.iterdir():
                 leftover.unlink()
             yield temporary
+            # one rename: all or nothing, whenever the process is killed
             os.rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -1366,10 +1465,13 @@ def write_tokens(folder, part, chunks, vocabulary, most=0):
     count, size, starts = 0, 0, [np.zeros(0, np.int64)]
     with open(folder / f"{part}.bin", "wb", buffering=0) as file:
         for tokens in cut_pieces(chunks):
+            # a budget ends where it ends, within a document or not
             if most:
                 tokens = tokens[:most - count]
             tokens = np.ascontiguousarray(tokens, dtype)
             write_all(file, tokens)
+            # where documents begin is found from the tokens, so documents and shards need one
+            # writer
             starts.append(document_starts(tokens, vocabulary.end_of_text) + count)
             count += len(tokens)
             size += int(lengths[tokens].sum())
@@ -1401,6 +1503,7 @@ def finish_data(folder, name, vocabulary, written, meta):
     for token, rank in vocabulary.ranks.items():
         lines.append(base64.b64encode(token) + b" %d\n" % rank)
     write_atomically(folder / "tokenizer.tiktoken", lambda file: file.writelines(lines))
+    # what transformers reads: the file that was given, or one made of the ranks
     content = b""
     if vocabulary.file:
         content = Path(vocabulary.file).read_bytes()
@@ -1442,6 +1545,8 @@ class Data:
     def fingerprint(self):
         """What identifies the tokens, in a run's configuration. (Where validation is set aside,
         train tells it.)"""
+        # data sets from before there was validation apart keep their fingerprint, and so do their
+        # runs
         parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
         hashes = "".join(self.meta["sha256"][part] for part in parts)
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
@@ -1455,11 +1560,15 @@ class Data:
         given."""
         if self.meta["pattern"]:
             return make_encoding(self.ranks(), self.meta["pattern"], self.meta["vocab_size"])
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
+        if self.tokenizer_file() is None:
             raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the "
                              f"data set its teachers learned from is the same")
-        return HubTokenizer(path, self.meta["end_of_text"])
+        return HubTokenizer(self.tokenizer_file(), self.meta["end_of_text"])
+
+    def tokenizer_file(self):
+        """Its tokenizer.json; None in sets from before each had one."""
+        path = self.folder / "tokenizer.json"
+        return path if path.exists() else None
 
     def token_bytes(self):
         """UTF-8 length of each token, 0 for special ones: int64 (vocab_size,). For bits per
@@ -1471,6 +1580,7 @@ def load_data(name):
     """The data set data/NAME, every file checked against its recorded SHA-256. Raises
     InputError."""
     folder = Path("data") / name
+    # runs are named after their data, so it has to be a plain name
     if Path(name).name != name:
         raise InputError(f"{name} is a path; a data set is named by its folder in data/ here")
     if not (folder / "meta.json").exists():
@@ -1478,10 +1588,12 @@ def load_data(name):
         raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it "
                          "with prepare.py")
     meta = read_json(folder / "meta.json")
+    # a changed byte would change losses, and nobody would notice
     for file, expected in meta.get("sha256", {"train.bin": None}).items():
         if not (folder / file).exists() or sha256_file(folder / file) != expected:
             raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from "
                              f"meta.json); remove {folder} and prepare it again")
+    # mapped, not read: a run touches the part that is its budget
     train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r")
                   for part in ("train", "val"))
     return Data(folder, meta, train, val)
@@ -1567,6 +1679,7 @@ def write_json(path, value):
 def read_json(path):
     """The object in a JSON file; InputError if it is damaged."""
     try:
+        # what this kit writes into such files is always an object
         value = json.loads(Path(path).read_text())
         if isinstance(value, dict):
             return value
@@ -1582,6 +1695,7 @@ def sha256_file(path):
     return sha256_of(os.fspath(path), stat.st_size, stat.st_mtime_ns)
 
 
+# A search loads the same data set hundreds of times in one process.
 @functools.cache
 def sha256_of(path, size, changed):
     with open(path, "rb") as file:
@@ -1644,6 +1758,7 @@ def read_options():
     add("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
 
+    # defaults that depend on the source: the hub's sets are larger than anybody wants whole
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
     args.val_given = args.val_tokens is not None
     if args.tokens is None:
@@ -1665,6 +1780,7 @@ def check_options(args):
     if alone and len(args.source) > 1:
         raise InputError("docstrings and data sets of the hub are prepared each by itself; give "
                          "one --source")
+    # 256 bytes and end-of-text are the smallest vocabulary
     for name, least in (("vocab_size", 257), ("val_tokens", 1), ("tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; it must be at least "
@@ -1685,6 +1801,7 @@ def default_name(args):
     for suffix in (*PACKED, *KINDS):
         if name.lower().endswith(suffix):
             name = name[:-len(suffix)]
+    # spaces and brackets would need quotes in every later command
     name = regex.sub(r"[^\w.-]+", "-", name).strip("-.")
     vocabulary = Path(args.tokenizer).stem if args.tokenizer else args.vocab_size
     return name if vocabulary == 1024 else f"{name}-{vocabulary}"
@@ -1746,9 +1863,11 @@ def main():
     files, val_files = {}, list(find_files(args.val))
     if args.source != ["docstrings"] and not args.hub:
         files = find_files(args.source)
+    # the content of files is part of the request: a changed file is other data
     hashes = {str(file): sha256_file(file) for file in [*files, *val_files]}
     identity, folder = identify(args, hashes or None), Path("data") / args.name
     if is_prepared(folder, identity):
+        # asked for again, the same data are no work: any command can be repeated
         meta = load_data(args.name).meta
         print(f"{folder} is prepared already")
     else:
@@ -1773,8 +1892,8 @@ def report(folder, meta, args):
     tokens, source = meta["tokens"], " ".join(args.source)
     # near-copies that were asked for are no other versions
     if versions and args.dedup and corpus != CORPUS_SHA256:
-        warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those of "
-             "the pinned versions, so losses will not compare with the published tables")
+        warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those "
+             "of the pinned versions, so losses will not compare with the published tables")
     read = meta.get("documents_read", 0)  # shards have none
     gone = meta.get("copies", 0) + meta.get("near_copies", 0)
     if gone > read / 10 and not versions:  # docstrings are known to repeat themselves
@@ -1790,7 +1909,8 @@ def report(folder, meta, args):
              "a token)")
     overlap = {int(budget): share for budget, share in meta["val_13grams_in_train"].items()}
     for budget, share in overlap.items():
-        print(f"  of the validation 13-grams {share:.2%} occur in the first {budget:,} train tokens")
+        print(f"  of the validation 13-grams {share:.2%} occur in the first {budget:,} train "
+              "tokens")
     large = [budget for budget, share in overlap.items() if share > 0.05]
     if large:
         warn(f"over 5% of validation occurs in train from {min(large):,} tokens on, where its loss "

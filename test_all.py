@@ -1102,7 +1102,7 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     normal = [own.normalizer.normalize_str(text.strip()) for text in texts]
     assert data.token_bytes()[tokens].sum() == sum(len(text.encode()) for text in normal)
     assert sum(data.meta["bytes"].values()) == data.token_bytes()[tokens].sum()
-    # what a teacher samples has the same ranks, and is read without its tokenizer
+    # what a teacher samples has the same ranks, and its tokenizer where that is passed on
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
     prepare.write_data("sampled", {"train": data.train, "val": data.val}, data.ranks(), meta)
     sampled = prepare.load_data("sampled")
@@ -1111,7 +1111,7 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     with pytest.raises(prepare.InputError, match="without their tokenizer"):
         sampled.tokenizer()
     prepare.write_data("whole", {"train": data.train, "val": data.val}, data.ranks(), meta,
-                       data.folder / "tokenizer.json")
+                       data.tokenizer_file())
     whole = prepare.load_data("whole")
     assert whole.meta["sha256"] == data.meta["sha256"]
     assert whole.tokenizer().encode_ordinary("in 2024") == own.encode("in 2024").ids
