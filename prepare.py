@@ -213,8 +213,7 @@ class DocumentStore:
 
     def size(self, order):
         """Bytes of each document of an order, an array of indices."""
-        ends = np.frombuffer(self.ends, np.int64)
-        return ends[order + 1] - ends[order]
+        return np.diff(np.frombuffer(self.ends, np.int64))[order]
 
     def count(self, order, size):
         """How many documents, taken in an order, hold `size` bytes; one more than there are if all
@@ -282,8 +281,11 @@ def text_grams(text, n):
 
 def find_sorted(values, known):
     """(place, found) of values in a sorted array: where each would stand, whether it is there."""
-    place = np.searchsorted(known, values)
-    return place, place < np.searchsorted(known, values, "right")
+    place, found = np.searchsorted(known, values), np.zeros(len(values), bool)
+    if len(known):
+        # beyond the last there is nothing to compare with
+        found = known[np.minimum(place, len(known) - 1)] == values
+    return place, found
 
 
 class NearCopies:

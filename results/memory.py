@@ -1,11 +1,13 @@
-"""Peak memory of preparing a large corpus: documents of random words, as many and as long as those of
-web text, in one file.
+"""Peak memory of preparing a large corpus: documents of random words, as many and as long as those
+of web text, in one file.
 
-    python results/memory.py 1 .jsonl.gz > results/memory.json   # GB of text, how it is packed
+    python results/memory.py 20              # GB of text
+    python results/memory.py 1 .jsonl.gz     # packed
 
-Takes 2.6 times as much of the disk, and GPT-2's ranks in tiktoken's cache. Words are drawn from
-docstrings, so that GPT-2's tokens are as long as those of text. How many words a document has is
-log-normal, 250 on average, so that some are long enough to be remembered by their 8-grams.
+results/memory.json is a list of what it printed. It takes 2.6 times as much of the disk as the text,
+and GPT-2's ranks in tiktoken's cache. Words are drawn from docstrings, so that GPT-2's tokens are as
+long as those of text. How many words a document has is log-normal, 250 on average, so that some are
+long enough to be remembered by their 8-grams.
 """
 import gzip
 import json
@@ -57,7 +59,9 @@ def write_documents(path, size):
 
 
 def main():
-    gigabytes, suffix = float(sys.argv[1]), sys.argv[2]
+    gigabytes, suffix = float(sys.argv[1]), ".jsonl"
+    if len(sys.argv) > 2:
+        suffix = sys.argv[2]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "text" + suffix)
         documents = write_documents(path, gigabytes * 1e9)
