@@ -298,7 +298,8 @@ class NearCopies:
     def __init__(self, block=2 ** 20):
         self.every = np.uint64(1)  # one gram of so many is remembered
         # a sorted array is small and a set grows quickly, so grams pass from one to the other
-        self.old, self.recent, self.block = np.zeros(0, np.uint64), set(), block
+        self.old, self.recent = np.zeros(0, np.uint64), set()
+        self.block = block  # grams in the set before they do
 
     def sample(self, grams):
         """Those whose hash says so: everywhere the same ones."""
@@ -450,7 +451,8 @@ def train_bpe(texts, vocab_size):
     InputError when the text has too few pairs.
     """
     # a word's merges are the same wherever it stands, so each different word is looked at once
-    words, printed = Neighbours(count_words(texts)), time.monotonic()
+    words = Neighbours(count_words(texts))
+    printed = time.monotonic()
     # a heap gives the smallest: of the most frequent pair, and of equals the smallest bytes
     heap = [(-count, pair) for pair, count in words.counts.items()]
     heapq.heapify(heap)
@@ -524,7 +526,7 @@ def tokenizer_json(ranks, pattern, vocab_size):
     tiktoken merges.
     """
     letters = byte_letters()
-    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    names = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
     merges = []
     # tiktoken's ranks say which tokens there are, not which two each was made of; the library needs
     # the latter
@@ -625,7 +627,6 @@ def hub_vocabulary(folder):
         raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, or give a "
                          "rank file")
     content, config = read_json(path), {}
-    # how tokens are put together tells whether they are bytes
     model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
     # bits per byte need the bytes of each token, which other kinds do not have
     if model.get("type") != "BPE" or "ByteLevel" not in decoder:
@@ -644,7 +645,7 @@ def hub_vocabulary(folder):
                          f"{', '.join(added) or 'none is there'}")
     # back from letters to bytes
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
-    ranks = {bytes(byte_of[letter] for letter in token): i
+    ranks = {bytes(map(byte_of.__getitem__, token)): i
              for token, i in model["vocab"].items() if token not in added}
     # added tokens that are text, such as runs of blanks
     ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
@@ -963,7 +964,8 @@ class Reader:
     none."""
 
     def __init__(self, text_key="text", separator=None):
-        self.text_key, self.separator, self.longest = text_key, separator, LONGEST
+        self.text_key, self.separator = text_key, separator
+        self.longest = LONGEST  # letters of a document before it is cut
         self.cut_all = False  # documents are few, so each is cut into passages
         self.bad, self.first = Counter(), ""  # lines without text, of each part; the first of all
 
@@ -1464,7 +1466,8 @@ def write_tokens(folder, part, chunks, vocabulary, most=0):
     """Write arrays of tokens one after another, `most` tokens in all (0: every one), and where
     their documents start. Returns what was Written."""
     dtype, lengths = token_dtype(vocabulary.size), token_lengths(vocabulary.ranks, vocabulary.size)
-    count, size, starts = 0, 0, [np.zeros(0, np.int64)]
+    count, size = 0, 0  # tokens, bytes
+    starts = [np.zeros(0, np.int64)]
     with open(folder / f"{part}.bin", "wb", buffering=0) as file:
         for tokens in cut_pieces(chunks):
             # a budget ends where it ends, within a document or not
@@ -1891,7 +1894,7 @@ def main():
 def report(folder, meta, args):
     """Print what was prepared, and warnings."""
     corpus, versions = meta.get("corpus_sha256", ""), meta["versions"]
-    tokens, source = meta["tokens"], " ".join(args.source)
+    tokens = meta["tokens"]
     # near-copies that were asked for are no other versions
     if versions and args.dedup and corpus != CORPUS_SHA256:
         warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those "
@@ -1907,8 +1910,8 @@ def report(folder, meta, args):
         line += f", corpus SHA-256 {corpus[:12]}"
     print(line)
     if tokens["train"] < args.tokens:
-        warn(f"fewer than {args.tokens:,} train tokens in {source} (text is read as far as 8 bytes "
-             "a token)")
+        warn(f"fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text is read as "
+             "far as 8 bytes a token)")
     overlap = {int(budget): share for budget, share in meta["val_13grams_in_train"].items()}
     for budget, share in overlap.items():
         print(f"  of the validation 13-grams {share:.2%} occur in the first {budget:,} train "

@@ -385,7 +385,7 @@ def make_tables(folder, texts):
     table = arrow.table({"id": range(len(texts)), "text": texts})
     parquet.write_table(table, folder / "a [1].parquet", row_group_size=50)
     datasets.Dataset(table).save_to_disk(folder / "saved")
-    (folder / "saved/data-00000-of-00001.arrow").rename(folder / "b.arrow")
+    (folder / "saved/data-00000-of-00001.arrow").rename(folder / "b [1].arrow")
     prepare.shutil.rmtree(folder / "saved")
     rows = [{"id": i, "text": text} for i, text in enumerate(texts)]
     (folder / "c.json").write_text(json.dumps(rows))

@@ -4,10 +4,10 @@ of web text, in one file.
     python results/memory.py 20              # GB of text
     python results/memory.py 1 .jsonl.gz     # packed
 
-results/memory.json is a list of what it printed. It takes 2.6 times as much of the disk as the text,
-and GPT-2's ranks in tiktoken's cache. Words are drawn from docstrings, so that GPT-2's tokens are as
-long as those of text. How many words a document has is log-normal, 250 on average, so that some are
-long enough to be remembered by their 8-grams.
+results/memory.json is a list of what it printed. It takes 2.6 times as much of the disk as the
+text, and GPT-2's ranks in tiktoken's cache. Words are drawn from docstrings, so that GPT-2's tokens
+are as long as those of text. How many words a document has is log-normal, 250 on average, so that
+some are long enough to be remembered by their 8-grams.
 """
 import gzip
 import json
@@ -32,6 +32,7 @@ MEDIAN, SIGMA = 120, 1.2
 def read_words():
     """The words of a thousand files' docstrings, as often as they occur there."""
     words = []
+    # by name, so that another machine draws the same text
     for file in sorted(find_docstrings()[0])[:1000]:
         for text in docstrings_of(file):
             words += text.split()
@@ -48,6 +49,7 @@ def write_documents(path, size):
         opened = gzip.open(path, "wt", compresslevel=1)
     with opened as file:
         while size > 0:
+            # a thousand documents at a time: one by one would take hours
             lengths = np.ceil(rng.lognormal(np.log(MEDIAN), SIGMA, 1000)).astype(int)
             drawn = words[rng.integers(len(words), size=lengths.sum())]
             for part in np.split(drawn, np.cumsum(lengths)[:-1]):
@@ -65,7 +67,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "text" + suffix)
         documents = write_documents(path, gigabytes * 1e9)
-        start = time.time()
+        start = time.time()  # without the time of writing them
+        # its default options but for the tokenizer: training one takes the same for any text
         command = [sys.executable, ROOT / "prepare.py", "--source", path.name, "--tokenizer",
                    "gpt2", "--name", "large"]
         subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
