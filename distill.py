@@ -187,7 +187,7 @@ def sample_data(name, request, runs, args, data, device):
         parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
         meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
         write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
-                   {"identity": request, **meta})
+                   {"identity": request, **meta}, data.tokenizer_file())
     shutil.rmtree(folder)
 
 

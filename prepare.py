@@ -18,20 +18,24 @@ import argparse
 import array
 import ast
 import base64
+import bz2
 import concurrent.futures
 import contextlib
 import fcntl
 import functools
 import glob
+import gzip
 import hashlib
 import heapq
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import logging
+import lzma
 import os
 import shutil
 import signal
@@ -39,8 +43,8 @@ import sys
 import time
 import warnings
 import zlib
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict, namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,7 @@ import tiktoken
 # GPT-2's split into words: a contraction; letters, digits or signs with one space before them;
 # white space
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# Llama 3's differs in that numbers are cut into threes, and a sign may lead a word
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -70,12 +75,11 @@ HUB = {"fineweb": ("kjj0/fineweb10B-gpt2", None),
        "dclm": ("konwoo/dclm-164k-docs-train", "konwoo/dclm-164k-docs-val")}
 FINEWEB_SHARD = 100_000_000  # tokens in each of its files
 
-# how a file is read, by its suffix; all but .bin may be packed
+# how a file is read, by its suffix; the kinds that are plain text inside may be packed
 KINDS = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv",
          ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".bin": "tokens"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 # what files begin with that are no text, and what to do with them
-TAR = "a tar archive; unpack it and give the files in it"
 BEGINNINGS = {
     b"PK\x03\x04": "a zip archive (.docx and .epub are such); give the text in it as .txt",
     b"%PDF": "a PDF; give the text in it as .txt",
@@ -108,6 +112,8 @@ BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21
 def is_prose(text):
     """True if most words are plain words: keeps long documentation, drops tables, code and test
     vectors."""
+    # code is full of signs, and tables of numbers; words of prose are letters but for what stands
+    # around them
     words = text.split()
     plain = sum(word.strip(".,:;()`'\"*-").isalpha() for word in words)
     return len(words) >= 30 and plain > 0.6 * len(words)
@@ -116,6 +122,7 @@ def is_prose(text):
 def docstrings_of(path):
     """Docstrings and long prose-like literals (200 characters or more) of a Python file, some of
     them twice."""
+    # these may begin with a docstring, which is a literal by itself
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         found, todo = [], [ast.parse(path.read_bytes())]
@@ -127,6 +134,7 @@ def docstrings_of(path):
             if isinstance(body[0], ast.Expr) and isinstance(getattr(first, "value", None), str):
                 found.append(first.value)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # a long docstring comes by here again; copies are dropped later in any case
             if len(node.value) >= 200 and is_prose(node.value):
                 found.append(node.value)
         # pieces of f-strings differ between Python versions, so they are left out
@@ -144,6 +152,7 @@ def find_docstrings():
         if spec is None:
             raise InputError(f"package {package} is missing; install the kit's requirements.txt "
                              "first")
+        # 2.13.0+cpu and 2.13.0+cu130 have the same docstrings
         versions[package] = importlib.metadata.version(package).split("+")[0]
         files += Path(spec.submodule_search_locations[0]).rglob("*.py")
     # py3*: syntax of one Python version
@@ -152,6 +161,7 @@ def find_docstrings():
 
 def read_docstrings(files):
     """Yields the docstrings of Python files, which are parsed on all cores."""
+    # parsing takes most of the time of preparing this corpus
     with concurrent.futures.ProcessPoolExecutor() as pool:
         for found in pool.map(docstrings_of, files, chunksize=50):
             yield from found
@@ -160,20 +170,27 @@ def read_docstrings(files):
 # --------------------------------------------------------------------------------------------------
 # Documents on disk, without copies
 
+# A corpus may be larger than memory, and it is read several times in several orders: to compare
+# documents, to hash them, to learn a vocabulary, to encode. So the text goes to disk once, as it
+# comes, and every later step works on indices.
 class DocumentStore:
     """Documents in one file, read in any order; memory holds their places and hashes alone, 16
     bytes each."""
 
     def __init__(self, path):
-        self.output, self.unwritten = Output(path), bytearray()
-        self.ends, self.hashes = array.array("q", [0]), array.array("Q")
-        self.empty, self.repaired, self.markers = 0, 0, 0  # documents; markers inside documents
+        # without a buffer, what was added can be read at once
+        self.file = open(path, "w+b", buffering=0)
+        self.ends = array.array("q", [0])  # document i is the bytes from ends[i] to ends[i + 1]
+        self.hashes = array.array("Q")  # the first 8 bytes of each document's SHA-256
+        self.repaired, self.markers = 0, 0  # documents; markers inside documents
+        self.progress = Progress("read")
 
     def __len__(self):
         return len(self.ends) - 1
 
     def __getitem__(self, i):
-        return os.pread(self.output.file.fileno(), self.size(i), self.ends[i]).decode()
+        begin, end = self.ends[i], self.ends[i + 1]
+        return os.pread(self.file.fileno(), end - begin, begin).decode()
 
     def add(self, text):
         """Append a document without the white space around it; an empty one is left out. Returns
@@ -185,58 +202,42 @@ class DocumentStore:
             whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             content = whole.strip().encode()
         if content:
+            write_all(self.file, content)
+            # a marker inside a document becomes ordinary tokens; whoever left it there may have
+            # meant it to end the document
             self.markers += content.count(END_OF_TEXT.encode())
-            self.unwritten += content
             self.ends.append(self.ends[-1] + len(content))
             self.hashes.append(int.from_bytes(hashlib.sha256(content).digest()[:8]))
-        else:
-            self.empty += 1
-        if len(self.unwritten) > 2 ** 20:
-            self.flush()
+        self.progress.step()
         return len(content)
 
-    def flush(self):
-        """Write what was added; before that it cannot be read."""
-        self.output.write(self.unwritten)
-        self.unwritten = bytearray()
-
-    def size(self, i):
-        return self.ends[i + 1] - self.ends[i]
+    def size(self, order):
+        """Bytes of each document of an order, an array of indices."""
+        return np.diff(np.frombuffer(self.ends, np.int64))[order]
 
     def count(self, order, size):
         """How many documents, taken in an order, hold `size` bytes; one more than there are if all
         do not."""
-        for count, i in enumerate(order, 1):
-            size -= self.size(i)
-            if size <= 0:
-                return count
-        return len(order) + 1
+        return 1 + int(np.searchsorted(np.cumsum(self.size(order)), size))
 
     def unique(self):
         """Indices of documents that are no copies of earlier ones, in an order that content alone
-        decides."""
+        decides: that of their hashes."""
         hashes = np.frombuffer(self.hashes, np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        hashes = hashes[order]
-        new = np.ones(len(order), bool)
-        new[1:] = hashes[1:] != hashes[:-1]
-        return order[new]
+        return np.unique(hashes, return_index=True)[1]
 
-    def warn(self):
-        """Say what the documents hold that may not be meant."""
+    def describe_oddities(self):
+        """Warn of what the documents hold that may not be meant."""
         if self.markers:
-            print(f"warning: {self.markers:,} times {END_OF_TEXT} stands inside a document, where "
-                  f"it is text like any other; --separator '{END_OF_TEXT}' parts .txt "
-                  "there", file=sys.stderr)
+            warn(f"{self.markers:,} times {END_OF_TEXT} stands inside a document, where it is text "
+                 f"like any other; --separator '{END_OF_TEXT}' parts .txt there")
         if self.repaired:
-            print(f"warning: {self.repaired:,} documents hold half a surrogate pair, now "
-                  "U+FFFD", file=sys.stderr)
-
-    def remove(self):
-        self.output.file.close()
-        os.unlink(self.output.path)
+            warn(f"{self.repaired:,} documents hold half a surrogate pair, now U+FFFD")
 
 
+# Copies are found by their hash. Near-copies and the overlap of validation with train are found by
+# runs of words, n-grams, of which only 64-bit hashes are kept: two different ones agree once in
+# 10^19 pairs. Everything from here to validation_overlap() is numbers in numpy arrays.
 def gram_hashes(hashes, n):
     """Hash of every n neighbours of hashes, uint64 (max(0, len - n + 1),): a polynomial modulo 2^64
     in an odd number, sensitive to order."""
@@ -257,20 +258,34 @@ def has_no_spaces(text):
     """Whether a text is written without spaces between words, to judge by its first 2,000
     letters."""
     head = text[:2000]
+    # DNA, base64, or one long line of Thai
     if len(head) > LONG_WORDS * len(head.split()):
         return True
+    # a text that mixes Chinese with English has spaces, and words of a whole sentence
     return not head.isascii() and len(regex.findall(UNSPACED, head)) > len(head) / 3
 
 
 def text_grams(text, n):
     """Hash of every run of n words of a text, in lower case: uint64 (words - n + 1,). Without
     spaces between words it is runs of 2 n letters, about as much text."""
+    # what differs in case or in white space alone is the same text
     words = text.lower().split()
     if has_no_spaces(text):
         letters = np.frombuffer("".join(words).encode("utf-32-le"), np.uint32)
+        # the numbers of letters are small and alike; scrambled, few sums of them agree by chance
         return gram_hashes(mix(letters.astype(np.uint64)), 2 * n)
+    # the checksum of a word is the same in every process, unlike Python's hash()
     codes = [zlib.crc32(word.encode()) for word in words]
     return gram_hashes(mix(np.array(codes, np.uint64)), n)
+
+
+def find_sorted(values, known):
+    """(place, found) of values in a sorted array: where each would stand, whether it is there."""
+    place, found = np.searchsorted(known, values), np.zeros(len(values), bool)
+    if len(known):
+        # beyond the last there is nothing to compare with
+        found = known[np.minimum(place, len(known) - 1)] == values
+    return place, found
 
 
 class NearCopies:
@@ -281,25 +296,26 @@ class NearCopies:
     """
 
     def __init__(self, block=2 ** 20):
-        self.every, self.block = np.uint64(1), block  # one gram of so many is remembered
-        self.old, self.recent = np.zeros(0, np.uint64), set()  # sorted, and not yet
+        self.every = np.uint64(1)  # one gram of so many is remembered
+        # a sorted array is small and a set grows quickly, so grams pass from one to the other
+        self.old, self.recent = np.zeros(0, np.uint64), set()
+        self.block = block  # grams in the set before they do
 
     def sample(self, grams):
+        """Those whose hash says so: everywhere the same ones."""
         return grams[mix(grams) % self.every == 0]
 
     def is_new(self, text):
         """Whether at most half of a document's 8-grams were seen before; if so they count as seen
         from now on."""
-        grams = text_grams(text, 8)
-        if self.every > 1:
-            grams = self.sample(grams)
-            if len(grams) < 4:  # one chance match must not drop a document
-                return True
-        known = np.zeros(len(grams), bool)
-        if len(self.old):
-            place = np.minimum(np.searchsorted(self.old, grams), len(self.old) - 1)
-            known = self.old[place] == grams
+        grams = self.sample(text_grams(text, 8))
+        if self.every > 1 and len(grams) < 4:  # one chance match must not drop a document
+            return True
+        # both halves of the memory are asked: one array, one set
+        _, known = find_sorted(grams, self.old)
         others = grams[~known].tolist()
+        # a template with other numbers in it shares most of its runs; two texts about one thing do
+        # not
         if known.sum() + sum(gram in self.recent for gram in others) > len(grams) / 2:
             return False
         self.recent.update(others)
@@ -310,9 +326,12 @@ class NearCopies:
     def sort_recent(self):
         """Move the recent grams among the sorted ones, and halve the sample while these are too
         many."""
+        # sorted numbers take 8 bytes each, those in a set about 100
         self.old = np.concatenate([self.old, np.fromiter(self.recent, np.uint64)])
         self.old.sort()
         self.recent = set()
+        # the sample is one of grams by their hash, so a run that is in two documents is in the
+        # sample of both or of none
         while len(self.old) > MOST_GRAMS:
             self.every *= np.uint64(2)
             parts = np.array_split(self.old, 64)  # a part at a time, for the sake of memory
@@ -325,14 +344,15 @@ def validation_overlap(train, train_tokens, val_grams):
     train: yields (hashes of 13-grams, the token or tokens from which a budget holds them);
     val_grams: hashes.
     """
+    # validation is small and train is not: so the former is sorted and the latter streams by
     unique, inverse = np.unique(val_grams, return_inverse=True)
     if not len(unique):
         return {}
-    # where each occurs first; the last is for all others
+    # where in train each occurs first; one place more takes what is not in validation
     first = np.full(len(unique) + 1, train_tokens)
     for grams, start in train:
-        place = np.searchsorted(unique, grams)
-        place[unique[np.minimum(place, len(unique) - 1)] != grams] = len(unique)
+        place, found = find_sorted(grams, unique)
+        place[~found] = len(unique)
         np.minimum.at(first, place, start)
     # the ladder's budgets at its four scales, as far as train goes, and all of it
     scales = itertools.product((1000, 100, 10, 1), (1, 2, 4, 8))
@@ -344,9 +364,11 @@ def validation_overlap(train, train_tokens, val_grams):
 # --------------------------------------------------------------------------------------------------
 # Tokenizers
 
-class WordTokens:
-    """Different words, one after another, as linked lists of tokens; how often two neighbours
-    occur, and where.
+# The textbook's loop counts all pairs anew after each merge: merges x text. Here the counts are
+# kept up to date: a merge changes those of the pairs around it and no others.
+class Neighbours:
+    """The bytes of different words, as linked lists of tokens; how often any two neighbours occur,
+    and where.
 
     A pair is known by its concatenation: as in tiktoken's encoder, what is merged is any two
     neighbours whose concatenation is the new token. A merge costs time for the places where it
@@ -355,51 +377,58 @@ class WordTokens:
     """
 
     def __init__(self, word_counts):
-        self.tokens = []  # bytes; None where a token was merged into the one before it
-        # places of neighbours, -1 at a word's end
-        self.before, self.after = array.array("q"), array.array("q")
-        self.weights = array.array("q")  # how often the word occurs in the text
-        self.counts, self.places = Counter(), defaultdict(list)
+        # None ends a word, so that no pair reaches into the next one
+        self.tokens, self.weights = [None], array.array("q", [0])
         for word, count in word_counts.items():
-            content, begin = word.encode(), len(self.tokens)
-            end = begin + len(content)
+            content = word.encode()
             self.tokens += [content[i:i + 1] for i in range(len(content))]
-            self.before.extend(range(begin - 1, end - 1))
-            self.after.extend(range(begin + 1, end + 1))
-            self.before[begin] = self.after[end - 1] = -1
-            self.weights.extend([count] * len(content))
-            for i in range(len(content) - 1):
-                self.counts[content[i:i + 2]] += count
-                self.places[content[i:i + 2]].append(begin + i)
+            self.tokens.append(None)
+            self.weights.extend([count] * (len(content) + 1))
+        size = len(self.tokens)
+        self.before = array.array("q", range(-1, size - 1))
+        self.after = array.array("q", range(1, size + 1))
+        self.after[-1] = 0  # in a circle, so that each place has one after it
+        # places are noted down when a pair comes and not crossed out when it goes: merge() looks
+        # whether it is still there
+        self.counts, self.places = Counter(), defaultdict(list)
+        for place in range(size):
+            self.count(place, 1)
+
+    def pair(self, place):
+        """The token at a place with the one after it; None where either is none."""
+        first, second = self.tokens[place], self.tokens[self.after[place]]
+        if first is None or second is None:
+            return None
+        return first + second
+
+    def count(self, place, sign):
+        """Count the pair at a place (sign 1) or take it out of the counts (-1); returns the
+        pair."""
+        pair = self.pair(place)
+        if pair is not None:
+            self.counts[pair] += sign * self.weights[place]
+            if sign > 0:
+                self.places[pair].append(place)
+        return pair
 
     def merge(self, new):
         """Replace every two neighbours that make `new`, from left to right; returns the pairs whose
         counts changed."""
-        tokens, before, after, counts = self.tokens, self.before, self.after, self.counts
-        changed = set()
+        before, after, changed = self.before, self.after, set()
+        # from left to right, so that of three equal letters the first two are merged
         for place in sorted(self.places.pop(new)):
-            following = after[place]
-            # the pair may be gone since it was noted down
-            if tokens[place] is None or following < 0 or tokens[place] + tokens[following] != new:
+            if self.pair(place) != new:  # it is gone since it was noted down
                 continue
-            weight, left, right = self.weights[place], before[place], after[following]
-            counts[new] -= weight
-            if left >= 0:
-                old, found = tokens[left] + tokens[place], tokens[left] + new
-                counts[old] -= weight
-                counts[found] += weight
-                self.places[found].append(left)
-                changed |= {old, found}
-            if right >= 0:
-                old, found = tokens[following] + tokens[right], new + tokens[right]
-                counts[old] -= weight
-                counts[found] += weight
-                self.places[found].append(place)
-                changed |= {old, found}
-                before[right] = place
-            tokens[place], tokens[following] = new, None
-            after[place] = right
-        return changed
+            gone = after[place]
+            # the pairs that end or begin here go, and two others come
+            for near in (before[place], place, gone):
+                changed.add(self.count(near, -1))
+            self.tokens[place], self.tokens[gone] = new, None
+            after[place] = after[gone]
+            before[after[gone]] = place
+            for near in (before[place], place):
+                changed.add(self.count(near, 1))
+        return changed - {None}
 
 
 def count_words(texts):
@@ -421,14 +450,19 @@ def train_bpe(texts, vocab_size):
     The most frequent pair becomes the next token, of equals the one of the smallest bytes. Raises
     InputError when the text has too few pairs.
     """
-    words, printed = WordTokens(count_words(texts)), time.monotonic()
+    # a word's merges are the same wherever it stands, so each different word is looked at once
+    words = Neighbours(count_words(texts))
+    printed = time.monotonic()
+    # a heap gives the smallest: of the most frequent pair, and of equals the smallest bytes
     heap = [(-count, pair) for pair, count in words.counts.items()]
     heapq.heapify(heap)
+    # all bytes are tokens, so that any text can be encoded
     ranks = {bytes([byte]): byte for byte in range(256)}
     while len(ranks) < vocab_size - 1:
         if not heap:
             raise InputError(f"the text is too small for vocab_size {vocab_size}; at most "
                              f"{len(ranks) + 1} here")
+        # a heap cannot change what is in it, so a pair may be there with several counts
         count, new = heapq.heappop(heap)
         # out of date: every changed count was pushed anew
         if new in ranks or -count != words.counts[new]:
@@ -447,6 +481,7 @@ def make_encoding(ranks, pattern=PATTERN, vocab_size=0):
     """tiktoken.Encoding of ranks; END_OF_TEXT is the id after the last, ids up to vocab_size are
     reserved."""
     special = {END_OF_TEXT: len(ranks)}
+    # ids that models have a row for and no text uses
     special |= {f"<|reserved_{i}|>": i for i in range(len(ranks) + 1, vocab_size)}
     return tiktoken.Encoding(
         "ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -459,6 +494,7 @@ class HubTokenizer:
     def __init__(self, path, end_of_text):
         self.tokenizer = optional_package("tokenizers", path).Tokenizer.from_file(str(path))
         self.tokenizer.encode_special_tokens = True  # what looks like a special token is text
+        # what the file says about batches must not change a document
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.eot_token = end_of_text
@@ -477,6 +513,7 @@ class HubTokenizer:
 def byte_letters():
     """The letter that stands for each byte in a byte-level tokenizer.json, (256,): itself if it is
     printable."""
+    # what GPT-2's code chose: a vocabulary that can be looked at, without white space or controls
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (chr(256 + i) for i in itertools.count())
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
@@ -489,17 +526,21 @@ def tokenizer_json(ranks, pattern, vocab_size):
     tiktoken merges.
     """
     letters = byte_letters()
-    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    names = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
     merges = []
+    # tiktoken's ranks say which tokens there are, not which two each was made of; the library needs
+    # the latter
     for token in sorted(ranks, key=ranks.get):
         halves = [(token[:i], token[i:]) for i in range(1, len(token))]
         halves = [(a, b) for a, b in halves if a in ranks and b in ranks]
+        # of several ways to make a token the one of the lowest ranks comes first
         halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [[names[a], names[b]] for a, b in halves]
     special = make_encoding(ranks, pattern, vocab_size)._special_tokens
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": i, "content": content, "special": True, **plain}
              for content, i in special.items()]
+    # first the words, then the letters that stand for their bytes
     split = {
         "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     to_letters = {
@@ -523,16 +564,23 @@ class Vocabulary:
     pattern: str | None  # None: the split is that of tokenizer.json
     size: int
     end_of_text: int
-    json: str | None = None  # the file tokenizer.json that it came from
+    file: Path | None = None  # the tokenizer.json that it came from
 
     def encoding(self):
-        if self.json:
-            return HubTokenizer(self.json, self.end_of_text)
+        """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer of the file."""
+        if self.file:
+            return HubTokenizer(self.file, self.end_of_text)
         return make_encoding(self.ranks, self.pattern, self.size)
 
 
-def read_ranks(lines):
-    """{token bytes: rank} of lines in tiktoken's format."""
+def rank_vocabulary(ranks, pattern=PATTERN):
+    """The Vocabulary of ranks and end-of-text after them."""
+    return Vocabulary(ranks, pattern, len(ranks) + 1, len(ranks))
+
+
+def read_ranks(path):
+    """{token bytes: rank} of a file in tiktoken's format: a line a token, base64 and rank."""
+    lines = path.read_bytes().splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
 
 
@@ -540,14 +588,13 @@ def given_vocabulary(choice):
     """The Vocabulary of gpt2, llama3, bytes, a rank file or a folder with a tokenizer.json. Raises
     InputError."""
     if choice == "bytes":
-        return Vocabulary({bytes([byte]): byte for byte in range(256)}, PATTERN, 257, 256)
+        return rank_vocabulary({bytes([byte]): byte for byte in range(256)})
     if choice == "gpt2":
-        try:
-            ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
-        except Exception as error:  # of requests, which tiktoken downloads with
-            raise InputError(f"GPT-2's ranks are not here ({type(error).__name__}); give "
-                             f"tiktoken's cache of them as TIKTOKEN_CACHE_DIR") from None
-        return Vocabulary(ranks, PATTERN, GPT2_RANKS + 1, GPT2_RANKS)
+        # tiktoken downloads them where its cache has none
+        with in_one_line("GPT-2's ranks are not here",
+                         "give tiktoken's cache of them as TIKTOKEN_CACHE_DIR"):
+            return rank_vocabulary(tiktoken.get_encoding("gpt2")._mergeable_ranks)
+    # Llama 3's ranks are under a licence, so nothing fetches them
     path = Path("tokenizer.model" if choice == "llama3" else choice)
     if path.is_dir():
         return hub_vocabulary(path)
@@ -555,73 +602,85 @@ def given_vocabulary(choice):
         raise InputError(f"no tokenizer {path}; give gpt2, bytes, a rank file or a folder with a "
                          "tokenizer.json; llama3 needs Llama 3's own tokenizer.model in this "
                          "folder")
-    try:
-        ranks = read_ranks(path.read_bytes().splitlines())
-    except ValueError:
-        ranks = {}
+    ranks = {}
+    with contextlib.suppress(ValueError):  # of lines that are none
+        ranks = read_ranks(path)
+    # tiktoken would end with an unclear error, or none, at the first byte that has no token
     all_bytes = all(bytes([byte]) in ranks for byte in range(256))
     if not all_bytes or sorted(ranks.values()) != list(range(len(ranks))):
         raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all "
                          f"bytes in it); of a tokenizer.json give the folder")
+    # how many ranks there are tells whose they are, and so how text is split into words
     if len(ranks) == LLAMA3_RANKS:
         return Vocabulary(ranks, LLAMA3_PATTERN, LLAMA3_VOCAB, LLAMA3_RANKS)
     if len(ranks) != GPT2_RANKS:
         print(f"{path}: a rank file does not say how text is split into words; GPT-2's split is "
               f"assumed (a folder with a tokenizer.json keeps its own)")
-    return Vocabulary(ranks, PATTERN, len(ranks) + 1, len(ranks))
+    return rank_vocabulary(ranks)
 
 
 def hub_vocabulary(folder):
     """The Vocabulary of a folder with a byte-level tokenizer.json; the token before a document is
     its bos_token, or else its eos_token. Raises InputError."""
-    path = folder / "tokenizer.json"
+    path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.exists():
         raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, or give a "
                          "rank file")
-    content, letters = read_json(path), byte_letters()
+    content, config = read_json(path), {}
     model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
+    # bits per byte need the bytes of each token, which other kinds do not have
     if model.get("type") != "BPE" or "ByteLevel" not in decoder:
         raise InputError(f"{path} is no byte-level BPE, the one kind whose tokens are bytes; give "
                          "another tokenizer")
     added = {token["content"]: token for token in content.get("added_tokens", ())}
-    config = {}
-    if (folder / "tokenizer_config.json").exists():
-        config = read_json(folder / "tokenizer_config.json")
+    if config_path.exists():
+        config = read_json(config_path)
     names = [config.get("bos_token"), config.get("eos_token"), END_OF_TEXT]
+    # some versions of transformers wrap a token in an object
     names = [name["content"] if isinstance(name, dict) else name for name in names]
     names = [name for name in names if name in added]
     if not names:
         raise InputError(f"{folder} does not say which token ends a text; name it as eos_token in "
                          "its tokenizer_config.json, one of: "
                          f"{', '.join(added) or 'none is there'}")
-    byte_of = {letter: byte for byte, letter in enumerate(letters)}
-    ranks = {bytes(byte_of[letter] for letter in token): i
+    # back from letters to bytes
+    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+    ranks = {bytes(map(byte_of.__getitem__, token)): i
              for token, i in model["vocab"].items() if token not in added}
     # added tokens that are text, such as runs of blanks
     ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
+    ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+    # what the model saw before each text in its training comes first
     end_of_text = added[names[0]]["id"]
     size = HubTokenizer(path, end_of_text).n_vocab
-    ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
-    return Vocabulary(ranks, None, size, end_of_text, str(path))
+    return Vocabulary(ranks, None, size, end_of_text, path)
+
+
+def batches(texts, letters):
+    """Yields lists of texts that hold about so many letters each; the last may be empty."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size > letters:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def encode_documents(encoding, documents, dtype):
     """Yields the tokens of documents, an end-of-text before each, some megabytes of text at a time.
     What looks like a special token is text."""
-    def encode(text):
-        return encoding.encode_to_numpy(text, disallowed_special=())
-
-    end_of_text, batch, size = np.array([encoding.eot_token]), [], 0
-    # encoders run outside Python's lock
+    encode = functools.partial(encoding.encode_to_numpy, disallowed_special=())
+    end_of_text = np.array([encoding.eot_token])
+    # threads are enough, since encoders run outside Python's lock; one batch at a time, since a
+    # pool would take in all of the text, however long it is
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for text in itertools.chain(documents, [None]):
-            if text is None or size > 2 ** 22:
-                parts = [part for ids in pool.map(encode, batch) for part in (end_of_text, ids)]
-                yield np.concatenate([np.zeros(0), *parts], dtype=dtype, casting="unsafe")
-                batch, size = [], 0
-            if text is not None:
-                batch.append(text)
-                size += len(text)
+        for batch in batches(documents, 2 ** 22):
+            tokens = [np.zeros(0)]  # so that there is something to join
+            for ids in pool.map(encode, batch):
+                tokens += [end_of_text, ids]
+            yield np.concatenate(tokens, dtype=dtype, casting="unsafe")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -629,95 +688,108 @@ def encode_documents(encoding, documents, dtype):
 
 @dataclass
 class Source:
-    """What is to be read: files or shards of the hub, of each part."""
+    """What is to be read: files, or shards of data sets on the hub, for each part."""
     train: list
-    val: list = field(default_factory=list)  # empty: some of train is set aside
+    val: list  # empty: some of train is set aside
     versions: dict | None = None  # of the packages, where train is Python files with docstrings
     tokens: bool = False  # shards of tokens instead of text
 
 
 def prepare_documents(folder, source, args):
-    """Write train and validation tokens of documents. Returns (vocabulary, {part: starts of
-    documents}, what meta.json is to say). Raises InputError for too little text."""
+    """Write train and validation tokens of documents. Returns (vocabulary, {part: Written}, what
+    meta.json is to say). Raises InputError for too little text."""
+    # 1. read: all text into one file, validation first where the source has some of its own
     store = DocumentStore(folder / "text")
-    longest = LONGEST
-    if args.tokens:  # a document longer than the budget would be all there is
-        longest = min(LONGEST, max(args.tokens, 2 * PASSAGE))
-    reader = Reader(args.text_key, args.separator, longest)
-    in_val = read_documents(store, reader, source, args)
-    val, train, found = drop_copies(store, in_val, args.dedup)
+    in_val, without_text = read_documents(store, source, args)
+    # 2. drop copies, in an order that only the content decides: the same documents give the same
+    # data, whatever files they came in
+    val, train, facts = drop_copies(store, in_val, args.dedup)
     if not len(train):
         raise InputError(f"all of {' '.join(args.source)} is also in validation; give other text")
-    corpus = hashlib.sha256()
-    for place, i in enumerate(progress("hashed", itertools.chain(val, train))):
-        corpus.update(b"\0" * (place > 0))
-        corpus.update(store[i].encode())
+    facts["lines_without_text"] = without_text
+    facts["corpus_sha256"] = hash_documents(store, itertools.chain(val, train))
+    # 3. shuffle and split by whole documents
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
     if not source.val:
-        # the tokenizer must not see validation
+        # before the tokenizer is trained, which must not see validation
         aside = count_aside(store, train, args)
         val, train = train[:aside], train[aside:]
-
+    # 4. the tokenizer, of what is left for training
     vocabulary = args.vocabulary
     if vocabulary is None:
         learnt = train[:store.count(train, BPE_BYTES)]
-        ranks = train_bpe((store[i] for i in learnt), args.vocab_size)
-        vocabulary = Vocabulary(ranks, PATTERN, args.vocab_size, len(ranks))
+        vocabulary = rank_vocabulary(train_bpe((store[i] for i in learnt), args.vocab_size))
+
+    # 5. encode: validation first, to know how many of the documents that were set aside it needs
     encoding, dtype = vocabulary.encoding(), token_dtype(vocabulary.size)
     tokens = np.concatenate(list(encode_documents(encoding, (store[i] for i in val), dtype)))
     if len(tokens) < args.val_tokens and args.val_given and not source.val:
-        raise InputError(too_few(len(val) + len(train), args))
+        raise too_few(len(val) + len(train), args)
     val_tokens, rest = split_validation([tokens], encoding.eot_token, args.val_tokens)
     held = len(document_starts(val_tokens[0], encoding.eot_token))
     chunks = encode_documents(encoding, (store[i] for i in progress("encoded", train)), dtype)
-    if source.val:
-        rest_size = sum(map(len, rest))
-        if rest_size:
-            print(f"{rest_size:,} more validation tokens are there; --val_tokens takes them in")
-    else:
+    if not source.val:
         # what was set aside and is not needed is where train begins, so that a budget is a prefix
         chunks, train = itertools.chain(rest, chunks), np.concatenate([val[held:], train])
+    elif sum(map(len, rest)):
+        print(f"{sum(map(len, rest)):,} more validation tokens are there; --val_tokens takes them "
+              "in")
+    # 6. write
+    written = {"train": write_tokens(folder, "train", chunks, vocabulary, args.tokens),
+               "val": write_tokens(folder, "val", val_tokens, vocabulary)}
 
-    end_of_text = encoding.eot_token
-    starts = {"train": write_tokens(folder, "train", chunks, dtype, end_of_text, args.tokens),
-              "val": write_tokens(folder, "val", val_tokens, dtype, end_of_text)}
-    train_documents = zip(progress("compared", train), starts["train"])
-    grams = ((text_grams(store[i], 13), start) for i, start in train_documents)
-    val_grams = np.concatenate([text_grams(store[i], 13) for i in val[:held]])
-    overlap = validation_overlap(grams, count_tokens(folder, "train", dtype), val_grams)
-    store.remove()
-    found |= {"lines_without_text": reader.bad.total(), "corpus_sha256": corpus.hexdigest()}
-    return vocabulary, starts, {**found, "val_13grams_in_train": overlap}
+    # 7. how much of validation is in train all the same
+    starts = written["train"].starts
+    overlap = document_overlap(store, train, val[:held], starts, written["train"].tokens)
+    facts["val_13grams_in_train"] = overlap
+    os.unlink(store.file.name)
+    return vocabulary, written, facts
 
 
-def read_documents(store, reader, source, args):
-    """Put the documents of a source into the store, those of validation first; returns how many are
-    these."""
+def document_overlap(store, train, val, starts, train_tokens):
+    """validation_overlap() of documents, by indices; starts: the first token of those of train."""
+    # all grams of a document count from its start, also where a budget ends inside it
+    train_documents = zip(progress("compared", train), starts)
+    train_grams = ((text_grams(store[i], 13), start) for i, start in train_documents)
+    val_grams = np.concatenate([text_grams(store[i], 13) for i in val])
+    return validation_overlap(train_grams, train_tokens, val_grams)
+
+
+def read_documents(store, source, args):
+    """Put the documents of a source into the store, those of validation first. Returns how many are
+    these, and how many lines had no text. Raises InputError where there is no text."""
+    reader = Reader(args.text_key, args.separator)
     most = 0
-    if args.tokens:  # 8 bytes a token are more than enough
+    if args.tokens:
+        # 8 bytes a token are more than enough; a document longer than the budget would be all of it
         most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)
+        reader.longest = min(LONGEST, max(args.tokens, 2 * PASSAGE))
+    # validation is read whole: how much of it is wanted is known once it is encoded
     collect_documents(store, reader, source.val, 0)
     in_val = len(store)
-    if source.versions:  # all of them, since their files come in any order
-        for text in progress("read", read_docstrings(source.train)):
+    if source.versions:
+        # all of them, since their files come in any order
+        for text in read_docstrings(source.train):
             store.add(text)
     else:
         if not source.val and args.separator is None:
+            # look at the first hundred documents: a book is one document, and one cannot be split
+            # into train and validation
             documents = itertools.chain.from_iterable(map(reader.read, source.train))
             reader.cut_all = sum(1 for _ in itertools.islice(documents, FEW)) < FEW
         collect_documents(store, reader, source.train, most)
-    store.flush()
     if len(store) == in_val or source.val and not in_val:
-        part = "no text" if len(store) == in_val else "no validation text"
-        raise InputError(f"{part} in {' '.join(args.source)}{reader.summary('; ')}")
+        kind = "text" if len(store) == in_val else "validation text"
+        found = ["no " + kind + " in " + " ".join(args.source), reader.summary()]
+        raise InputError("; ".join(filter(None, found)))
     if reader.cut_all:
         print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
               f"letters, some of which may be in train and some in validation")
     if reader.first:
-        print(reader.summary("warning: "), file=sys.stderr)
-    store.warn()
-    return in_val
+        warn(reader.summary())
+    store.describe_oddities()
+    return in_val, reader.bad.total()
 
 
 def collect_documents(store, reader, parts, most):
@@ -725,20 +797,22 @@ def collect_documents(store, reader, parts, most):
     equal share as far as it can."""
     # the smallest first: what they lack of their share, the larger ones give
     waiting = sorted(parts, key=part_size)
-    missing, taken, progress_line = most, Counter(), Progress("read")
+    missing, taken = most, Counter()
     while waiting and (missing > 0 or not most):
         stopped = []
         for place, part in enumerate(waiting):
             share = missing / (len(waiting) - place)
+            # the reader has no place marks, so what was taken before is read again and passed over
             for text in itertools.islice(reader.read(part), taken[part], None):
                 size = store.add(text)
                 taken[part] += 1
-                progress_line.step()
                 share, missing = share - size, missing - size
                 if most and share <= 0:
                     stopped.append(part)
                     break
-        waiting = stopped  # read again from where they stopped, if the others held too little
+        # sizes of packed files mislead: where the others held too little, those that stopped are
+        # read again from where they did
+        waiting = stopped
 
 
 def part_size(part):
@@ -748,40 +822,53 @@ def part_size(part):
 
 def drop_copies(store, in_val, near):
     """(validation, train, {what was found: count}): indices of the documents that are no copies of
-    earlier ones, nor near-copies if these are to be dropped. Validation comes first."""
+    earlier ones, nor near-copies if these are to be dropped. Validation comes first, so that a
+    document in both stays there alone."""
+    # a document that occurs twice would weigh twice, and might be in train and in validation
     order = store.unique()
-    found = {"documents_read": len(store), "copies": len(store) - len(order)}
+    facts = {"documents_read": len(store), "copies": len(store) - len(order), "near_copies": 0}
+    # documents of validation were read first, so they have the smaller indices
     parts = [order[order < in_val], order[order >= in_val]]
-    # lists as long as that of the documents are what takes memory here
-    del order, store.hashes[:]
-    found["near_copies"] = 0
+    del order, store.hashes[:]  # arrays as long as the documents are what takes memory here
     if near:
         known = NearCopies()
         for place, part in enumerate(parts):
             new = (known.is_new(store[i]) for i in progress("looked at", part))
-            new = np.fromiter(new, bool, len(part))
-            found["near_copies"] += int((~new).sum())
-            parts[place] = part[new]
-    print(f"{len(store):,} documents were read; {found['copies']:,} copies and "
-          f"{found['near_copies']:,} near-copies of others were dropped (--dedup 0 keeps the "
+            parts[place] = part[np.fromiter(new, bool, len(part))]
+            facts["near_copies"] += len(part) - len(parts[place])
+    print(f"{len(store):,} documents were read; {facts['copies']:,} copies and "
+          f"{facts['near_copies']:,} near-copies of others were dropped (--dedup 0 keeps the "
           f"latter)")
-    return *parts, found
+    return *parts, facts
+
+
+def hash_documents(store, order):
+    """SHA-256 of documents with a zero byte between them."""
+    digest = hashlib.sha256()
+    for place, i in enumerate(progress("hashed", order)):
+        # so that no two lists of documents are the same bytes
+        digest.update(b"\0" * (place > 0))
+        digest.update(store[i].encode())
+    return digest.hexdigest()
 
 
 def too_few(documents, args):
-    return (f"{documents:,} documents, without copies, are too few to set {args.val_tokens:,} "
-            f"validation tokens apart; give more text or a smaller --val_tokens")
+    return InputError(f"{documents:,} documents, without copies, are too few to set "
+                      f"{args.val_tokens:,} validation tokens apart; give more text or a smaller "
+                      "--val_tokens")
 
 
 def count_aside(store, order, args):
     """How many documents of an order may become validation: 8 bytes a token will do; if nobody
     asked for a number of tokens, a tenth of the text at most."""
+    # how many tokens a document has only encoding can tell, and that comes after this split: so
+    # enough are set aside, and what is too much goes back to train
     count = store.count(order, 8 * args.val_tokens)
     if not args.val_given:
-        text = sum(store.size(i) for i in order)
-        count = min(count, max(1, store.count(order, text // 10) - 1))
+        tenth = store.size(order).sum() // 10
+        count = min(count, max(1, store.count(order, tenth) - 1))
     if count > len(order) // 2:
-        raise InputError(too_few(len(order), args))
+        raise too_few(len(order), args)
     return count
 
 
@@ -791,6 +878,7 @@ def split_validation(shards, end_of_text, val_tokens):
     val, missing = [], val_tokens
     for i, shard in enumerate(shards):
         starts = document_starts(shard, end_of_text)
+        # whole documents: the first that begins where enough tokens are in is the first of the rest
         cut = starts[starts >= missing]
         if len(cut):
             return [*val, shard[:cut[0]]], [shard[cut[0]:], *shards[i + 1:]]
@@ -801,11 +889,12 @@ def split_validation(shards, end_of_text, val_tokens):
 def prepare_shards(folder, source, args):
     """Write train and validation tokens as the shards have them. Returns what prepare_documents
     does."""
-    shards = {path: read_shard(path) for path in [*source.train, *source.val]}
-    kinds = {shard[1:] for shard in shards.values()}
+    shards = {path: read_shard(path) for path in source.train + source.val}
+    kinds = {end_of_text for _, end_of_text in shards.values()}
     if len(kinds) > 1:
         raise InputError("the shards are of different vocabularies; prepare each kind by itself")
-    (end_of_text, vocab_size), = kinds
+    end_of_text, = kinds
+    # the header says whose tokens they are
     default = "gpt2" if end_of_text == GPT2_RANKS else "llama3"
     vocabulary = args.vocabulary or given_vocabulary(default)
     if vocabulary.end_of_text != end_of_text:
@@ -819,12 +908,16 @@ def prepare_shards(folder, source, args):
     if not train:
         raise InputError(f"the shards are too short to set {args.val_tokens:,} validation tokens "
                          f"apart; give more, or a smaller --val_tokens")
-    dtype = token_dtype(vocab_size)
-    train, val = pieces(train, vocab_size), pieces(val, vocab_size)
-    starts = {"train": write_tokens(folder, "train", train, dtype, end_of_text, args.tokens),
-              "val": write_tokens(folder, "val", val, dtype, end_of_text)}
+    written = {"train": write_tokens(folder, "train", train, vocabulary, args.tokens),
+               "val": write_tokens(folder, "val", val, vocabulary)}
+    overlap = shard_overlap(folder, token_dtype(vocabulary.size))
+    return vocabulary, written, {"val_13grams_in_train": overlap}
+
+
+def shard_overlap(folder, dtype):
+    """validation_overlap() of what was written, by grams of tokens, since its words are unknown."""
     train, val = (np.memmap(folder / f"{part}.bin", dtype, "r") for part in ("train", "val"))
-    every = np.uint64(-(-len(train) // MOST_GRAMS))
+    every = np.uint64(-(-len(train) // MOST_GRAMS))  # of more grams an even sample
 
     def sampled_grams(tokens):
         found = gram_hashes(mix(tokens.astype(np.uint64)), 13)
@@ -833,142 +926,111 @@ def prepare_shards(folder, source, args):
 
     def train_grams():
         for begin in range(0, len(train), 2 ** 22):
+            # 12 tokens more, or the grams across two pieces would be missed
             found, places = sampled_grams(train[begin:begin + 2 ** 22 + 12])
             yield found, begin + places + 12
-    overlap = validation_overlap(train_grams(), len(train), sampled_grams(val)[0])
-    return vocabulary, starts, {"val_13grams_in_train": overlap}
+    return validation_overlap(train_grams(), len(train), sampled_grams(val)[0])
 
 
 def read_shard(path):
-    """(tokens, memory-mapped; end-of-text; vocabulary) of a file of tokens. Raises InputError."""
+    """(tokens, memory-mapped; end-of-text) of a file of tokens. Raises InputError."""
+    # a format of public speed runs: magic number, version, count, then nothing up to 1,024 bytes
     header = np.fromfile(path, "<i4", 256)
-    magic, version, count = header[:3].tolist() if len(header) == 256 else (0, 0, 0)
+    magic, version, count = (*header[:3].tolist(), 0, 0, 0)[:3]
     if (magic, version) not in SHARDS:
         raise InputError(f"{path} is not a shard of tokens with a known header (magic {magic}, "
                          f"version {version}); bare ids do not say which tokenizer made them: give "
                          "the text")
     dtype, end_of_text, vocab_size = SHARDS[magic, version]
+    # a download that was cut off would be a shorter training set, without a word
     found = (os.path.getsize(path) - 1024) / np.dtype(dtype).itemsize
     if found != count or not count:
         raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; fetch it "
                          "again")
-    return np.memmap(path, dtype, "r", 1024), end_of_text, vocab_size
-
-
-def pieces(shards, vocab_size):
-    """Tokens of shards some megabytes at a time. Raises InputError for an id that the vocabulary
-    lacks."""
-    for shard in shards:
-        for begin in range(0, len(shard), 2 ** 23):
-            piece = shard[begin:begin + 2 ** 23]
-            if piece.max() >= vocab_size:
-                raise InputError(f"{shard.filename} holds token {piece.max():,}, beyond the "
-                                 f"vocabulary of {vocab_size:,}; fetch it again")
-            yield piece
+    tokens = np.memmap(path, dtype, "r", 1024)
+    if tokens.max() >= vocab_size:
+        raise InputError(f"{path} holds token {tokens.max():,}, beyond the vocabulary of "
+                         f"{vocab_size:,}; fetch it again")
+    return tokens, end_of_text
 
 
 # --------------------------------------------------------------------------------------------------
 # Reading: documents of files, and of data sets on the hub
 
+# Whatever kind a file is, it comes as an iterator of texts; but for an array in a .json file none
+# is ever in memory as a whole.
 class Reader:
     """Yields the documents of files and of shards of the hub, and counts the lines that are
     none."""
 
-    def __init__(self, text_key="text", separator=None, longest=LONGEST):
-        self.text_key, self.separator, self.longest = text_key, separator, longest
+    def __init__(self, text_key="text", separator=None):
+        self.text_key, self.separator = text_key, separator
+        self.longest = LONGEST  # letters of a document before it is cut
         self.cut_all = False  # documents are few, so each is cut into passages
         self.bad, self.first = Counter(), ""  # lines without text, of each part; the first of all
 
     def read(self, part):
         """Documents of a part; one longer than the longest that is wanted comes in passages. Raises
         InputError for what cannot be read."""
-        self.bad[str(part)] = 0
-        try:
+        self.bad[str(part)] = 0  # a part may be read more than once
+        with explain_unreadable(part):
             for text in self.read_part(part):
                 if len(text) > self.longest or self.cut_all:
                     yield from cut_passages(text)
                 else:
                     yield text
-        except InputError:
-            raise
-        except UnicodeDecodeError as error:
-            before = error.object[max(0, error.start - 20):error.start].decode(errors="replace")
-            raise InputError(
-                f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); "
-                f"convert it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
-        except Exception as error:  # of pyarrow, pandas and a dozen libraries below datasets
-            raise InputError(
-                f"{part} cannot be read ({first_line(error)}); is it damaged, cut off, or of "
-                f"another kind than its name says?") from None
 
     def read_part(self, part):
-        if isinstance(part, HubShard):
-            return self.read_rows(part, part.rows)
         kind = kind_of(part)
         if kind == "text":
             return self.read_text(part)
-        if kind == "lines" or kind == "json" and begins_with_object(part):
-            return self.read_lines(part)
-        return self.read_rows(part, load_table(part, kind, self.text_key))
+        word = "line" if kind == "lines" else "row"
+        return self.read_rows(part, rows_of(part, kind, self.text_key), word)
 
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was
         given. Of a piece too long for memory the passages come as soon as they are read."""
+        # a marker within a line is more likely to be talked about than meant
         pattern = rf"(?m)^{regex.escape(END_OF_TEXT)}[ \t]*$"
         if self.separator is not None:
             pattern = regex.escape(self.separator)
         text = ""
         for block in read_blocks(path):
+            # the last piece may go on in the next block
             *whole, text = regex.split(pattern, text + block)
             yield from whole
             if len(text) > LONGEST:
                 *passages, text = cut_passages(text)
                 yield from passages
-                text = text.removesuffix("\n\n")
+                text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
         yield text
 
-    def read_lines(self, path):
-        """The text of each line, a JSON object."""
-        for number, line in enumerate(open_lines(path), 1):
-            if number == 1:
-                refuse_nul(path, line)
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError):
-                    row = None
-                yield from self.text_of(row, path, f"line {number}", line)
-
-    def read_rows(self, part, rows):
-        """The text of each row of a table."""
+    def read_rows(self, part, rows, word):
+        """The text of each row of a table; the others are counted and the first is noted."""
         for number, row in enumerate(rows, 1):
-            yield from self.text_of(row, part, f"row {number}", "")
+            text = row.get(self.text_key) if isinstance(row, dict) else None
+            # numbers and null are no text; a file of them has its text under another key
+            if isinstance(text, str):
+                yield text
+            elif row != "":
+                self.bad[str(part)] += 1
+                shown = str(row)[:60]
+                if isinstance(row, dict):
+                    shown = "its keys: " + ", ".join(row)
+                self.first = self.first or f"{part} {word} {number} ({shown})"
 
-    def text_of(self, row, part, where, line):
-        """[The text in a row]; [], noted down, if it has none."""
-        text = row.get(self.text_key) if isinstance(row, dict) else None
-        if isinstance(text, str):
-            return [text]
-        self.bad[str(part)] += 1
-        if not self.first:
-            what = line.strip()[:60]
-            if isinstance(row, dict):
-                what = "its keys: " + ", ".join(row)
-            self.first = f"{part} {where} ({what})"
-        return []
-
-    def summary(self, before):
-        """A message that begins with `before`; "" if all were documents."""
+    def summary(self):
+        """What was left out, in one line; "" if all were documents."""
         if not self.first:
             return ""
-        return (f'{before}{self.bad.total():,} lines or rows have no text under the key '
-                f'"{self.text_key}" '
+        return (f'{self.bad.total():,} lines or rows have no text under the key "{self.text_key}" '
                 f"and were left out, the first is {self.first}; --text_key names another key")
 
 
 def cut_passages(text):
     """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line; if
     none comes within twice as many, at a line's or sentence's end, or between words."""
+    # paragraphs are put together until there are enough letters
     passages, passage = [], ""
     for paragraph in regex.split(r"\n[ \t]*\n", text):
         passage += paragraph + "\n\n"
@@ -986,6 +1048,7 @@ def cut_paragraph(text):
     begin, parts = 0, []
     while len(text) - begin > 2 * PASSAGE:
         cut = begin + PASSAGE
+        # the best place there is: a line's end, a sentence's end, between two words
         for end in (r"\n", r"[.!?]\s|[。！？]", r"\s"):
             found = regex.compile(end).search(text, begin + PASSAGE, begin + 2 * PASSAGE)
             if found:
@@ -996,87 +1059,119 @@ def cut_paragraph(text):
     return [*parts, text[begin:]]
 
 
-def refuse_nul(path, text):
-    """Raise InputError for what begins with no text at all."""
-    if "\0" in text[:4096]:
-        raise InputError(f"{path} begins with NUL bytes, which no text has: it may be an archive "
-                         f"or UTF-16; unpack or convert it first")
+@contextlib.contextmanager
+def in_one_line(problem, advice):
+    """Turn any error of the libraries called inside into an InputError: problem (error); advice."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # what such errors say may be pages long, and the first line says the most
+        lines = str(error).strip().splitlines() or [""]
+        raise InputError(f"{problem} ({type(error).__name__}: {lines[0][:200]}); "
+                         f"{advice}") from None
 
 
-def is_packed(path):
-    return path.suffix.lower() in PACKED
+@contextlib.contextmanager
+def explain_unreadable(part):
+    """Turn any error of reading a part into an InputError that says what may be wrong with it."""
+    advice = "is it damaged, cut off, or of another kind than its name says?"
+    with in_one_line(f"{part} cannot be read", advice):
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            # the place in the file is unknown, since decoding works on pieces; the letters before
+            # it can be searched for
+            before = error.object[max(0, error.start - 20):error.start].decode(errors="replace")
+            raise InputError(
+                f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); "
+                f"convert it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
 
 
-def open_lines(path):
-    """Lines of a text file, each with its newline; they end at newlines alone."""
-    if is_packed(path):
-        rows = load_rows(path, "text", encoding="utf-8-sig", keep_linebreaks=True)
-        return (row["text"] for row in rows)
-    return open(path, encoding="utf-8-sig", newline="\n")
+def open_binary(path):
+    """The open file of a path, unpacked if its suffix says that it is packed."""
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        # unlike zstandard's own reader, this one says so when a file is cut off
+        return import_arrow("pyarrow", path).input_stream(str(path), compression="zstd")
+    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
+
+
+def open_text(path, newline=None):
+    """open_binary() as UTF-8; a byte-order mark is dropped, line ends are made \\n by default."""
+    return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)
 
 
 def read_blocks(path):
-    """Text of a file, line ends made \\n, about a million letters at a time. A block ends where a
-    line does, unless that is very long."""
-    with contextlib.ExitStack() as stack:
-        if is_packed(path):
-            lines = open_lines(path)
-            blocks = ("".join(itertools.islice(lines, 10_000)) for _ in itertools.count())
-        else:
-            file = stack.enter_context(open(path, encoding="utf-8-sig"))
-            blocks = (file.read(2 ** 20) + file.readline(2 ** 20) for _ in itertools.count())
-        for number, block in enumerate(itertools.takewhile(len, blocks)):
-            if number == 0:
-                refuse_nul(path, block)
+    """Text of a file about a million letters at a time. A block ends where a line does, unless that
+    is very long, so no line that separates documents is cut in two."""
+    # a line is no longer than a block, but where the text is one long line
+    with open_text(path) as file:
+        while block := file.read(2 ** 20) + file.readline(2 ** 20):
             yield block
 
 
-def begins_with_object(path):
-    """Whether the first line of a .json file is an object by itself: then each line is one."""
-    try:
-        return isinstance(json.loads(next(iter(open_lines(path)), "")), dict)
-    except ValueError:
-        return False
+def parse_lines(path):
+    """The JSON object in each line, or the line without white space around it if it is none."""
+    # lines end at newlines alone: other line ends may stand unescaped inside a JSON string
+    with open_text(path, newline="\n") as file:
+        for line in file:
+            row = None
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+            yield row if isinstance(row, dict) else line.strip()
 
 
-def load_table(path, kind, text_key):
-    """Rows of a file that is a table, or a JSON array, with the column of that name if it has
-    one."""
+def rows_of(path, kind, text_key):
+    """Rows of a part that is no plain text, with the column of that name if it has one."""
+    if kind == "hub":
+        return path.rows
+    if kind == "lines":
+        return parse_lines(path)
+    if kind == "json":
+        return read_array_or_lines(path)
     if kind == "parquet":
         return read_parquet(path, text_key)
     if kind in ("csv", "tsv"):
+        return read_csv(path, {"csv": ",", "tsv": "\t"}[kind], text_key)
+    # the builder takes patterns, which a name with brackets is not
+    name, datasets = glob.escape(os.path.abspath(path)), import_datasets(path)
+    return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
+
+
+def read_array_or_lines(path):
+    """Rows of a .json file: an array of objects, or, where the first line is an object by itself,
+    one in each line."""
+    with contextlib.closing(parse_lines(path)) as lines:
+        if isinstance(next(filter(None, lines), None), dict):
+            return parse_lines(path)
+    # an array is the one kind that memory holds whole: its rows need not begin where lines do
+    with open_text(path) as file:
+        rows = json.load(file)
+    return rows if isinstance(rows, list) else [rows]
+
+
+def read_csv(path, separator, text_key):
+    """Rows of a file of comma- or tab-separated values."""
+    pandas = import_arrow("pandas", path)
+    with open_text(path, newline="") as file:
         # text stays as it is: "NA" is no missing value, "007" no number
-        options = {"converters": {text_key: str}, "keep_default_na": False, "chunksize": 1000}
-        return load_rows(path, "csv", sep="\t" if kind == "tsv" else ",", **options)
-    return load_rows(path, kind)
+        for table in pandas.read_csv(file, sep=separator, converters={text_key: str},
+                                     keep_default_na=False, chunksize=1000):
+            yield from table.to_dict("records")
 
 
 def read_parquet(path, text_key):
-    """Rows of a parquet file. (The builder below would hold hundreds of megabytes at a time.)"""
-    import_datasets(path)  # brings pyarrow along
-    parquet = importlib.import_module("pyarrow.parquet")
+    """Rows of a parquet file. (The builder of datasets would hold hundreds of megabytes at a
+    time.)"""
+    parquet = import_arrow("pyarrow.parquet", path)
+    # without pre-buffering it reads one row group's column at a time
     file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2 ** 20)
+    # other columns are read only to be named in a message
     columns = [text_key] if text_key in file.schema_arrow.names else None
     for batch in file.iter_batches(1000, columns=columns):
         yield from batch.to_pylist()
-
-
-def load_rows(path, kind, **options):
-    """Rows of a file, read by a builder of the package datasets as they are asked for."""
-    datasets = import_datasets(path)
-    if path.suffix.lower() == ".zst":
-        check_zstd(path)
-    # the builder takes patterns, which a name with brackets is not
-    name = glob.escape(os.path.abspath(path))
-    return datasets.load_dataset(kind, data_files=name, split="train", streaming=True, **options)
-
-
-def check_zstd(path):
-    """Raise an error if a file is cut off, of which the library below datasets says nothing."""
-    optional_package("zstandard", path)
-    with optional_package("pyarrow", path).input_stream(str(path), compression="zstd") as stream:
-        while stream.read(2 ** 20):
-            pass
 
 
 def import_datasets(path):
@@ -1088,8 +1183,15 @@ def import_datasets(path):
     return datasets
 
 
+def import_arrow(name, path):
+    """A package that comes along with datasets, the one that is named where either is missing."""
+    optional_package("datasets", path)
+    return importlib.import_module(name)
+
+
 def optional_package(name, path):
     """Import what only some sources need."""
+    # prepare.py works on .txt and .jsonl with requirements.txt alone
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -1097,34 +1199,36 @@ def optional_package(name, path):
                          f"{name}") from None
 
 
-def first_line(error):
-    """What an error is, in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
 # --------------------------------------------------------------------------------------------------
 # Which files, and what each is for
 
 def kind_of(path):
-    """How a file is read, by its name: a value of KINDS, None if it cannot be."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in PACKED:
-        kind = KINDS.get(suffixes[0]) if len(suffixes) == 2 else None
-        return None if kind in ("parquet", "arrow", "tokens") else kind
-    return KINDS.get(suffixes[-1]) if suffixes else None
+    """How a part is read, a file by its name: a value of KINDS or hub, None if it cannot be."""
+    if isinstance(path, HubShard):
+        return "hub"
+    suffix = path.suffix.lower()
+    if suffix not in PACKED:
+        return KINDS.get(suffix)
+    kind = KINDS.get(path.with_suffix("").suffix.lower())
+    # these are packed inside already, and read from any place
+    return None if kind in ("parquet", "arrow", "tokens") else kind
 
 
 def check_kind(path):
     """Raise InputError for a file whose name does not say what it is, or says it wrongly."""
     kind = kind_of(path)
-    if kind in ("parquet", "arrow", "tokens") or kind and is_packed(path):
+    if kind in ("parquet", "arrow", "tokens"):
         return  # their readers find out
-    with open(path, "rb") as file:
-        head = file.read(512)
-    named = regex.search(r"\.(tar\.\w+|tgz)$", path.name.lower())  # and packed
-    if named or head[257:262] == b"ustar":
-        raise InputError(f"{path} is {TAR}")
+    # of a packed file, what is inside; of an unknown one, what it is
+    unpacked = open_binary
+    if kind is None:
+        unpacked = functools.partial(open, mode="rb")
+    with explain_unreadable(path), unpacked(path) as file:
+        head = file.read(4096)
+    # packed archives by their names, since their suffix is no known kind
+    tar = regex.search(r"\.(tar\.\w+|tgz)$", path.name.lower())
+    if tar or head[257:262] == b"ustar":
+        raise InputError(f"{path} is a tar archive; unpack it and give the files in it")
     for begin, what in BEGINNINGS.items():
         if head.startswith(begin):
             raise InputError(f"{path} is {what}")
@@ -1132,12 +1236,16 @@ def check_kind(path):
         raise InputError(f"{path} is of no known kind (its suffix: {path.suffix or 'none'}); name "
                          "it .txt if it is plain text, .jsonl if each of its lines is a JSON "
                          "object")
+    if b"\0" in head:
+        raise InputError(f"{path} begins with NUL bytes, which no text has: it may be an archive "
+                         f"or UTF-16; unpack or convert it first")
 
 
 def role_of(path):
     """train, val or test if a file's name says so, or else its folder's; "" if none does."""
+    roles = r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
     for name in reversed(Path(path).parts):
-        roles = r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
+        # the file's own name decides, then that of the nearest folder
         found = regex.search(roles, name.lower())
         if found:
             return {"valid": "val", "validation": "val", "dev": "val"}.get(found[1], found[1])
@@ -1154,18 +1262,19 @@ def find_files(sources):
                              "folders, a data set of the hub (hf:OWNER/NAME), or one of "
                              f"{', '.join(('docstrings', *HUB))}")
         if source.is_file():
-            check_kind(source)
+            # its folder's name says nothing here: tests/book.txt is no test
             files[source] = role_of(source.name)
             continue
         inside = list_folder(source)
+        # hidden files are caches and leftovers of editors
         known = [path for path in inside if kind_of(path) and path.name[0] != "."]
-        others += [path for path in inside if path not in set(known)]
-        for path in known:
-            check_kind(path)
-            files[path] = role_of(path.relative_to(source))
         if not known:
             raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, "
                              f"packed as {' '.join(PACKED)} or not")
+        files |= {path: role_of(path.relative_to(source)) for path in known}
+        others += sorted({*inside} - {*known})
+    for path in files:
+        check_kind(path)
     if others:
         print(f"{len(others):,} files of other kinds are left out: {name_some(others)}")
     return files
@@ -1174,6 +1283,7 @@ def find_files(sources):
 def list_folder(folder):
     """All files in a folder and those below it, linked ones also, by name."""
     files, seen = [], set()
+    # Path.rglob() would leave linked folders out
     for place, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in seen:  # a link to a folder above
             folders.clear()
@@ -1185,48 +1295,40 @@ def list_folder(folder):
 
 def name_some(parts):
     """The first of some parts, for a message."""
-    names = [str(part) for part in parts[:3]]
-    if len(parts) > 3:
-        names[-1] += " and more"
-    return ", ".join(names)
+    names = ", ".join(map(str, parts[:3]))
+    return names + " and more" * (len(parts) > 3)
 
 
-def choose_parts(files, val):
+def choose_parts(parts, val):
     """(train, validation) of {part: role}: what is called test is left out, validation that is
     given goes before what is called so. Says what it does. Raises InputError if nothing is left for
     train."""
-    roles = set(files.values())
+    # a single file called test.txt is what somebody wants to train on
+    roles = set(parts.values())
     if len(roles) == 1:
-        files = dict.fromkeys(files, "train")
         if roles & {"val", "test"}:
             print(f"all that is there is called {roles.pop()}; it is taken as the text")
-    parts = {role: [part for part in files if files[part] == role] for role in ("val", "test")}
-    train = [part for part in files if part not in parts["val"] + parts["test"]]
+        parts = dict.fromkeys(parts, "train")
+    # what is given as validation may lie in a folder of the source
+    given = {os.path.realpath(str(part)) for part in val}
+    # a part that nothing says anything of is for training
+    by_role = defaultdict(list)
+    for part, role in parts.items():
+        if os.path.realpath(str(part)) not in given:
+            by_role[role or "train"].append(part)
+    left, train = by_role["test"], by_role["train"]
     if val:
-        same = {os.path.realpath(str(part)) for part in val}
-        train = [part for part in train if os.path.realpath(str(part)) not in same]
-        parts["val"] = [part for part in parts["val"] if os.path.realpath(str(part)) not in same]
-    left = parts["test"] + (parts["val"] if val else [])
+        left = left + by_role["val"]
+    else:
+        val = by_role["val"]
     if left:
         print(f"left out, being called test or validation: {name_some(left)}")
-    val = val or parts["val"]
     if not train:
         raise InputError(f"nothing is left to train on: {name_some(val)} is validation, the rest "
                          "test")
     if val:
         print(f"{len(val):,} of {len(train) + len(val):,} parts are validation: {name_some(val)}")
     return train, val
-
-
-def choose_files(files, val, separator):
-    """Source of files on this disk, {path: role}, and of those of validation. Raises InputError."""
-    train, val = choose_parts(files, val)
-    kinds = {kind_of(path) == "tokens" for path in train + val}
-    if separator is not None and "text" not in map(kind_of, train + val):
-        raise InputError("--separator parts the documents in .txt files; there are none")
-    if len(kinds) > 1:
-        raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
-    return Source(train, val, tokens=kinds == {True})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1236,7 +1338,7 @@ def choose_files(files, val, separator):
 class HubShard:
     """One of the files of a data set on the hub, read as it is asked for."""
     name: str
-    rows: Any
+    rows: Any  # an iterable of dictionaries; each time it is iterated the file is streamed anew
 
     def __str__(self):
         return self.name
@@ -1246,69 +1348,69 @@ def reach_hub(repository, by_hand):
     """Ask the hub for a data set once, without the many tries of its own client. Raises
     InputError."""
     hub = optional_package("huggingface_hub", repository)
-    try:
+    with in_one_line(f"the data set {repository} cannot be reached on the hub", by_hand):
+        # its loader tries for minutes, with a warning each time
         hub.HfApi().dataset_info(repository, timeout=10)
-    except Exception as error:  # of several libraries below
-        raise InputError(f"the data set {repository} cannot be reached on the hub "
-                         f"({first_line(error)}); {by_hand}") from None
 
 
-def open_hub(source, val_files):
-    """Source of a data set on the hub, hf:OWNER/NAME[:CONFIG] or a short name, to be streamed."""
+def open_hub(source):
+    """{HubShard: role} of a data set on the hub, hf:OWNER/NAME[:CONFIG] or a short name."""
     source, val = HUB.get(source, (source.removeprefix("hf:"), None))
     by_hand = "fetch its files (.parquet, .jsonl) elsewhere and give them as --source"
-    if val:
-        by_hand += f", those of {val} as --val"
-    datasets = import_datasets(source)
-    found = []
-    for name in filter(None, (source, val)):
-        repository, _, config = name.partition(":")
-        reach_hub(repository, by_hand)
-        try:
-            splits = datasets.load_dataset(repository, config or None, streaming=True)
-        except Exception as error:  # of several libraries below
-            raise InputError(f"hf:{name} cannot be opened ({first_line(error)}); for files that "
-                             f"are here give their names") from None
-        shards = {}
-        for split, rows in splits.items():
-            for i in range(rows.num_shards):
-                shard = HubShard(f"hf:{name} {split} {i}", rows.shard(rows.num_shards, i))
-                shards[shard] = role_of(split)
-        found.append(shards)
-    val_shards = val_files or (list(found[1]) if val else [])
-    return Source(*choose_parts(found[0], val_shards))
+    if val is None:
+        return list_shards(source, by_hand)
+    # all of a second data set is validation, whatever its splits are called
+    by_hand += f", those of {val} as --val"
+    return list_shards(source, by_hand) | dict.fromkeys(list_shards(val, by_hand), "val")
 
 
-def fetch_fineweb(tokens, val_files):
-    """Source of as many shards of FineWeb as hold so many tokens, in the hub's cache on this
+def list_shards(name, by_hand):
+    """{HubShard: role} of a data set OWNER/NAME[:CONFIG]: its splits say what each is for."""
+    datasets = import_datasets(name)
+    repository, _, config = name.partition(":")
+    reach_hub(repository, by_hand)
+    with in_one_line(f"hf:{name} cannot be opened", "for files that are here give their names"):
+        splits = datasets.load_dataset(repository, config or None, streaming=True)
+    shards = {}
+    # by file, so that a budget can be drawn from all of them
+    for split, rows in splits.items():
+        for i in range(rows.num_shards):
+            shard = HubShard(f"hf:{name} {split} {i}", rows.shard(rows.num_shards, i))
+            shards[shard] = role_of(split)
+    return shards
+
+
+def fetch_fineweb(tokens):
+    """{path: role} of as many shards of FineWeb as hold so many tokens, in the hub's cache on this
     disk."""
     repository, _ = HUB["fineweb"]
     hub = optional_package("huggingface_hub", repository)
+    # rounded up
     count = -(-tokens // FINEWEB_SHARD)
     names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, count + 1))]
-    paths, reached = [], False
+    paths = {}
     for name in names:
         request = {"repo_id": repository, "filename": name, "repo_type": "dataset"}
         try:
+            # what is in the cache needs no network
             path = hub.hf_hub_download(**request, local_files_only=True)
         except hub.errors.LocalEntryNotFoundError:
-            if not reached:
-                reach_hub(repository, f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere "
-                                      f"and give them as --source")
-            reached = True
+            reach_hub(repository, f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere and "
+                                  f"give them as --source")
             print(f"fetching {name}", flush=True)
-            try:
+            with in_one_line(f"{name} of {repository} cannot be fetched",
+                             "run the same command again, or give the files as --source"):
                 path = hub.hf_hub_download(**request)
-            except Exception as error:  # of several libraries below
-                raise InputError(f"{name} of {repository} cannot be fetched ({first_line(error)}); "
-                                 "run the same command again, or give the files as "
-                                 "--source") from None
-        paths.append(Path(path))
-    return Source(paths[1:], val_files or paths[:1], tokens=True)
+        paths[Path(path)] = role_of(name)
+    return paths
 
 
 # --------------------------------------------------------------------------------------------------
 # The format: write and read
+
+# of a part that was written: int64 starts of its documents, its tokens, UTF-8 bytes of its text
+Written = namedtuple("Written", "starts tokens bytes")
+
 
 def token_dtype(vocab_size):
     return np.dtype("<u2" if vocab_size <= 2 ** 16 else "<u4")
@@ -1326,12 +1428,14 @@ def new_data(name):
     """
     folder, temporary = Path("data") / name, Path("data") / f".{name}.tmp"
     temporary.mkdir(parents=True, exist_ok=True)
+    # a lock on the folder itself ends with the process, however that ends
     lock = os.open(temporary, os.O_RDONLY)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is preparing {folder}; wait for it") from None
+        # it may have ended between our look at the folder and the lock
         if folder.exists():
             raise InputError(f"{folder} was prepared by another process just now; run the same "
                              "command")
@@ -1339,6 +1443,7 @@ def new_data(name):
             for leftover in temporary.iterdir():
                 leftover.unlink()
             yield temporary
+            # one rename: all or nothing, whenever the process is killed
             os.rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -1346,53 +1451,47 @@ def new_data(name):
         os.close(lock)
 
 
-class Output:
-    """A file that is written from its beginning on. Not buffered, so a full disk is found at
-    once."""
-
-    def __init__(self, path):
-        self.path, self.file = path, open(path, "w+b", buffering=0)
-
-    def write(self, content):
-        """Raises InputError, which names the file."""
-        rest = memoryview(content).cast("B")
-        try:
-            while rest:
-                rest = rest[self.file.write(rest):]
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+def write_all(file, content):
+    """Write bytes to a file without a buffer, so that a full disk is found here and at once. Raises
+    InputError, which names the file."""
+    rest = memoryview(content).cast("B")
+    try:
+        while rest:  # a disk that fills up takes some of them first
+            rest = rest[file.write(rest):]
+    except OSError as error:
+        raise cannot_write(file.name, error) from None
 
 
-def write_tokens(folder, part, chunks, dtype, end_of_text, most=0):
+def write_tokens(folder, part, chunks, vocabulary, most=0):
     """Write arrays of tokens one after another, `most` tokens in all (0: every one), and where
-    their documents start; returns those starts."""
-    count, starts = 0, [np.zeros(0, np.int64)]
-    output = Output(folder / f"{part}.bin")
-    for tokens in chunks:
-        tokens = np.asarray(tokens[:most - count if most else None], dtype)
-        output.write(np.ascontiguousarray(tokens))
-        starts.append(document_starts(tokens, end_of_text) + count)
-        count += len(tokens)
-        if most and count >= most:
-            break
-    output.file.close()
+    their documents start. Returns what was Written."""
+    dtype, lengths = token_dtype(vocabulary.size), token_lengths(vocabulary.ranks, vocabulary.size)
+    count, size = 0, 0  # tokens, bytes
+    starts = [np.zeros(0, np.int64)]
+    with open(folder / f"{part}.bin", "wb", buffering=0) as file:
+        for tokens in cut_pieces(chunks):
+            # a budget ends where it ends, within a document or not
+            if most:
+                tokens = tokens[:most - count]
+            tokens = np.ascontiguousarray(tokens, dtype)
+            write_all(file, tokens)
+            # where documents begin is found from the tokens, so documents and shards need one
+            # writer
+            starts.append(document_starts(tokens, vocabulary.end_of_text) + count)
+            count += len(tokens)
+            size += int(lengths[tokens].sum())
+            if most and count >= most:
+                break
     starts = np.concatenate(starts)
     write_atomically(folder / f"{part}_docs.npy", lambda file: np.save(file, starts))
-    return starts
+    return Written(starts, count, size)
 
 
-def count_tokens(folder, part, dtype):
-    return os.path.getsize(folder / f"{part}.bin") // np.dtype(dtype).itemsize
-
-
-def count_bytes(folder, part, dtype, lengths):
-    """UTF-8 bytes of the text of a part's tokens."""
-    total = 0
-    # read piece by piece: all pages of a memory map that were touched would count as memory in use
-    with open(folder / f"{part}.bin", "rb") as file:
-        while len(tokens := np.fromfile(file, dtype, 2 ** 22)):
-            total += int(lengths[tokens].sum())
-    return total
+def cut_pieces(chunks):
+    """Yields arrays, long ones some megabytes at a time, for the sake of memory."""
+    for chunk in chunks:
+        for begin in range(0, len(chunk), 2 ** 22):
+            yield chunk[begin:begin + 2 ** 22]
 
 
 def token_lengths(ranks, vocab_size):
@@ -1403,41 +1502,41 @@ def token_lengths(ranks, vocab_size):
     return lengths
 
 
-def finish_data(folder, name, vocabulary, starts, meta):
-    """Write the tokenizer and meta.json, which this returns. starts: {part: of its documents}."""
+def finish_data(folder, name, vocabulary, written, meta):
+    """Write the tokenizer and meta.json, which this returns. written: {part: Written}."""
     lines = []
     for token, rank in vocabulary.ranks.items():
         lines.append(base64.b64encode(token) + b" %d\n" % rank)
     write_atomically(folder / "tokenizer.tiktoken", lambda file: file.writelines(lines))
-    content = None
-    if vocabulary.json:
-        content = Path(vocabulary.json).read_bytes()
+    # what transformers reads: the file that was given, or one made of the ranks
+    content = b""
+    if vocabulary.file:
+        content = Path(vocabulary.file).read_bytes()
     elif vocabulary.pattern:
         content = tokenizer_json(vocabulary.ranks, vocabulary.pattern, vocabulary.size).encode()
     if content:
         write_atomically(folder / "tokenizer.json", lambda file: file.write(content))
-    dtype, lengths = token_dtype(vocabulary.size), token_lengths(vocabulary.ranks, vocabulary.size)
     meta = {"name": name, **meta,
             "vocab_size": vocabulary.size, "end_of_text": vocabulary.end_of_text,
-            "pattern": vocabulary.pattern, "dtype": dtype.name,
-            "tokens": {part: count_tokens(folder, part, dtype) for part in starts},
-            "bytes": {part: count_bytes(folder, part, dtype, lengths) for part in starts},
-            "documents": {part: len(starts[part]) for part in starts},
+            "pattern": vocabulary.pattern, "dtype": token_dtype(vocabulary.size).name,
+            "tokens": {part: found.tokens for part, found in written.items()},
+            "bytes": {part: found.bytes for part, found in written.items()},
+            "documents": {part: len(found.starts) for part, found in written.items()},
             "sha256": {file.name: sha256_file(file) for file in sorted(folder.iterdir())}}
-    write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", meta)  # last: a folder without it is no data set
     return meta
 
 
-def write_data(name, parts, ranks, meta):
+def write_data(name, parts, ranks, meta, tokenizer=None):
     """Write data/NAME of token arrays, parts {"train" and "val": tokens}; returns meta.json's
     content. meta: pattern, vocab_size and end_of_text of the tokenizer, and whatever else is to be
-    kept."""
-    vocabulary = Vocabulary(ranks, meta["pattern"], meta["vocab_size"], meta["end_of_text"])
-    dtype = token_dtype(vocabulary.size)
+    kept. tokenizer: the tokenizer.json that splits the text where there is no pattern."""
+    vocabulary = Vocabulary(
+        ranks, meta["pattern"], meta["vocab_size"], meta["end_of_text"], tokenizer)
     with new_data(name) as folder:
-        starts = {part: write_tokens(folder, part, [tokens], dtype, vocabulary.end_of_text)
-                  for part, tokens in parts.items()}
-        return finish_data(folder, name, vocabulary, starts, meta)
+        written = {part: write_tokens(folder, part, [tokens], vocabulary)
+                   for part, tokens in parts.items()}
+        return finish_data(folder, name, vocabulary, written, meta)
 
 
 @dataclass
@@ -1451,24 +1550,30 @@ class Data:
     def fingerprint(self):
         """What identifies the tokens, in a run's configuration. (Where validation is set aside,
         train tells it.)"""
+        # data sets from before there was validation apart keep their fingerprint, and so do their
+        # runs
         parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
         hashes = "".join(self.meta["sha256"][part] for part in parts)
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
 
     def ranks(self):
         """{token bytes: id}, special tokens left out."""
-        return read_ranks((self.folder / "tokenizer.tiktoken").read_bytes().splitlines())
+        return read_ranks(self.folder / "tokenizer.tiktoken")
 
     def tokenizer(self):
         """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer if a tokenizer.json was
         given."""
         if self.meta["pattern"]:
             return make_encoding(self.ranks(), self.meta["pattern"], self.meta["vocab_size"])
-        path = self.folder / "tokenizer.json"
-        if not path.exists():
+        if self.tokenizer_file() is None:
             raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the "
                              f"data set its teachers learned from is the same")
-        return HubTokenizer(path, self.meta["end_of_text"])
+        return HubTokenizer(self.tokenizer_file(), self.meta["end_of_text"])
+
+    def tokenizer_file(self):
+        """Its tokenizer.json; None in sets from before each had one."""
+        path = self.folder / "tokenizer.json"
+        return path if path.exists() else None
 
     def token_bytes(self):
         """UTF-8 length of each token, 0 for special ones: int64 (vocab_size,). For bits per
@@ -1480,6 +1585,7 @@ def load_data(name):
     """The data set data/NAME, every file checked against its recorded SHA-256. Raises
     InputError."""
     folder = Path("data") / name
+    # runs are named after their data, so it has to be a plain name
     if Path(name).name != name:
         raise InputError(f"{name} is a path; a data set is named by its folder in data/ here")
     if not (folder / "meta.json").exists():
@@ -1487,10 +1593,12 @@ def load_data(name):
         raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it "
                          "with prepare.py")
     meta = read_json(folder / "meta.json")
+    # a changed byte would change losses, and nobody would notice
     for file, expected in meta.get("sha256", {"train.bin": None}).items():
         if not (folder / file).exists() or sha256_file(folder / file) != expected:
             raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from "
                              f"meta.json); remove {folder} and prepare it again")
+    # mapped, not read: a run touches the part that is its budget
     train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r")
                   for part in ("train", "val"))
     return Data(folder, meta, train, val)
@@ -1523,6 +1631,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=ShowDefaults)
 
     def error(self, message):
+        # argparse would print the whole usage first
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
@@ -1537,7 +1646,12 @@ def run_main(main):
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted; the same command takes it up "
               "again", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + signal.SIGINT)  # what a shell expects of a process that Ctrl-C ended
+
+
+def warn(message):
+    """Say on standard error what may not be meant, and go on."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def cannot_write(path, error):
@@ -1552,6 +1666,7 @@ def write_atomically(path, write):
     try:
         with open(temporary, "wb") as file:
             write(file)
+            # on the disk before the new name is: else a power cut could leave an empty file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -1569,6 +1684,7 @@ def write_json(path, value):
 def read_json(path):
     """The object in a JSON file; InputError if it is damaged."""
     try:
+        # what this kit writes into such files is always an object
         value = json.loads(Path(path).read_text())
         if isinstance(value, dict):
             return value
@@ -1584,6 +1700,7 @@ def sha256_file(path):
     return sha256_of(os.fspath(path), stat.st_size, stat.st_mtime_ns)
 
 
+# A search loads the same data set hundreds of times in one process.
 @functools.cache
 def sha256_of(path, size, changed):
     with open(path, "rb") as file:
@@ -1618,64 +1735,69 @@ def progress(done, items):
 def read_options():
     """The command line, checked, with defaults that depend on one another. Raises InputError."""
     parser = Parser("Text to tokens: writes data/NAME.")
-    parser.add_argument(
-        "--source", nargs="+", default=["docstrings"], metavar="SOURCE",
+    add = parser.add_argument
+    add("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
         help=f"docstrings; files ({' '.join(KINDS)}; packed as {' '.join(PACKED)}) and folders; a "
              "data set of the Hugging Face hub (hf:OWNER/NAME or hf:OWNER/NAME:CONFIG) or "
              f"{', '.join(HUB)}")
-    parser.add_argument("--val", nargs="+", default=[], metavar="PATH",
-                        help="files or folders of validation (default: what is named so, or some "
-                             "of train)")
-    parser.add_argument("--name", help="folder under data/ (default: source name, with the "
-                                       "vocabulary if not 1024)")
-    parser.add_argument("--text_key", default="text", help="key or column that holds the text")
-    parser.add_argument("--separator", metavar="STRING",
-                        help="what parts the documents in .txt, \\n for "
-                        "each line (default: lines <|endoftext|>; without any a file is a "
-                        "document)")
-    parser.add_argument("--vocab_size", type=int, default=1024,
-                        help="ids of a BPE trained here, with end-of-text")
-    parser.add_argument("--tokenizer", help="gpt2, llama3 (its tokenizer.model in this folder), "
-                                            "bytes, a rank file in tiktoken's format, or a folder "
-                                            "with a tokenizer.json (default: a BPE is trained)")
-    parser.add_argument("--tokens", type=int, help="train tokens to stop at, drawn from all files; "
-                                                   "files are read as far as 8 bytes for each. 0: "
-                                                   "all (default: all; of the hub 209,715,200)")
-    parser.add_argument("--val_tokens", type=int, help="validation tokens, the same for every "
-                                                       "budget (default: 65,536, of the hub "
-                                                       "4,194,304; at most a tenth of the text)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle that splits documents")
-    parser.add_argument("--dedup", type=int, default=1, choices=(0, 1),
-                        help="0: drop exact copies alone; shards are copied as they are")
-    parser.add_argument("--json", action="store_true", help="print meta.json as the last line")
+    add("--val", nargs="+", default=[], metavar="PATH",
+        help="files or folders of validation (default: what is named so, or some of train)")
+    add("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
+    add("--text_key", default="text", help="key or column that holds the text")
+    add("--separator", metavar="STRING",
+        help="what parts the documents in .txt, \\n for each line (default: lines <|endoftext|>; "
+             "without any a file is a document)")
+    add("--vocab_size", type=int, default=1024, help="ids of a BPE trained here, with end-of-text")
+    add("--tokenizer",
+        help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank file in tiktoken's "
+             "format, or a folder with a tokenizer.json (default: a BPE is trained)")
+    add("--tokens", type=int,
+        help="train tokens to stop at, drawn from all files; files are read as far as 8 bytes for "
+             "each. 0: all (default: all; of the hub 209,715,200)")
+    add("--val_tokens", type=int,
+        help="validation tokens, the same for every budget (default: 65,536, of the hub 4,194,304; "
+             "at most a tenth of the text)")
+    add("--seed", type=int, default=0, help="of the shuffle that splits documents")
+    add("--dedup", type=int, default=1, choices=(0, 1),
+        help="0: drop exact copies alone; shards are copied as they are")
+    add("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
 
+    # defaults that depend on the source: the hub's sets are larger than anybody wants whole
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
-    if len(args.source) > 1 and any(name in ("docstrings", *HUB) or name.startswith("hf:")
-                                    for name in args.source if not Path(name).exists()):
-        raise InputError("docstrings and data sets of the hub are prepared each by itself; give "
-                         "one --source")
     args.val_given = args.val_tokens is not None
     if args.tokens is None:
         args.tokens = PAPER_TOKENS if args.hub else 0
     if not args.val_given:
         args.val_tokens = 2 ** 22 if args.hub else 2 ** 16
+    if args.separator is not None:  # as a shell passes it on
+        args.separator = args.separator.replace("\\n", "\n").replace("\\t", "\t")
+    args.name = args.name or default_name(args)
+    check_options(args)
+    return args
+
+
+def check_options(args):
+    """Raise InputError for values that cannot be."""
+    # a file may well have such a name
+    elsewhere = [name for name in args.source if not Path(name).exists()]
+    alone = [name for name in elsewhere if name in ("docstrings", *HUB) or name.startswith("hf:")]
+    if alone and len(args.source) > 1:
+        raise InputError("docstrings and data sets of the hub are prepared each by itself; give "
+                         "one --source")
+    # 256 bytes and end-of-text are the smallest vocabulary
     for name, least in (("vocab_size", 257), ("val_tokens", 1), ("tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; it must be at least "
                              f"{least}")
     if args.source == ["fineweb"] and not args.tokens:
         raise InputError("fineweb is 10 billion tokens: give --tokens above 0")
-    if args.separator is not None:  # as a shell passes it on
-        args.separator = args.separator.replace("\\n", "\n").replace("\\t", "\t")
-        if not args.separator:
-            raise InputError("--separator is empty; give what stands between two documents, such "
-                             "as '\\n'")
-    args.name = args.name or default_name(args)
+    if args.separator == "":
+        raise InputError("--separator is empty; give what stands between two documents, such as "
+                         "'\\n'")
     if not regex.fullmatch(r"\w[\w.-]*", args.name):
         raise InputError(f"--name {args.name} cannot be the name of a data set; use letters, "
                          "digits, - and _")
-    return args
 
 
 def default_name(args):
@@ -1684,6 +1806,7 @@ def default_name(args):
     for suffix in (*PACKED, *KINDS):
         if name.lower().endswith(suffix):
             name = name[:-len(suffix)]
+    # spaces and brackets would need quotes in every later command
     name = regex.sub(r"[^\w.-]+", "-", name).strip("-.")
     vocabulary = Path(args.tokenizer).stem if args.tokenizer else args.vocab_size
     return name if vocabulary == 1024 else f"{name}-{vocabulary}"
@@ -1702,6 +1825,7 @@ def identify(args, files):
         file = file / "tokenizer.json"
     if tokenizer and file.is_file():
         tokenizer = [tokenizer, sha256_file(file)]
+    # left out where they are the default, so that a new option leaves old identities as they are
     others = {"tokenizer": (tokenizer, None), "tokens": (args.tokens, 0), "dedup": (args.dedup, 1),
               "val": (args.val, []), "text_key": (args.text_key, "text"),
               "separator": (args.separator, None)}
@@ -1720,26 +1844,35 @@ def is_prepared(folder, identity):
     return True
 
 
-def open_source(args, files, val_files):
-    """The Source that was asked for. Raises InputError."""
+def open_source(args, parts, val):
+    """The Source that was asked for, of the parts that are files, {path: role}, or else of others;
+    val: files of validation. Raises InputError."""
     if args.source == ["docstrings"]:
         files, versions = find_docstrings()
-        return Source(files, list(val_files), versions)
+        return Source(files, val, versions)
     if args.source == ["fineweb"]:
-        return fetch_fineweb(args.tokens, list(val_files))
-    if args.hub:
-        return open_hub(args.source[0], list(val_files))
-    return choose_files(files, list(val_files), args.separator)
+        parts = fetch_fineweb(args.tokens)
+    elif args.hub:
+        parts = open_hub(args.source[0])
+    train, val = choose_parts(parts, val)
+    kinds = set(map(kind_of, train + val))
+    if args.separator is not None and "text" not in kinds:
+        raise InputError("--separator parts the documents in .txt files; there are none")
+    if "tokens" in kinds and len(kinds) > 1:
+        raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
+    return Source(train, val, tokens="tokens" in kinds)
 
 
 def main():
     args = read_options()
-    files, val_files = {}, find_files(args.val)
+    files, val_files = {}, list(find_files(args.val))
     if args.source != ["docstrings"] and not args.hub:
         files = find_files(args.source)
+    # the content of files is part of the request: a changed file is other data
     hashes = {str(file): sha256_file(file) for file in [*files, *val_files]}
     identity, folder = identify(args, hashes or None), Path("data") / args.name
     if is_prepared(folder, identity):
+        # asked for again, the same data are no work: any command can be repeated
         meta = load_data(args.name).meta
         print(f"{folder} is prepared already")
     else:
@@ -1749,10 +1882,10 @@ def main():
         with new_data(args.name) as temporary:
             source = open_source(args, files, val_files)
             prepare = prepare_shards if source.tokens else prepare_documents
-            vocabulary, starts, found = prepare(temporary, source, args)
+            vocabulary, written, facts = prepare(temporary, source, args)
             origin = {"identity": identity, "versions": source.versions, "seed": args.seed,
                       "val_apart": bool(source.val)}
-            meta = finish_data(temporary, args.name, vocabulary, starts, {**origin, **found})
+            meta = finish_data(temporary, args.name, vocabulary, written, origin | facts)
         report(folder, meta, args)
     if args.json:
         print(json.dumps(meta))
@@ -1761,30 +1894,32 @@ def main():
 def report(folder, meta, args):
     """Print what was prepared, and warnings."""
     corpus, versions = meta.get("corpus_sha256", ""), meta["versions"]
+    tokens = meta["tokens"]
+    # near-copies that were asked for are no other versions
     if versions and args.dedup and corpus != CORPUS_SHA256:
-        print(f"warning: the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are "
-              "not those of the pinned versions, so losses will not compare with the published "
-              "tables",
-              file=sys.stderr)
-    if "documents_read" in meta:
-        read, copies, near = (meta[key] for key in ("documents_read", "copies", "near_copies"))
-        if copies + near > read / 10 and not versions:  # docstrings are known to repeat themselves
-            print(f"warning: {copies + near:,} of {read:,} documents are gone, being like others; "
-                  f"--dedup 0 keeps near-copies", file=sys.stderr)
-    print(f"{folder}: {meta['documents']['train']:,} documents, {meta['tokens']['train']:,} train "
-          f"and {meta['tokens']['val']:,} validation tokens"
-          + (f", corpus SHA-256 {corpus[:12]}" if corpus else ""))
-    if meta["tokens"]["train"] < args.tokens:
-        print(f"warning: fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text "
-              f"is read as far as 8 bytes a token)", file=sys.stderr)
-    for budget, share in meta["val_13grams_in_train"].items():
-        print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train "
+        warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those "
+             "of the pinned versions, so losses will not compare with the published tables")
+    read = meta.get("documents_read", 0)  # shards have none
+    gone = meta.get("copies", 0) + meta.get("near_copies", 0)
+    if gone > read / 10 and not versions:  # docstrings are known to repeat themselves
+        warn(f"{gone:,} of {read:,} documents are gone, being like others; --dedup 0 keeps "
+             "near-copies")
+    line = (f"{folder}: {meta['documents']['train']:,} documents, {tokens['train']:,} train and "
+            f"{tokens['val']:,} validation tokens")
+    if corpus:
+        line += f", corpus SHA-256 {corpus[:12]}"
+    print(line)
+    if tokens["train"] < args.tokens:
+        warn(f"fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text is read as "
+             "far as 8 bytes a token)")
+    overlap = {int(budget): share for budget, share in meta["val_13grams_in_train"].items()}
+    for budget, share in overlap.items():
+        print(f"  of the validation 13-grams {share:.2%} occur in the first {budget:,} train "
               "tokens")
-    overlap = meta["val_13grams_in_train"].items()
-    large = [int(budget) for budget, share in overlap if share > 0.05]
+    large = [budget for budget, share in overlap.items() if share > 0.05]
     if large:
-        print(f"warning: over 5% of validation occurs in train from {min(large):,} tokens on, "
-              f"where its loss also measures memory", file=sys.stderr)
+        warn(f"over 5% of validation occurs in train from {min(large):,} tokens on, where its loss "
+             "also measures memory")
 
 
 if __name__ == "__main__":
