@@ -39,6 +39,12 @@ from scipy.stats import norm, qmc, t as student_t
 
 # --------------------------------------------------------------------------------------------------
 # The laws
+#
+# A law of loss is nearly always linear in some numbers and not in others. In
+# A / N^alpha + B / D^beta + E the best A, B and E follow from linear least squares once alpha and
+# beta are given; these alone must be searched for. So a law is declared in two parts: `signs` names
+# what it is linear in, `shape` names the rest, and `basis` computes from the rest the columns, here
+# 1 / N^alpha, 1 / D^beta and 1.
 
 def take_rows(columns, kept):
     """What the basis of most laws reads: the columns of the rows that count."""
@@ -70,6 +76,7 @@ def allocation(p):
     """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv
     2203.15556, eq. 4)."""
     p = SimpleNamespace(**p)
+    # A or B may be 0, at its bound
     log_ratio = np.log(p.alpha * max(p.A, 1e-300)) - np.log(p.beta * max(p.B, 1e-300))
     return {"log_G": log_ratio / (p.alpha + p.beta), "a": p.beta / (p.alpha + p.beta)}
 
@@ -84,6 +91,7 @@ def constrained_terms(p, c):
     """1 / N'^alpha, 1 / D'^alpha and the limit, of effective parameters and data (arXiv 2305.16264,
     eq. 5 to 7): beyond n parameters a unique token, parameters are in excess."""
     unique = np.minimum(c.T, c.U)
+    # parameters beyond what the unique tokens can use count as repeated ones
     useful = np.minimum(c.N, p.n * unique)
     parameters = repeated(useful, c.N, p.RN)
     data = repeated(unique, c.T, p.RD)
@@ -100,6 +108,7 @@ def overfit_terms(p, c):
 
 def overtrain_terms(p, c):
     """M^eta C^-eta, M^-eta C^-eta and the limit, with M = D / N and C = 6 N D."""
+    # written with C and M, overtraining moves the curve and keeps its slope
     ratio, compute = c.D / c.N, 6 * c.N * c.D
     return [(ratio / compute) ** p.eta, (ratio * compute) ** -p.eta, 1.0]
 
@@ -204,56 +213,49 @@ LEFT_OUT = ("left out, as each would need its own solver: Bayesian optimization,
 WARMUP_PIECES = 16  # an assumed warm-up is a line of so many pieces
 
 
-def schedules(columns):
-    """For each curve (rows, place, step, lr, area): the learning rate as a line through its points
-    and the area under it, summed over steps, up to each; the rows, in order of steps, lie at
-    point[place]. Before the first row lr rises from 0 at step 0, as in a linear warm-up, unless
-    that row is at step 0."""
-    for curve in np.unique(columns["curve"]):
-        rows = np.flatnonzero(columns["curve"] == curve)
-        rows = rows[np.argsort(columns["step"][rows], kind="stable")]
-        step, lr = columns["step"][rows], columns["lr"][rows]
-        # whole steps; none of them where the first row is at step 0
-        warmup = np.unique(np.round(np.linspace(0, step[0], WARMUP_PIECES + 1)))[:-1]
-        place = len(warmup) + np.arange(len(rows))
-        lr = np.concatenate([lr[0] * warmup / max(step[0], 1), lr])
-        step = np.concatenate([warmup, step])
-        length = np.diff(step)
-        # steps of a line from lr_0 (not counted) to lr_1: m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m
-        area = length * lr[:-1] + np.diff(lr) * (length + 1) / 2
-        yield rows, place, step, lr, np.concatenate([[0.0], np.cumsum(area)])
-
-
-def lr_changes(step, lr, area):
-    """The changes of lr between the points of a schedule, an array (changes,) of each kind: change,
-    fall (0 for a rise in warm-up), length in steps, the step of its end, lr and area before it at
-    its middle. Also the places of the points where they end."""
+def read_schedule(step, lr):
+    """One curve whose rows are in order of steps: the area under its learning rate, summed over
+    steps, up to each row; and the changes of lr, an array (changes,) of each kind: change, fall (0
+    for a rise in warm-up), length in steps, the step of its end, lr and area before it at its
+    middle."""
+    # before the first row lr rises from 0 at step 0, as in a linear warm-up, unless that row is at
+    # step 0: whole steps, and none of them then
+    warmup = np.unique(np.round(np.linspace(0, step[0], WARMUP_PIECES + 1)))[:-1]
+    lr = np.concatenate([lr[0] * warmup / max(step[0], 1), lr])
+    step = np.concatenate([warmup, step])
     change, length = np.diff(lr), np.diff(step)
+    # sums over steps, not integrals: a step counts with the lr that it is made with, so that those
+    # of a line from lr_0 (not counted) to lr_1 are m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m
+    area = length * lr[:-1] + change * (length + 1) / 2
+    area = np.concatenate([[0.0], np.cumsum(area)])
     # between two points lr changes by a little at each step; all of it counts at the middle one
     middle = (length + 1) / 2
     lr_there = lr[:-1] + change * middle / length
     area_before = area[:-1] + (middle - 1) * (lr[:-1] + lr_there) / 2
     # the first rise is warm-up, in which Tissue et al. hold lr at its peak: nothing falls
     fall = np.where(np.cumsum(change <= 0) > 0, -change, 0.0)
-    some = np.flatnonzero(change)
-    changes = np.stack([change, fall, length, step[1:], lr_there, area_before])[:, some]
-    return changes, some + 1
+    changes = np.stack([change, fall, length, step[1:], lr_there, area_before])
+    return area[len(warmup):], changes[:, change != 0]
 
 
 def read_changes(columns, kept):
     """What the laws of curves read: S1 of each row that counts, the area under lr up to it, and
     every pair of such a row and an earlier change of lr (`row` and `k`)."""
-    # no parameter moves any of this, so that a fit computes it once
+    # no parameter moves any of this, so that a fit computes it once; pairs go by the million in
+    # long curves
     area_of_row, changes, pairs, known = np.zeros(len(kept)), [], [], 0
-    for rows, place, step, lr, area in schedules(columns):
-        area_of_row[rows] = area[place]
-        of_curve, end = lr_changes(step, lr, area)
-        changes.append(of_curve)
-        place, rows = place[kept[rows]], rows[kept[rows]]
-        row, k = np.nonzero(end <= place[:, None])
+    for curve in np.unique(columns["curve"]):
+        rows = np.flatnonzero(columns["curve"] == curve)
+        rows = rows[np.argsort(columns["step"][rows], kind="stable")]
+        area_of_row[rows], of_curve = read_schedule(columns["step"][rows], columns["lr"][rows])
+        # a change counts from the step on where it ends
+        end, rows = of_curve[3], rows[kept[rows]]
+        row, k = np.nonzero(end <= columns["step"][rows][:, None])
         pairs.append(np.stack([rows[row], known + k]))
+        changes.append(of_curve)
         known += len(end)
     row, k = np.concatenate(pairs, axis=1)
+    # rows may come in any order, but the sums below want a row's pairs together
     in_order = np.argsort(row, kind="stable")
     row, k = row[in_order], k[in_order]
     change, fall, length, end, lr, area_before = np.concatenate(changes, axis=1)
@@ -268,6 +270,7 @@ def read_changes(columns, kept):
 
 def sum_changes(c, terms):
     """The sum over each row's earlier changes of a term of every pair, (rows,)."""
+    # differences of one running sum: no loop over rows
     return np.diff(np.concatenate([[0.0], np.cumsum(terms)])[c.first])
 
 
@@ -306,6 +309,10 @@ LAWS["multi_power"] = Law(
 
 # --------------------------------------------------------------------------------------------------
 # What a fit minimizes
+#
+# A Problem holds all that decides a fit, so that to fit again with other weights or with a
+# parameter held is to replace one of its fields. A Fit is a point of it: a minimum, and what refits
+# told of it.
 
 @dataclass
 class Problem:
@@ -331,13 +338,16 @@ class Problem:
     def __post_init__(self):
         law, self.method = self.law, self.method or self.law.method
         self.y = np.asarray(self.y, dtype=np.float64)
+        # all points count alike unless the caller says otherwise
         if self.weights is None:
             self.weights = np.ones(len(self.y))
         self.weights = np.asarray(self.weights, dtype=np.float64)
         # c, target, w: of the rows that count
         kept = self.weights > 0
-        self.c, self.target, self.w = law.prepare(self.columns, kept), self.y[kept], \
-            self.weights[kept]
+        self.c = law.prepare(self.columns, kept)
+        self.target = self.y[kept]
+        self.w = self.weights[kept]
+        # whether residuals are differences of logs, that is relative errors
         self.on_logs = law.logs or self.method in ("huber", "lad")
         self.shape = [name for name in law.shape if name not in self.fixed]
         self.terms = [name for name in law.signs if name not in self.fixed]
@@ -346,11 +356,13 @@ class Problem:
         # signs are in the basis, so that what is subtracted is at least 0 as well
         self.free = np.array([law.signs[name] == "" for name in self.terms], dtype=bool)
         self.log_ranges = np.log(np.array([law.shape[name] for name in self.shape]).reshape(-1, 2))
+        # shapes lie in the law's ranges, coefficients at 0 or above but where they are free
         self.low = np.concatenate([self.log_ranges[:, 0], np.where(self.free, -np.inf, 0.0)])
         self.high = np.concatenate([self.log_ranges[:, 1], np.full(len(self.free), np.inf)])
 
     def with_fixed(self, values):
         """A dict of parameters with those that are fixed, or equal to another, added."""
+        # a fixed value is a number, or the name of a parameter in `values`
         equal = {name: values.get(value, value) for name, value in self.fixed.items()}
         return {**values, **equal}
 
@@ -360,6 +372,7 @@ class Problem:
         p = SimpleNamespace(**self.with_fixed(dict(zip(self.shape, np.exp(logs)))))
         sought, held = [np.zeros((len(self.target), 0))], 0.0
         for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
+            # a constant term, as the limit, is one number
             column = np.broadcast_to(column, len(self.target))
             if sign == "-":
                 column = -column
@@ -372,6 +385,7 @@ class Problem:
     def sum_terms(self, z):
         """(shape parameters, basis scaled to mean square 1, what the basis sums to (rows,))."""
         p, matrix, held = self.basis(z[:self.shapes])
+        # columns of one size, else N^-alpha and 1 differ by orders of magnitude
         matrix = matrix / column_sizes(matrix)
         return p, matrix, matrix @ z[self.shapes:] + held
 
@@ -379,6 +393,7 @@ class Problem:
         """The residuals of what the basis sums to."""
         if self.law.logs:
             return eta - np.log(self.target)
+        # most laws are what the basis sums to; some are a function of it
         value = self.law.inverse(eta, p, self.c)
         if self.on_logs:
             return np.log(value / self.target)
@@ -410,12 +425,14 @@ class Problem:
         else:
             loss = np.where(r < self.delta, 0.5 * r ** 2, self.delta * (r - 0.5 * self.delta))
         value = float((self.w * loss).sum())
+        # where the law overflows nothing is to be found
         return value if np.isfinite(value) else math.inf
 
     def parameters(self, z):
         """Every parameter by name, in the law's order, the fixed ones as well."""
         logs, coefficients = z[:self.shapes], z[self.shapes:]
         _, matrix, _ = self.basis(logs)
+        # back to raw units
         sought = [*np.exp(logs), *(coefficients / column_sizes(matrix))]
         values = self.with_fixed(dict(zip(self.names, sought)))
         return {name: float(values[name]) for name in [*self.law.shape, *self.law.signs]}
@@ -447,6 +464,7 @@ class Fit:
         problem, shapes = self.problem, self.problem.shapes
         distance = np.minimum(self.z - problem.low, problem.high - self.z)[:shapes]
         coefficients = self.z[shapes:]
+        # a term that vanishes beside the largest is at its bound of 0
         zero = ~problem.free & (coefficients < 1e-9 * np.abs(coefficients).max(initial=0))
         bound = [*(distance < 1e-3), *zero]
         return [name for name, there in zip(problem.names, bound) if there]
@@ -468,6 +486,7 @@ def predict(law, params, columns):
     rows = len(next(iter(columns.values())))
     # with every parameter fixed the sum of the fixed terms is all there is
     problem = Problem(law, columns, np.ones(rows), fixed=params)
+    # no shapes are sought
     p, _, eta = problem.basis([])
     if law.logs:
         return np.exp(eta)
@@ -476,6 +495,13 @@ def predict(law, params, columns):
 
 # --------------------------------------------------------------------------------------------------
 # The solver
+#
+# The objective has several minima as soon as exponents are sought, so no single descent is trusted:
+# 1. scan: at many shapes the best coefficients, by linear least squares, and what they leave;
+# 2. polish: from the best of these that lie apart, descend on the real objective in all variables;
+# 3. repeat from new starts, beside the best minimum and far from it, until nothing better comes and
+#    two starts have reached the same minimum;
+# 4. finish: follow the best one to all its digits.
 
 def fit(law, columns, y, weights=None, method=None, delta=1e-3, fixed=None):
     """The Fit of a Law to columns (name -> array) and targets y, (rows,); arguments as those of
@@ -489,6 +515,7 @@ FEW_ROWS = 120  # of curves, on which the search begins
 @np.errstate(all="ignore")  # overflow at an absurd start is a bad start, no more
 def solve(problem):
     """The Fit of a problem, wherever its minimum lies. Raises ValueError."""
+    # long curves cost much to evaluate and hold little more than a part of their rows
     many = len(problem.target) > 2 * FEW_ROWS
     if many and "curve" in problem.law.columns:
         reached, done = search_few_rows(problem)
@@ -497,6 +524,7 @@ def solve(problem):
     if not reached:
         raise ValueError("the law is finite at none of the minima that a few rows gave")
     value, z = reached[0]
+    # the last step may fail where the minimum is flat; then what the search had stands
     exact = finish(problem, z)
     if problem.value(exact) < value:
         z = exact
@@ -519,6 +547,7 @@ def refit_near(problem, params):
     whole search where one shape at most is sought, so that it costs little."""
     if problem.shapes < 2:
         return solve(problem)
+    # five to nine starts: enough to step over the ridges near a minimum
     starts = [params]
     for name in problem.shape:
         for factor in (0.8, 1.25):
@@ -533,6 +562,7 @@ def search(problem, shapes, each=8, rounds=11):
     done when rounds bring nothing better (two where there are more than two shapes) and two starts
     reached the best.
     """
+    # `left`: starts not yet polished, the best first
     left = scan(problem, shapes)
     if not left:
         raise ValueError("no start of this law fits these points; check their units and columns")
@@ -553,9 +583,11 @@ def search(problem, shapes, each=8, rounds=11):
         chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
         reached = sorted(reached + polish_all(problem, chosen), key=by_value)
         least = reached[0][0]
+        # rounds since something better came
         quiet += 1
         if least < before * (1 - tolerance):
             quiet = 0
+        # one start alone may have been lucky: others could have found a deeper minimum still
         same = [value for value, _ in reached if value <= least * (1 + tolerance) + 1e-20]
         if len(same) > 1 and quiet >= enough:
             return reached, True
@@ -566,6 +598,7 @@ def search_few_rows(problem):
     """search() where loss curves have many rows: they are smooth, so that a few rows tell where to
     look, and all of them what is best there."""
     counted = np.flatnonzero(problem.weights)
+    # evenly, so that every curve and phase is there
     few = counted[::len(counted) // FEW_ROWS]
     some = {name: column[few] for name, column in problem.columns.items()}
     rough = replace(problem, columns=some, y=problem.y[few], weights=None)
@@ -579,8 +612,10 @@ def shape_starts(ranges, each):
     Latin hypercube of `each` a parameter for more, (starts, shapes)."""
     low, high = ranges.T
     if len(low) > 2:
+        # a grid would grow with a power of the number of shapes
         sample = qmc.LatinHypercube(len(low), rng=0).random(each * len(low))
         return np.exp(qmc.scale(sample, low, high))
+    # 80 exponents are a tenth apart, 16 a third: near enough to polish from
     count = {0: 1, 1: 80, 2: 16}[len(low)]
     axes = [np.linspace(a, b, count) for a, b in ranges]
     return np.exp(np.array(list(product(*axes))))
@@ -603,6 +638,7 @@ def take_apart(problem, found, count):
     shapes, so that they may lead to different minima."""
     chosen, left = [], []
     for value, z in found:
+        # starts within 15% of each other in every shape would end in one place
         near = [np.abs(z - other)[:problem.shapes].max(initial=0) < 0.15 for _, other in chosen]
         if len(chosen) < count and not any(near):
             chosen.append((value, z))
@@ -615,6 +651,7 @@ def take_apart(problem, found, count):
 def polish_all(problem, chosen):
     """[(value, z)] of starts and of the minima near them, the best first."""
     polished = [polish(problem, z) for _, z in chosen]
+    # the starts stay in the list, as a descent may end where the law is not finite
     found = chosen + [(problem.value(z), z) for z in polished]
     return sorted(found, key=by_value)
 
@@ -623,6 +660,7 @@ def best_coefficients(problem, shape):
     """z at these shape parameters with the best coefficients for them, to first order; None if the
     law is not finite there."""
     p, matrix, held = problem.basis(np.log(shape))
+    # least squares of what the basis sums to, not of the loss: near enough for a start
     target = problem.law.link(problem.target, p, problem.c)
     if problem.law.logs:
         target = np.log(problem.target)
@@ -639,6 +677,7 @@ def best_coefficients(problem, shape):
 
 def bounded_least_squares(matrix, y, free):
     """argmin |matrix x - y| with x >= 0 but where `free`; columns are first brought to one size."""
+    # nnls stops at a tolerance that is absolute, so the columns must be of one size
     size = column_sizes(matrix)
     scaled = matrix / size
     # a free coefficient is a difference of two
@@ -652,9 +691,11 @@ def polish(problem, z, precision=1e-9):
     residuals: narrow from the start, few points would have a say. "lad" is its limit."""
     z = np.clip(z, problem.low, problem.high)
     width = float(np.median(np.abs(problem.residuals(z)))) + 1e-300
+    # no width for least squares; hardly any for absolute deviations
     last = {"ls": math.inf, "lad": 1e-3 * width}.get(problem.method, problem.delta)
     while width > last:
         z = descend(problem, z, width, 1e-3)
+        # by little, so that each descent begins near its end
         width = width / 5
     return descend(problem, z, last, precision)
 
@@ -662,6 +703,7 @@ def polish(problem, z, precision=1e-9):
 def descend(problem, z, width, precision):
     """scipy's least_squares from z, with Huber's loss of this width, inf for none."""
     def huber(square):  # rho, rho', rho'' of the squared residual
+        # a parabola inside the width, a line of the same slope outside
         inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
         rho = np.where(inside, square, 2 * width * root - width ** 2)
         slope = np.where(inside, 1.0, width / root)
@@ -689,6 +731,7 @@ def finish(problem, z):
     # of a step and of each residual's size, at least r and at least -r
     cost = np.concatenate([np.zeros(len(z)), problem.w])
     while radius > 1e-9:
+        # in the region the law counts as linear, and the sum of |r| is a linear program
         r, slope = problem.residuals(z), problem.jacobian(z)
         low, high = np.maximum(problem.low - z, -radius), np.minimum(problem.high - z, radius)
         bounds = [*zip(low, high), *[(0, None)] * len(r)]
@@ -701,12 +744,14 @@ def finish(problem, z):
         if trial_value < value * (1 - 1e-13):
             z, value, radius = trial, trial_value, 2 * radius
         else:
+            # the law bends too much for a step so long
             radius = radius / 4
     return z
 
 
 def watched(items, what):
     """The items of a sequence; a line on standard error every 5 seconds that they take."""
+    # quiet for a while: most fits are done by then
     said = time.monotonic()
     for number, item in enumerate(items, 1):
         if time.monotonic() - said > 5:
@@ -717,6 +762,10 @@ def watched(items, what):
 
 # --------------------------------------------------------------------------------------------------
 # Uncertainty
+#
+# Four questions, four tools. How far may E lie from its estimate: the profile, by least squares.
+# How far may anything lie: the bootstrap, by any method. Does one point decide: leave it out. Do
+# the points tell a parameter at all: see whether it can move while the loss hardly changes.
 
 def noise_of(found):
     """(standard deviation of the residuals, robust but for least squares, degrees of freedom)."""
@@ -727,7 +776,7 @@ def noise_of(found):
         return 0.0, freedom
     if problem.method == "ls":
         return float(np.sqrt((problem.w * r ** 2).sum() / freedom)), freedom
-    # 1.4826 medians are the standard deviation of a normal's residuals, whatever outliers do
+    # 1.4826 medians of |r| are a normal's standard deviation, and outliers hardly move a median
     return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(len(r) / freedom), freedom
 
 
@@ -750,9 +799,11 @@ def not_determined(found):
     # columns of one size, so that a small singular value means a direction without a slope
     slope = slope_of(found)
     size = np.sqrt((slope ** 2).sum(0)) + 1e-150
+    # the diagonal of the inverse of slope.T @ slope, also where that is singular
     _, singular, axes = np.linalg.svd(slope / size, full_matrices=False)
     inverse = ((axes / np.maximum(singular, 1e-10)[:, None]) ** 2).sum(0)
     reach = student_t.ppf(0.975, freedom) if freedom > 0 else math.inf
+    # exact points: the floor above is the noise, and it is known
     if noise == 0:
         reach = 1.96
     # half of each variable's 95% interval if the law were linear
@@ -770,6 +821,7 @@ def standard_errors(found):
     # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
+    # the usual (J^T J)^-1 sigma^2
     slope = slope_of(found)
     covariance = noise ** 2 * np.linalg.pinv(slope.T @ slope)
     # variables are not the parameters: the change of every parameter by every variable
@@ -804,11 +856,13 @@ def profile(found, sigma=None, freedom=math.inf):
     def excess(limit):
         # the limit is held, all other parameters are sought anew
         held = replace(problem, fixed={**problem.fixed, "E": limit})
+        # kept, since one of them may turn out better than the fit
         refits.append(refit_near(held, found.params))
         return refits[-1].objective - found.objective - allowed
 
     # a limit above all points misses each by so much at least that it is out of the interval
     top = math.sqrt(2 * (found.objective + allowed) / problem.weights.sum())
+    # a loss is above 0, and so is its limit
     bounds = (0.0, float(np.max(problem.y)) + top)
     ends = [find_end(excess, found.params["E"], bound) for bound in bounds]
     # a refit below the minimum: the fit lies in the wrong basin, and so does its interval
@@ -831,6 +885,7 @@ def find_end(excess, center, bound):
         if excess(outer) >= 0:
             if excess(inner) >= 0:  # no noise, no doubt
                 return float(inner)
+            # the crossing lies between the last two
             return float(brentq(excess, inner, outer, xtol=1e-7))
         inner = outer
     return float(bound)
@@ -851,6 +906,7 @@ def bootstrap(found, count, seed=0):
         raise ValueError(f"a bootstrap needs more than {needed} {names} to draw from, not {total}")
     for _ in watched(range(count), "bootstrap, refit"):
         drawn = np.zeros(total)
+        # fewer different points than parameters would be met exactly by many laws
         while np.count_nonzero(drawn) < needed:
             drawn = rng.multinomial(total, np.full(total, 1 / total))
         again = replace(problem, weights=drawn[groups] * problem.weights)
@@ -874,11 +930,13 @@ def leave_one_out(found):
     """The parameters when each point is left out in turn, [name -> value]; none when too few points
     remain."""
     problem = found.problem
+    # a law with no point to spare fits whatever is left exactly
     counted = np.flatnonzero(problem.weights)
     if len(counted) <= len(found.z):
         return []
     fits = []
     for i in watched(counted, "leaving one out, fit"):
+        # a weight of 0 leaves a point out
         weights = problem.weights.copy()
         weights[i] = 0.0
         fits.append(refit_near(replace(problem, weights=weights), found.params).params)
@@ -908,6 +966,8 @@ def t_interval(estimate, error, n):
 
 # --------------------------------------------------------------------------------------------------
 # What to train: the optimum of a law
+#
+# A law with N and D in it says how to spend compute: on a larger model, or on more data.
 
 def compute_optimum(law, params, flops):
     """(N, D, loss) of least loss with 6 N D = flops, of a law in N and D (arXiv 2203.15556,
@@ -918,9 +978,11 @@ def compute_optimum(law, params, flops):
 
     # a coarse grid, from one parameter to one token, brackets the minimum wherever it lies
     grid = np.linspace(0.0, math.log(flops / 6), 60)
+    # at an end of the grid the loss still falls: no optimum, or none that makes sense
     best = int(np.argmin(loss(grid)))
     if best in (0, len(grid) - 1):
         raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
+    # and a search inside the bracket finds it
     found = minimize_scalar(lambda log_n: loss(np.array([log_n]))[0], method="bounded",
                             bounds=(grid[best - 1], grid[best + 1]), options=dict(xatol=1e-7))
     n = float(np.exp(found.x))
@@ -931,9 +993,11 @@ def optimum_with_inference(params, loss, inference_tokens):
     """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv
     2401.00448)."""
     p = SimpleNamespace(**params)
+    # without a term for N (or D) the cheapest model has none of it
     if loss <= p.E or min(p.A, p.B) <= 0:
         raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is "
                          f"{p.E:.4f}")
+    # the loss that is left for D once N is given must be above 0
     smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
     def data(log_n):  # the D that brings N to the loss
@@ -944,12 +1008,15 @@ def optimum_with_inference(params, loss, inference_tokens):
         fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
         return 6 * (d - d ** (1 + p.beta) * fall) + 2 * inference_tokens
 
+    # just above the smallest N data cost without end; far above it the model does
     log_n = brentq(slope, smallest + 1e-6, smallest + 60)
     return math.exp(log_n), data(log_n)
 
 
 # --------------------------------------------------------------------------------------------------
 # The paper's laws: limits over N, K or D, and what a recipe is worth in data
+#
+# What the second half of this file and ensemble.py ask for, in plain arrays and dicts.
 
 def fit_power(x, loss):
     """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss:
@@ -995,6 +1062,7 @@ def measured_efficiency(tokens, losses, loss, at):
     """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's
     measured losses (log tokens against loss); beyond them the nearest measured point counts, a
     bound on the truth."""
+    # np.interp wants its points to rise
     order = np.argsort(losses)
     needed = np.interp(loss, np.asarray(losses)[order], np.log(tokens)[order])
     return float(np.exp(needed) / at), not min(losses) <= loss <= max(losses)
@@ -1015,6 +1083,9 @@ def describe(interval, left_out, sigma, unit="point"):
 
 # --------------------------------------------------------------------------------------------------
 # Points of a table
+#
+# People's tables differ in names, units and blanks. What can only be meant one way is read so, and
+# said; anything else stops with the line and what to do, as a wrong number would pass for a result.
 
 # other names of a column, in this kit's results and elsewhere
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
@@ -1031,6 +1102,7 @@ def read_rows(path):
     file (texts), results as JSON lines (.jsonl), or a folder, every result.json below which is a
     row. Raises ValueError."""
     if Path(path).is_dir():
+        # sorted, so that two machines list the same rows in one order
         texts = [(file.read_text(), str(file)) for file in sorted(Path(path).rglob("result.json"))]
     elif Path(path).suffix == ".jsonl":
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -1041,6 +1113,7 @@ def read_rows(path):
     rows = []
     for text, place in texts:
         try:
+            # the place is in the message: one damaged line among thousands is hard to find
             row = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{place} is damaged ({error}); remove it and make it again") from None
@@ -1053,6 +1126,7 @@ def read_rows(path):
 def read_csv(path):
     """read_rows() of a .csv file with a header. What would be read wrongly is refused."""
     try:
+        # spreadsheets put a mark before the first column's name
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             lines = [(cells, f"{path} line {reader.line_num}") for cells in reader if cells]
@@ -1066,10 +1140,12 @@ def read_csv(path):
         raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
     rows = []
     for cells, place in lines[1:]:
+        # 3,14 unquoted is two cells, and shifts all that follow
         if len(cells) > len(header):
             raise ValueError(f"{place} has more fields than the header; decimal "
                              f"commas, or thousands separators without quotes?")
         rows.append((dict(zip_longest(header, cells)), place))
+    # the second would silently stand for both
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has the column {twice[0]} twice; rename one")
@@ -1086,6 +1162,7 @@ def keep_rows(rows, where):
     "COLUMN>VALUE". Numbers compare as numbers, so 1e9 equals 1000000000; a row without the column
     meets none. Raises ValueError."""
     for condition in where:
+        # the first sign parts them, so a value may hold others
         found = re.fullmatch(r"(.+?)([=<>])(.*)", condition, re.DOTALL)
         if not found:
             raise ValueError(f"a condition is COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE, not "
@@ -1118,6 +1195,7 @@ def meets(value, sign, wanted):
         return False
     if not is_number(value) or not is_number(wanted):
         return sign == "=" and str(value) == wanted
+    # 1e9, 1e+09 and 1000000000 are one number
     value, wanted = float(value), float(wanted)
     return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
 
@@ -1142,6 +1220,7 @@ def find_column(name, header, chosen):
     def plain(text):
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
+    # as it is written first: n and N may be two columns
     for spelt in (str, plain):
         for one in (name, *ALIASES.get(name, ())):
             alike = [column for column in header if spelt(column) == spelt(one)]
@@ -1162,6 +1241,7 @@ def read_number(text, column, place, blank=False):
     if is_number(text):
         return float(text)
     hint = ""
+    # 1,000,000
     if re.fullmatch(r"\s*-?\d{1,3}(,\d{3})+(\.\d*)?\s*", str(text)):
         hint = ": write it without thousands separators"
     raise ValueError(f"{place}: {column} is {text!r}, not a number{hint}")
@@ -1188,6 +1268,7 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
             return None
         if there not in (None, name):
             notes.append(f"{name} is the column {there}")
+        # a column of the table counts before a constant of --set
         cells = [(row.get(there, constants.get(name)), place) for row, place in rows]
         if name == "curve":
             return np.array([str(cell) for cell, _ in cells])
@@ -1207,6 +1288,7 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
         elif name not in absent:
             raise ValueError(f"{path} has no column {name}; it has {', '.join(header)} (say which "
                              f"is meant with --columns {name}=..., or give --set {name}=VALUE)")
+    # N may have been read twice
     return table, rows, list(dict.fromkeys(notes))
 
 
@@ -1218,6 +1300,7 @@ def check_values(law, columns):
         if name == "curve":
             continue
         checked[name] = column = np.asarray(column, dtype=np.float64)
+        # most laws take powers of their columns, so that 0 and below have no meaning
         good = np.isfinite(column) & (column > 0)
         if name in ("lr", "step"):
             good |= column == 0
@@ -1229,6 +1312,7 @@ def check_values(law, columns):
         if len(bad):
             raise ValueError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
                              f"a law needs finite positive numbers")
+        # 0.15 (billions) beside 300,000,000: a law would fit the gap between them
         values = np.unique(column)
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
             raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
@@ -1254,9 +1338,11 @@ def check_points(law, columns):
     columns = check_values(law, columns)
     known = np.isfinite(columns[law.target])
     for name in law.columns:
+        # a column that never changes cannot tell its own term from the limit
         if name not in CONSTANT and len(np.unique(columns[name][known])) < 2:
             raise ValueError(f"all points have the same {name}; a law needs it to vary")
     least = len(law.shape) + len(law.signs)
+    # repeated points say what the noise is, not what the law is
     points = len(set(zip(*(columns[name][known].tolist() for name in law.columns))))
     if points < least:
         raise ValueError(f"a law of {least} parameters needs {least} different points, not "
@@ -1272,6 +1358,7 @@ def columns_together(law, columns):
               and len(np.unique(columns[name])) > 1]
     for one, other in combinations(varied, 2):
         x, y = np.log(columns[one]), np.log(columns[other])
+        # in logs: D = 20 N is a line there, and so is any power
         if abs(np.corrcoef(x, y)[0, 1]) > 0.9995:
             power = np.polyfit(x, y, 1)[0]
             found.append(f"{one} and {other} go together in all points ({other} as {one}^"
@@ -1281,9 +1368,12 @@ def columns_together(law, columns):
 
 # --------------------------------------------------------------------------------------------------
 # A law and a table: what is asked
+#
+# Nothing that was asked is left undone in silence: an option with no effect on a law is refused.
 
 METHODS = {"ls": "least squares", "huber": "Huber's loss of logs",
            "raw_huber": "Huber's loss of raw residuals", "lad": "absolute deviations of logs"}
+# enough for the ends of a 95% interval, of which five draws lie outside on each side
 DRAWS = 200  # refits for the intervals of predictions and optima, where --bootstrap says no number
 
 
@@ -1326,6 +1416,7 @@ def names_laws(what):
     names = what[0].split(",")
     if any(name in LAWS for name in names):
         return True
+    # a mistyped law, rather than a folder of runs that is not there
     return len(what) == 2 and not Path(what[0]).exists() and Path(what[1]).exists()
 
 
@@ -1333,6 +1424,7 @@ def check_options(names, args):
     """Raises ValueError for options of a law that are out of range or would do nothing."""
     for name in names:
         if name not in LAWS:
+            # the nearest name, however far: one of them was meant
             near = difflib.get_close_matches(name, LAWS, 1, cutoff=0.0)
             raise ValueError(f"there is no law {name}; do you mean {near[0]}? The laws: "
                              f"{', '.join(LAWS)}")
@@ -1340,12 +1432,13 @@ def check_options(names, args):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} {value:g} is out of range; it must be above 0")
+    # what each law will minimize
     methods = {args.method or LAWS[name].method for name in names}
     of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
     noise = args.sigma or args.pooled
     # what is wrong by its message; of several the first counts
-    wrong = {f"the law {args.what[0]} goes with one CSV file of points": len(args.what) != 2}
-    wrong |= {
+    wrong = {
+        f"the law {args.what[0]} goes with one CSV file of points": len(args.what) != 2,
         f"--bootstrap {args.bootstrap} gives no interval; take 200 or more":
             args.bootstrap is not None and args.bootstrap < 20,
         "--seed must be at least 0": args.seed is not None and args.seed < 0,
@@ -1361,7 +1454,8 @@ def check_options(names, args):
             args.inference is not None and (args.loss is None or names != ["chinchilla"]),
         f"--compute goes with a law in N and D: {', '.join(of_both)}":
             args.compute is not None and not set(names) <= set(of_both)}
-    for name in ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed"):
+    alone = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")
+    for name in alone:
         wrong[f"--{name} goes with one law and all its points, not with several laws or "
               f"--hold_out"] = getattr(args, name) and (len(names) > 1 or args.hold_out)
     # without a bootstrap nothing is drawn
@@ -1385,6 +1479,7 @@ def law_of(name, args):
     chosen = (args.x or "").split(",")
     if chosen == [""] or name != "log_linear" and len(chosen) > 1 or "curve" in chosen:
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
+    # it reads any number of columns
     if name == "log_linear":
         return log_linear(*chosen)
     return replace(law, columns=(chosen[0],), basis=lambda p, c: law.basis(
@@ -1397,6 +1492,7 @@ def fixed_of(law, pairs):
     for name, value in split_pairs(pairs):
         if name not in law.shape and name not in law.signs:
             raise ValueError(f"--fix {name}: the law has {', '.join([*law.shape, *law.signs])}")
+        # exponents may be equal to each other; coefficients have units
         if value in law.shape and name in law.shape and value != name:
             fixed[name] = value
             continue
@@ -1425,9 +1521,11 @@ class Points:
 def read_law(name, path, args):
     """The Points of a law's command. Raises ValueError."""
     law = law_of(name, args)
+    # beside what the law reads: weights, noise, the vocabulary
     names, optional, blank = [*law.columns, law.target], [], ()
     if args.weights:
         optional.append(args.weights)
+    # the spread over seeds and their number, a row a setting
     if args.pooled:
         optional += ["sigma", "seeds"]
     if "L0" in law.shape:
@@ -1440,6 +1538,7 @@ def read_law(name, path, args):
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
     columns, y = check_points(law, {column: table[column] for column in names})
+    # a row without a target gives the schedule alone
     weights = np.where(np.isfinite(y), table.get(args.weights, 1.0), 0.0)
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
@@ -1448,6 +1547,7 @@ def read_law(name, path, args):
     if problem.on_logs and np.nanmin(y) <= 0:
         raise ValueError(f"{problem.method} takes the log of {law.target}, which must be positive; "
                          f"use --method ls or raw_huber")
+    # only the profile of a limit asks for the noise
     sigma, freedom = read_noise(args, table)
     if sigma is not None and not has_limit(problem):
         raise ValueError("--sigma and --pooled are for the interval of a limit E that is sought, "
@@ -1488,6 +1588,7 @@ def read_noise(args, table):
         return math.sqrt((degrees * squares).sum() / degrees.sum()), float(degrees.sum())
     if args.sigma is None:
         return None, math.inf
+    # no degrees: the noise is known exactly
     noise, _, degrees = args.sigma.partition(":")
     if not is_number(noise) or not 0 < float(noise) < math.inf:
         raise ValueError(f"--sigma {args.sigma} is out of range; it is NOISE above 0, or "
@@ -1501,10 +1602,13 @@ def notes_on_schedules(law, columns):
     """What is assumed of curves whose first row is not their first step."""
     if "curve" not in law.columns:
         return []
-    late = [rows[0] for rows, *_ in schedules(columns) if columns["step"][rows[0]] > 1]
+    # public curves begin after their warm-up, and how lr rose there is not in the table
+    curves = np.unique(columns["curve"])
+    begins = [columns["step"][columns["curve"] == curve].min() for curve in curves]
+    late = [step for step in begins if step > 1]
     if not late:
         return []
-    first = ", ".join(dict.fromkeys(f"{columns['step'][row]:g}" for row in late))
+    first = ", ".join(dict.fromkeys(f"{step:g}" for step in late))
     return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to "
             f"there; rows without a loss can give another schedule"]
 
@@ -1513,6 +1617,7 @@ def notes_on_repeats(law, rows):
     """Whether tokens are repeated in a table whose law has no word for it."""
     if "D" not in law.columns or "U" in law.columns:
         return []
+    # a column `epochs` is this kit's own; other tables have none and are taken at their word
     epochs = [float(row["epochs"]) for row, _ in rows if is_number(row.get("epochs"))]
     if max(epochs, default=1) <= 1:
         return []
@@ -1522,6 +1627,8 @@ def notes_on_repeats(law, rows):
 
 # --------------------------------------------------------------------------------------------------
 # A law and a table: what is answered
+#
+# Each part of the answer is a dict for --json, printed by the function that makes it.
 
 def law_command(args):
     """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
@@ -1539,6 +1646,7 @@ def law_report(name, path, args):
     if has_limit(points.problem) and points.problem.method == "ls":
         interval, found = profile(found, points.sigma, points.freedom)
     open_names = not_determined(found)
+    # before the bootstrap, which takes a while
     if args.compute is not None or args.inference is not None:
         check_optimum(found, open_names)
     found = draw_refits(found, points.notes, args)
@@ -1558,6 +1666,7 @@ def law_report(name, path, args):
 
 def draw_refits(found, notes, args):
     """The Fit with draws of bootstrap(), where they are asked for or an answer needs them."""
+    # these have intervals whether or not --bootstrap was given
     needed = args.predict or args.compute is not None or args.inference is not None
     if not (args.bootstrap or needed):
         return found
@@ -1607,6 +1716,7 @@ def describe_fit(name, points, found, open_names, args):
     if open_names:
         notes.append(f"not determined by these points: {', '.join(open_names)} (at equal loss an "
                      f"exponent may double or halve, a term vanish)")
+    # only Huber's loss has a width
     delta = problem.delta if "huber" in problem.method else None
     counted = problem.weights > 0
     residuals = (found.prediction - problem.y)[counted]
@@ -1631,7 +1741,8 @@ def print_fit(report, own_method):
     for note in report["notes"]:
         print(f"note: {note}")
     for name, one in report["params"].items():
-        line = f"{name:>8} {one['value']:12.6g}"
+        value = math.nan if one["value"] is None else one["value"]
+        line = f"{name:>8} {value:12.6g}"
         if one["se"] is not None:
             line += f"  s.e. {one['se']:<10.4g}"
         if one["low"] is not None and one["high"] is not None:
@@ -1657,6 +1768,7 @@ def report_limit(points, found, interval, drawn):
     print(f"limit {report['limit']:.4f}; {known}")
     if interval is not None and drawn["low"] is not None:
         apart = max(abs(interval[0] - drawn["low"]), abs(interval[1] - drawn["high"]))
+        # two honest intervals differ a little; half a width is more than that
         if apart > (interval[1] - interval[0]) / 2:
             print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the "
                   f"profile {interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; "
@@ -1667,7 +1779,9 @@ def report_limit(points, found, interval, drawn):
 def check_optimum(found, open_names):
     """Raises ValueError where the points do not say what is optimal."""
     law, columns = found.problem.law, found.problem.columns
+    # a parameter at its bound, or one that may move freely, moves the optimum with it
     doubt = [*open_names, *found.at_bounds]
+    # each is a reason why N could be traded for D at no cost
     together = columns_together(law, columns)
     if doubt or together:
         why = together[0] if together else f"these points do not determine {', '.join(doubt)}"
@@ -1699,6 +1813,7 @@ def report_optima(found, args):
 def describe_optimum(title, solve_for, found):
     """{name: value, name_low, name_high} of what solve_for(params) gives, N and D and perhaps the
     loss, printed; draws without such an optimum are counted."""
+    # a refit may have no optimum, as its points are others
     best, drawn, failed = solve_for(found.params), [], 0
     for draw in found.draws:
         try:
@@ -1765,6 +1880,7 @@ def predicted_range(found, columns, predicted):
     # noise adds to the loss or to its log, as the method has it
     scale = np.log if problem.on_logs else np.asarray
     residuals = -problem.residuals(found.z)
+    # of the spread alone: where the residuals lie is the law's own error
     residuals = residuals - np.median(residuals)
     for draw in found.draws:
         change = scale(predict(problem.law, draw, columns)) - scale(predicted)
@@ -1780,6 +1896,7 @@ def compare_laws(names, path, args):
     """A table of laws by their mean absolute error on what each --hold_out leaves out, printed in
     Markdown; {"laws": {law: {condition: error}}}."""
     report, rows, noted = {}, [], {}  # noted: {note: the laws that it is about}
+    # one row a law, one column a condition
     columns = ["law", "method", "none held out", *args.hold_out]
     for name in names:
         points = read_law(name, path, args)
@@ -1819,6 +1936,7 @@ def mean_error(found, rows):
 def held_error(points, condition):
     """The mean absolute error at the rows that meet a condition of a fit to the others."""
     problem = points.problem
+    # rows are the same objects before and after the filter
     kept = {id(row) for row, _ in keep_rows(points.rows, [condition])}
     held = np.array([id(row) in kept for row, _ in points.rows])
     if not held.any():
@@ -1841,6 +1959,7 @@ def best_found(found):
     lines, right, prediction = {}, 0, found.prediction
     for i, key in enumerate(zip(*others)):
         lines.setdefault(key, []).append(i)
+    # of two points one is always the best: that says little
     lines = [line for line in lines.values() if len(line) > 2]
     for line in lines:
         right += y[line].argmin() == prediction[line].argmin()
@@ -1851,18 +1970,21 @@ def draw_law(path, name, found):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
     plt = load_pyplot(path)
-    law, columns, y, predicted = (found.problem.law, found.problem.columns, found.problem.y,
-                                  found.prediction)
+    law, predicted = found.problem.law, found.prediction
+    columns, y = found.problem.columns, found.problem.y
+    # the horizontal axis: what varies most, by factors
     chief = "step"
     if "curve" not in law.columns:
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
     others = [column for column in law.columns if column not in (chief, "lr")]
-    settings = [", ".join(f"{column} {columns[column][i]}" for column in others)
-                for i in range(len(y))]
-    style = "-"
+    settings, style = [], "-"
+    for i in range(len(y)):
+        values = [columns[column][i] for column in others]
+        texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
+        settings.append(", ".join(map(" ".join, zip(others, texts))))
     if len(set(settings)) > 8:  # too many for lines: one colour, and a cross where the law lies
         settings, style = [""] * len(y), "x"
-    low, high = predicted, predicted
+    low, high = predicted, predicted  # no band without draws
     if found.draws:
         low, high = predicted_range(found, columns, predicted)
     figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
@@ -1873,7 +1995,8 @@ def draw_law(path, name, found):
         x = columns[chief][rows]
         drawn, = top.plot(x, y[rows], ".", label=setting)
         top.plot(x, predicted[rows], style, lw=1, ms=5, color=drawn.get_color())
-        top.vlines(x, low[rows], high[rows], color=drawn.get_color(), alpha=0.3)
+        band = top.fill_between if style == "-" else top.vlines
+        band(x, low[rows], high[rows], color=drawn.get_color(), alpha=0.2)
         below.plot(x, (y - predicted)[rows], ".", color=drawn.get_color())
     top.set(ylabel=law.target, title=f"{name} (line or cross) and points")
     below.axhline(0, color="0.5", lw=1)

@@ -3635,6 +3635,8 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0 is out of"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--pooled"], "has no column sigma"),
+    ("kaplan", dict(N=[1, 2, 4, 9], D=[1, 3, 2, 9], loss=[4, 3, 2, 1]), ["--sigma", "0.1"],
+     "a limit E that is sought"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"], "more than 3 points"),
     ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the"),
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
@@ -3656,6 +3658,14 @@ def test_reciprocal_law():
     for points in ([1, 1], [1.0, 2.0]), ([1, 2], [math.nan, 2.0]), ([0, 1], [1.0, 2.0]):
         with pytest.raises(ValueError):
             fit.fit_reciprocal(*points)
+
+
+def test_points_without_a_law_end_another_stage_in_one_line(capsys):
+    """ensemble.py and train.py call fit.py, whose ValueError is a message, not a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        prepare.run_main(lambda: fit.fit_power([1, 2, 2], [3.0, 2.0, 2.0]))
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1 and "3 different points" in message
 
 
 def made_run(config, loss, **changes):
