@@ -11,6 +11,9 @@ A law is a declaration: link(target) = sum of linear coefficients x basis functi
 basis knows a few shape parameters (exponents, mostly). One solver fits them all: it scans the
 shapes, each with bounded linear least squares for the rest, then polishes the best on the real
 objective, until new starts bring nothing better.
+
+The first half of this file reads as a textbook does: laws, solver, uncertainty, what to train,
+tables, and the command that fits a law to a table. The second half is about runs of this kit.
 """
 import argparse
 import contextlib
@@ -23,9 +26,10 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import groupby, product
+from dataclasses import dataclass, field, replace
+from itertools import combinations, groupby, product, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +40,12 @@ from scipy.stats import f as f_distribution, norm, qmc, t as student_t
 
 # --------------------------------------------------------------------------------------------------
 # The laws
+#
+# A law of loss is nearly always linear in some numbers and not in others. In
+# A / N^alpha + B / D^beta + E the best A, B and E follow from linear least squares once alpha and
+# beta are given; these alone must be searched for. So a law is declared in two parts: `signs` names
+# what it is linear in, `shape` names the rest, and `basis` computes from the rest the columns, here
+# 1 / N^alpha, 1 / D^beta and 1.
 
 def take_rows(columns, kept):
     """What the basis of most laws reads: the columns of the rows that count."""
@@ -67,6 +77,7 @@ def allocation(p):
     """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv
     2203.15556, eq. 4)."""
     p = SimpleNamespace(**p)
+    # A or B may be 0, at its bound
     log_ratio = np.log(p.alpha * max(p.A, 1e-300)) - np.log(p.beta * max(p.B, 1e-300))
     return {"log_G": log_ratio / (p.alpha + p.beta), "a": p.beta / (p.alpha + p.beta)}
 
@@ -81,6 +92,7 @@ def constrained_terms(p, c):
     """1 / N'^alpha, 1 / D'^alpha and the limit, of effective parameters and data (arXiv 2305.16264,
     eq. 5 to 7): beyond n parameters a unique token, parameters are in excess."""
     unique = np.minimum(c.T, c.U)
+    # parameters beyond what the unique tokens can use count as repeated ones
     useful = np.minimum(c.N, p.n * unique)
     parameters = repeated(useful, c.N, p.RN)
     data = repeated(unique, c.T, p.RD)
@@ -89,6 +101,7 @@ def constrained_terms(p, c):
 
 def overfit_terms(p, c):
     """Chinchilla's terms, the penalty for repetition and the limit."""
+    # a first epoch repeats nothing; slightly above 0 the power has a slope
     repetition = np.maximum(c.T / c.U - 1, 1e-9)
     penalty = repetition ** p.kappa * c.N ** p.gamma / c.U ** p.delta
     return [c.N ** -p.alpha, c.T ** -p.beta, penalty, 1.0]
@@ -96,6 +109,7 @@ def overfit_terms(p, c):
 
 def overtrain_terms(p, c):
     """M^eta C^-eta, M^-eta C^-eta and the limit, with M = D / N and C = 6 N D."""
+    # written with C and M, overtraining moves the curve and keeps its slope
     ratio, compute = c.D / c.N, 6 * c.N * c.D
     return [(ratio / compute) ** p.eta, (ratio * compute) ** -p.eta, 1.0]
 
@@ -111,7 +125,10 @@ def log_linear(*columns):
         target="y", logs=True, derived=lambda p: {"k": np.exp(np.minimum(p["log_k"], 700.0))})
 
 
+EXPONENT = (0.02, 2.5)  # where the usual exponents of N and D are sought
+
 LAWS = {
+    # the paper's law: over sizes, over budgets, and (with b = 1) over members of an ensemble
     "power": Law(
         "loss = A / x^b + E", "arXiv 2509.14786 sections 3, 4; 2010.14701", ("x",),
         dict(b=(0.01, 10)), dict(A="+", E="+"),
@@ -120,10 +137,11 @@ LAWS = {
         "loss = A / x + E", "arXiv 2509.14786 section 4 (x = K)", ("x",),
         {}, dict(A="+", E="+"),
         lambda p, c: [1 / c.x, 1.0]),
+    # laws of size and data, each token seen once
     "chinchilla": Law(
         "loss = A / N^alpha + B / D^beta + E",
         "arXiv 2203.15556 eq. 2; fit as 2404.10102; 2401.00448 with --inference", ("N", "D"),
-        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5)), dict(A="+", B="+", E="+"),
+        dict(alpha=EXPONENT, beta=EXPONENT), dict(A="+", B="+", E="+"),
         lambda p, c: [c.N ** -p.alpha, c.D ** -p.beta, 1.0],
         method="huber", derived=allocation),
     "kaplan": Law(
@@ -131,12 +149,14 @@ LAWS = {
         "arXiv 2001.08361 eq. 1.5 (N without embeddings)", ("N", "D"),
         dict(alphaN=(0.01, 1), alphaD=(0.01, 1)), dict(A="+", B="+"),
         lambda p, c: [c.N ** -(p.alphaN / p.alphaD), 1 / c.D],
+        # not linear in A and B until the outer power is undone
         link=lambda y, p, c: y ** (1 / p.alphaD), inverse=lambda eta, p, c: eta ** p.alphaD),
+    # laws of repeated data: T tokens seen, of which U are unique
     "data_constrained": Law(
         "loss = A / N'^alpha + B / D'^alpha + E; D' = U (1 + RD (1 - exp(-(T / U - 1) / RD))), "
         "N' likewise with RN and n U parameters, of which more are excess",
         "arXiv 2305.16264 eq. 5 to 7 (n = (A / B)^(1 / alpha) there)", ("N", "T", "U"),
-        dict(alpha=(0.02, 2.5), RD=(0.3, 1000), RN=(0.3, 1000), n=(1e-4, 1e4)),
+        dict(alpha=EXPONENT, RD=(0.3, 1000), RN=(0.3, 1000), n=(1e-4, 1e4)),
         dict(A="+", B="+", E="+"), constrained_terms, method="huber"),
     "practical": Law(
         "loss = E + (L0 - E) h / (1 + h); h = a / N^alpha + b / T^beta + c N^gamma / U^delta; "
@@ -146,15 +166,16 @@ LAWS = {
         dict(a="+", b="+", c="+"),
         # too few parameters, too little training, too much repetition
         lambda p, c: [c.N ** -p.alpha, c.T ** -p.beta, c.N ** p.gamma / c.U ** p.delta],
+        # the loss goes from the limit E (h = 0) to that of a guess, L0
         link=lambda y, p, c: (y - p.E) / (p.L0 - y),
         inverse=lambda eta, p, c: p.E + (p.L0 - p.E) * eta / (1 + eta)),
     "overfit": Law(
         "loss = A / N^alpha + B / T^beta + P (T / U - 1)^kappa N^gamma / U^delta + E",
         "after arXiv 2605.01640 (Chinchilla plus a penalty for repetition, whose form is ours)",
         ("N", "T", "U"),
-        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), kappa=(0.05, 5), gamma=(0.05, 3),
-             delta=(0.05, 5)),
+        dict(alpha=EXPONENT, beta=EXPONENT, kappa=(0.05, 5), gamma=(0.05, 3), delta=(0.05, 5)),
         dict(A="+", B="+", P="+", E="+"), overfit_terms, method="huber"),
+    # from small runs to large ones, and from loss to what is wanted of it
     "overtrain": Law(
         "loss = (a M^eta + b M^-eta) C^-eta + E; M = D / N, C = 6 N D", "arXiv 2403.08540 eq. 4",
         ("N", "D"), dict(eta=(0.01, 2)), dict(a="+", b="+", E="+"), overtrain_terms),
@@ -166,17 +187,17 @@ LAWS = {
         "loss = a ln C + b", "arXiv 2404.19484 (extrapolates badly: it has no limit)", ("C",),
         {}, dict(a="", b=""),
         lambda p, c: [np.log(c.C), 1.0]),
+    # what else is chosen: the vocabulary, the share of a domain, hyperparameters
     "vocabulary": Law(
         "loss = A1 / Nnv^beta + A2 / Nv^alpha2 + B / D^beta - E; Nv = V d, loss: "
         "unigram-normalized", "arXiv 2407.13623 eq. 6", ("Nnv", "Nv", "D"),
-        dict(alpha2=(0.02, 2.5), beta=(0.02, 2.5)), dict(A1="+", A2="+", B="+", E="-"),
+        dict(alpha2=EXPONENT, beta=EXPONENT), dict(A1="+", A2="+", B="+", E="-"),
         lambda p, c: [c.Nnv ** -p.beta, c.Nv ** -p.alpha2, c.D ** -p.beta, 1.0],
-        method="raw_huber"),
+        method="raw_huber"),  # a normalized loss is negative, so it has no log
     "dcpt": Law(
         "loss = A / N^alpha + B r^eta / D^beta + C / (r + epsilon)^gamma + E; r: share of the "
         "domain's tokens", "arXiv 2406.01375", ("N", "D", "r"),
-        dict(alpha=(0.02, 2.5), beta=(0.02, 2.5), eta=(0.05, 5), epsilon=(1e-3, 1),
-             gamma=(0.05, 5)),
+        dict(alpha=EXPONENT, beta=EXPONENT, eta=(0.05, 5), epsilon=(1e-3, 1), gamma=(0.05, 5)),
         dict(A="+", B="+", C="+", E="+"),
         lambda p, c: [c.N ** -p.alpha, c.r ** p.eta / c.D ** p.beta,
                       (c.r + p.epsilon) ** -p.gamma, 1.0],
@@ -193,65 +214,72 @@ LEFT_OUT = ("left out, as each would need its own solver: Bayesian optimization,
 WARMUP_PIECES = 16  # an assumed warm-up is a line of so many pieces
 
 
-def schedules(columns):
-    """For each curve (rows, place, step, lr, area): the learning rate as a line through its points
-    and the area under it, summed over steps, up to each; the rows, in order of steps, lie at
-    point[place]. Before the first row lr rises from 0 at step 0, as in a linear warm-up, unless
-    that row is at step 0."""
-    for curve in np.unique(columns["curve"]):
-        rows = np.flatnonzero(columns["curve"] == curve)
-        rows = rows[np.argsort(columns["step"][rows], kind="stable")]
-        step, lr = columns["step"][rows], columns["lr"][rows]
-        warmup = np.unique(np.round(np.linspace(0, step[0], WARMUP_PIECES + 1)))[:-1]
-        place = len(warmup) + np.arange(len(rows))
-        lr = np.concatenate([lr[0] * warmup / max(step[0], 1), lr])
-        step = np.concatenate([warmup, step])
-        length = np.diff(step)
-        # steps of a line from lr_0 (not counted) to lr_1: m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m
-        area = length * lr[:-1] + np.diff(lr) * (length + 1) / 2
-        yield rows, place, step, lr, np.concatenate([[0.0], np.cumsum(area)])
+def read_schedule(step, lr):
+    """One curve whose rows are in order of steps: the area under its learning rate, summed over
+    steps, up to each row; and the changes of lr, an array (changes,) of each kind: change, fall (0
+    for a rise in warm-up), length in steps, the step of its end, lr and area before it at its
+    middle."""
+    # before the first row lr rises from 0 at step 0, as in a linear warm-up, unless that row is at
+    # step 0: whole steps, and none of them then
+    warmup = np.unique(np.round(np.linspace(0, step[0], WARMUP_PIECES + 1)))[:-1]
+    lr = np.concatenate([lr[0] * warmup / max(step[0], 1), lr])
+    step = np.concatenate([warmup, step])
+    change, length = np.diff(lr), np.diff(step)
+    # sums over steps, not integrals: a step counts with the lr that it is made with, so that those
+    # of a line from lr_0 (not counted) to lr_1 are m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m
+    area = length * lr[:-1] + change * (length + 1) / 2
+    area = np.concatenate([[0.0], np.cumsum(area)])
+    # between two points lr changes by a little at each step; all of it counts at the middle one
+    middle = (length + 1) / 2
+    lr_there = lr[:-1] + change * middle / length
+    area_before = area[:-1] + (middle - 1) * (lr[:-1] + lr_there) / 2
+    # the first rise is warm-up, in which Tissue et al. hold lr at its peak: nothing falls
+    fall = np.where(np.cumsum(change <= 0) > 0, -change, 0.0)
+    changes = np.stack([change, fall, length, step[1:], lr_there, area_before])
+    return area[len(warmup):], changes[:, change != 0]
 
 
 def read_changes(columns, kept):
-    """S1 of each row that counts, the area under lr up to it, and every pair of such a row and an
-    earlier change of lr. Between two points of a schedule lr changes by a little at each step."""
-    area_of_row, number = np.zeros(len(kept)), np.cumsum(kept) - 1
-    changes, pairs, known = [], [], 0
-    for rows, place, step, lr, area in schedules(columns):
-        area_of_row[rows] = area[place]
-        change, length = np.diff(lr), np.diff(step)
-        # all of a change counts at its middle step
-        middle = (length + 1) / 2
-        lr_there = lr[:-1] + change * middle / length
-        area_before = area[:-1] + (middle - 1) * (lr[:-1] + lr_there) / 2
-        # the first rise is warm-up, in which Tissue et al. hold lr at its peak: nothing falls
-        fall = np.where(np.cumsum(change <= 0) > 0, -change, 0.0)
-        some = np.flatnonzero(change)
-        changes.append(np.stack([change, fall, length, step[1:], lr_there, area_before])[:, some])
-        place, rows = place[kept[rows]], rows[kept[rows]]
-        count = np.searchsorted(some + 1, place, side="right")  # change i ends at point i + 1
-        earlier = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        pairs.append(np.stack([np.repeat(rows, count), known + earlier]))
-        known += len(some)
+    """What the laws of curves read: S1 of each row that counts, the area under lr up to it, and
+    every pair of such a row and an earlier change of lr (`row` and `k`)."""
+    # no parameter moves any of this, so that a fit computes it once; pairs go by the million in
+    # long curves
+    area_of_row, changes, pairs, known = np.zeros(len(kept)), [], [], 0
+    for curve in np.unique(columns["curve"]):
+        rows = np.flatnonzero(columns["curve"] == curve)
+        rows = rows[np.argsort(columns["step"][rows], kind="stable")]
+        area_of_row[rows], of_curve = read_schedule(columns["step"][rows], columns["lr"][rows])
+        # a change counts from the step on where it ends
+        end, rows = of_curve[3], rows[kept[rows]]
+        row, k = np.nonzero(end <= columns["step"][rows][:, None])
+        pairs.append(np.stack([rows[row], known + k]))
+        changes.append(of_curve)
+        known += len(end)
     row, k = np.concatenate(pairs, axis=1)
-    row, k = row[np.argsort(row, kind="stable")], k[np.argsort(row, kind="stable")]
+    # rows may come in any order, but the sums below want a row's pairs together
+    in_order = np.argsort(row, kind="stable")
+    row, k = row[in_order], k[in_order]
     change, fall, length, end, lr, area_before = np.concatenate(changes, axis=1)
     return SimpleNamespace(
-        S1=area_of_row[kept], lr=np.maximum(lr, 1e-12), k=k, change=change[k], fall=fall,
-        length=length, area_since=np.maximum(area_of_row[row] - area_before[k], 0.0),
+        S1=area_of_row[kept], lr=np.maximum(lr, 1e-12), change=change[k], fall=fall, length=length,
+        # from the change to the row
+        area_since=np.maximum(area_of_row[row] - area_before[k], 0.0),
         steps_since=columns["step"][row] - end[k],
-        first=np.searchsorted(number[row], np.arange(kept.sum() + 1)))
+        # the pairs of the n-th row that counts are those from first[n] to first[n + 1]
+        k=k, first=np.searchsorted(row, [*np.flatnonzero(kept), len(kept)]))
 
 
 def sum_changes(c, terms):
     """The sum over each row's earlier changes of a term of every pair, (rows,)."""
+    # differences of one running sum: no loop over rows
     return np.diff(np.concatenate([[0.0], np.cumsum(terms)])[c.first])
 
 
 def annealed(c, memory):
     """S2 of lr annealing (arXiv 2408.11029): a momentum of the falls of lr, summed over steps,
-    (rows,). A fall at one step adds 1 + memory + memory^2 + ... for every step since; a geometric
-    series, as is the sum over the steps of one change."""
+    (rows,)."""
+    # a fall at one step adds 1 + memory + memory^2 + ... for every step since: a geometric series,
+    # and the sum of it over the steps of one change is another
     forget = 1 - memory
     lasting = c.fall / forget
     fading = memory * (1 - memory ** c.length) * lasting / c.length / forget
@@ -267,6 +295,7 @@ def multi_power_drop(c, p):
 LAWS["lr_annealing"] = Law(
     "loss = L0 + A S1^-alpha - C S2; S1: area under lr, S2: momentum lambda of its falls, summed",
     "arXiv 2408.11029 eq. 1", ("step", "lr", "curve"),
+    # lambda is close to 1: what it forgets each step is sought on a log scale
     dict(alpha=(0.02, 3), forget=(1e-4, 0.05)), dict(L0="+", A="+", C="-"),
     lambda p, c: [1.0, c.S1 ** -p.alpha, annealed(c, 1 - p.forget)],
     method="huber", derived=lambda p: {"lambda": 1 - p["forget"]}, prepare=read_changes)
@@ -280,100 +309,112 @@ LAWS["multi_power"] = Law(
 
 
 # --------------------------------------------------------------------------------------------------
-# The solver
+# What a fit minimizes
+#
+# A Problem holds all that decides a fit, so that to fit again with other weights or with a
+# parameter held is to replace one of its fields. A Fit is a point of it: a minimum, and what refits
+# told of it.
 
-def bounded_least_squares(matrix, y, free):
-    """argmin |matrix x - y| with x >= 0 but where `free`; columns are first brought to one size."""
-    size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
-    scaled = matrix / size
-    # a free coefficient is a difference of two
-    x, _ = nnls(np.concatenate([scaled, -scaled[:, free]], axis=1), y)
-    x[:len(size)][free] -= x[len(size):]
-    return x[:len(size)] / size
-
-
-def full_weights(weights, rows):
-    """Weights as an array, ones where there are none, (rows,)."""
-    if weights is None:
-        return np.ones(rows)
-    return np.asarray(weights, dtype=np.float64)
-
-
+@dataclass
 class Problem:
-    """A law on points, in variables z of about size 1: logs of the shape parameters, then the
-    coefficients of basis columns scaled to mean square 1.
+    """A law, points and a method.
 
-    columns: name -> (rows,); y: targets; weights: of the terms of the objective, rows of weight 0
-    being left out; method: "ls" least squares on y (on log y for a law in logs), "huber" and "lad"
-    (absolute deviations) on log y, "raw_huber" on y; delta: the width of Huber's loss; fixed: name
-    -> a value, or for a shape parameter the name of the one that it equals.
+    columns: name -> (rows,); y: targets, (rows,); weights: of the terms of the objective, rows of
+    weight 0 being left out; method: "ls" least squares on y (on log y for a law in logs), "huber"
+    and "lad" (absolute deviations) on log y, "raw_huber" on y, None that of the law's authors;
+    delta: the width of Huber's loss; fixed: name -> a value, or for a shape parameter the name of
+    the one that it equals.
+
+    The solver moves variables z of about size 1: logs of the shape parameters that are sought, then
+    the coefficients that are sought, of basis columns scaled to mean square 1.
     """
+    law: Law
+    columns: dict
+    y: np.ndarray
+    weights: np.ndarray = None
+    method: str = None
+    delta: float = 1e-3
+    fixed: dict = field(default_factory=dict)
 
-    def __init__(self, law, columns, y, weights, method, delta, fixed):
-        weights = full_weights(weights, len(y))
-        kept = weights > 0
-        self.law, self.method, self.delta, self.fixed = law, method, delta, fixed
-        self.c, self.y, self.weights = law.prepare(columns, kept), y[kept], weights[kept]
-        # absolute deviations are met up to a narrow Huber's loss until the end
-        self.tolerance = {"ls": 1e-6, "lad": 1e-3}.get(method, 1e-4)
-        self.on_logs = law.logs or method in ("huber", "lad")
-        self.shape = [name for name in law.shape if name not in fixed]
-        self.terms = [name for name in law.signs if name not in fixed]
+    def __post_init__(self):
+        law, self.method = self.law, self.method or self.law.method
+        self.y = np.asarray(self.y, dtype=np.float64)
+        # all points count alike unless the caller says otherwise
+        if self.weights is None:
+            self.weights = np.ones(len(self.y))
+        self.weights = np.asarray(self.weights, dtype=np.float64)
+        # c, target, w: of the rows that count
+        kept = self.weights > 0
+        self.c = law.prepare(self.columns, kept)
+        self.target = self.y[kept]
+        self.w = self.weights[kept]
+        # whether residuals are differences of logs, that is relative errors
+        self.on_logs = law.logs or self.method in ("huber", "lad")
+        self.shape = [name for name in law.shape if name not in self.fixed]
+        self.terms = [name for name in law.signs if name not in self.fixed]
+        self.names = [*self.shape, *self.terms]
+        self.shapes = len(self.shape)
+        # signs are in the basis, so that what is subtracted is at least 0 as well
         self.free = np.array([law.signs[name] == "" for name in self.terms], dtype=bool)
         self.log_ranges = np.log(np.array([law.shape[name] for name in self.shape]).reshape(-1, 2))
-        # signs are in the basis, so that what is subtracted is at least 0 as well
+        # shapes lie in the law's ranges, coefficients at 0 or above but where they are free
         self.low = np.concatenate([self.log_ranges[:, 0], np.where(self.free, -np.inf, 0.0)])
         self.high = np.concatenate([self.log_ranges[:, 1], np.full(len(self.free), np.inf)])
 
-    def design(self, logs):
-        """(shape parameters, basis of the terms sought (rows, terms), sum of the fixed terms)."""
-        p = dict(zip(self.shape, np.exp(logs)))
-        for name in self.fixed.keys() & self.law.shape.keys():
-            value = self.fixed[name]
-            p[name] = p[value] if isinstance(value, str) else value
-        p = SimpleNamespace(**p)
-        columns, held = [], 0.0
+    def with_fixed(self, values):
+        """A dict of parameters with those that are fixed, or equal to another, added."""
+        # a fixed value is a number, or the name of a parameter in `values`
+        equal = {name: values.get(value, value) for name, value in self.fixed.items()}
+        return {**values, **equal}
+
+    def basis(self, logs):
+        """(shape parameters, basis of the terms sought (rows, terms), sum of the fixed terms) at
+        these logs of the shapes sought."""
+        p = SimpleNamespace(**self.with_fixed(dict(zip(self.shape, np.exp(logs)))))
+        sought, held = [np.zeros((len(self.target), 0))], 0.0
         for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
-            column = np.broadcast_to(column, len(self.y))
+            # a constant term, as the limit, is one number
+            column = np.broadcast_to(column, len(self.target))
             if sign == "-":
                 column = -column
             if name in self.fixed:
                 held = held + self.fixed[name] * column
             else:
-                columns.append(column)
-        if not columns:
-            return p, np.zeros((len(self.y), 0)), held
-        return p, np.stack(columns, axis=1), held
+                sought.append(column)
+        return p, np.column_stack(sought), held
 
-    def residuals(self, z, slopes=False):
-        """Prediction minus target, of logs where the law or the method wants logs, (rows,); with
-        slopes also their derivatives by the scaled coefficients, (rows, terms)."""
-        logs, coefficients = z[:len(self.shape)], z[len(self.shape):]
-        p, matrix, held = self.design(logs)
-        matrix = matrix / (np.sqrt((matrix ** 2).mean(0)) + 1e-300)
-        eta = matrix @ coefficients + held
-        if not slopes:
-            return self.compare(eta, p)
-        # a complex step is exact to machine precision, as it has no cancellation
-        by_eta = self.compare(eta + 1e-30j, p).imag / 1e-30
-        return self.compare(eta, p), matrix * by_eta[:, None]
+    def sum_terms(self, z):
+        """(shape parameters, basis scaled to mean square 1, what the basis sums to (rows,))."""
+        p, matrix, held = self.basis(z[:self.shapes])
+        # columns of one size, else N^-alpha and 1 differ by orders of magnitude
+        matrix = matrix / column_sizes(matrix)
+        return p, matrix, matrix @ z[self.shapes:] + held
 
-    def compare(self, eta, p):
+    def residuals_of(self, eta, p):
         """The residuals of what the basis sums to."""
         if self.law.logs:
-            return eta - np.log(self.y)
+            return eta - np.log(self.target)
+        # most laws are what the basis sums to; some are a function of it
         value = self.law.inverse(eta, p, self.c)
         if self.on_logs:
-            return np.log(value / self.y)
-        return value - self.y
+            return np.log(value / self.target)
+        return value - self.target
+
+    def residuals(self, z):
+        """Prediction minus target, of logs where the law or the method wants logs, (rows,)."""
+        p, _, eta = self.sum_terms(z)
+        return self.residuals_of(eta, p)
 
     def jacobian(self, z):
-        """Derivatives of the residuals by z, (rows, variables): by shapes as central differences,
-        good to 10 digits in such variables."""
-        steps = 1e-5 * np.eye(len(z))[:len(self.shape)]
+        """Derivatives of the residuals by z, (rows, variables)."""
+        # by shapes as central differences, good to 10 digits in such variables
+        steps = 1e-5 * np.eye(len(z))[:self.shapes]
         by_shape = [(self.residuals(z + step) - self.residuals(z - step)) / 2e-5 for step in steps]
-        _, by_term = self.residuals(z, slopes=True)
-        return np.concatenate([np.array(by_shape).reshape(-1, len(self.y)).T, by_term], axis=1)
+        # by coefficients a complex step, exact to machine precision, as it has no cancellation
+        p, matrix, eta = self.sum_terms(z)
+        by_eta = self.residuals_of(eta + 1e-30j, p).imag / 1e-30
+        by_shape = np.array(by_shape).reshape(-1, len(self.target)).T
+        return np.concatenate([by_shape, matrix * by_eta[:, None]], axis=1)
 
     def value(self, z):
         """What is minimized: the sum of w r^2 / 2, of w Huber(r) or of w |r|."""
@@ -384,132 +425,135 @@ class Problem:
             loss = r
         else:
             loss = np.where(r < self.delta, 0.5 * r ** 2, self.delta * (r - 0.5 * self.delta))
-        value = float((self.weights * loss).sum())
+        value = float((self.w * loss).sum())
+        # where the law overflows nothing is to be found
         return value if np.isfinite(value) else math.inf
 
-    def start(self, shape):
-        """z at these shape parameters with the best coefficients for them, to first order; None if
-        the law is not finite there."""
-        p, matrix, held = self.design(np.log(shape))
-        target = np.log(self.y) if self.law.logs else self.law.link(self.y, p, self.c)
-        target = target - held
-        if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
-            return None
-        weights = np.sqrt(self.weights)
-        if self.on_logs and not self.law.logs:
-            weights = weights / self.y  # d log y = dy / y
-        coefficients = bounded_least_squares(matrix * weights[:, None], target * weights, self.free)
-        return np.concatenate([np.log(shape), coefficients * np.sqrt((matrix ** 2).mean(0))])
-
-    def polish(self, z, precision=1e-9):
-        """A local minimum near z. Huber's loss is narrowed down to its width from that of the
-        residuals: narrow from the start, few points would have a say. "lad" is its limit."""
-        z = np.clip(z, self.low, self.high)
-        if self.method == "ls":
-            return self.descend(z, math.inf, precision)
-        width = float(np.median(np.abs(self.residuals(z)))) + 1e-300
-        last = 1e-3 * width if self.method == "lad" else self.delta
-        while width > last:
-            z = self.descend(z, width, 1e-3)
-            width = width / 5
-        return self.descend(z, last, precision)
-
-    def descend(self, z, width, precision):
-        """least_squares from z, with Huber's loss of this width."""
-        def huber(square):  # rho, rho', rho'' of the squared residual
-            if width == math.inf:  # least squares
-                return np.stack([self.weights * square, self.weights, np.zeros(len(square))])
-            inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
-            rho = np.where(inside, square, 2 * width * root - width ** 2)
-            slope = np.where(inside, 1.0, width / root)
-            bend = np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))
-            return self.weights * np.stack([rho, slope, bend])
-
-        # a search need not follow every flat valley to its end; the last step does
-        evaluations = 60 if precision > 1e-12 else 500
-        try:
-            return least_squares(
-                self.residuals, z, self.jacobian, bounds=(self.low, self.high), x_scale="jac",
-                loss=huber, xtol=precision, ftol=precision, gtol=1e-15, max_nfev=evaluations).x
-        except (ValueError, np.linalg.LinAlgError):  # not finite here: no better than its start
-            return z
-
-    def finish(self, z):
-        """The minimum near z to all its digits."""
-        if self.method == "lad":
-            return self.polish_corner(z)
-        return self.polish(z, 1e-15)
-
-    def polish_corner(self, z):
-        """The least absolute deviations near z, where as many points as parameters are met
-        exactly: linear programs of the linearized residuals in a trust region."""
-        value, radius, eye = self.value(z), 0.1, np.eye(len(self.y))
-        cost = np.concatenate([np.zeros(len(z)), self.weights])
-        while radius > 1e-9:
-            r, slope = self.residuals(z), self.jacobian(z)
-            box = zip(np.maximum(self.low - z, -radius), np.minimum(self.high - z, radius))
-            step = linprog(cost, np.block([[slope, -eye], [-slope, -eye]]),
-                           np.concatenate([-r, r]), bounds=[*box, *[(0, None)] * len(r)]).x
-            if step is None:
-                break
-            trial = np.clip(z + step[:len(z)], self.low, self.high)
-            trial_value = self.value(trial)
-            if trial_value < value * (1 - 1e-13):
-                z, value, radius = trial, trial_value, 2 * radius
-            else:
-                radius = radius / 4
-        return z
-
     def parameters(self, z):
-        """Every parameter by name, the fixed ones too."""
-        shape = np.exp(z[:len(self.shape)])
-        _, matrix, _ = self.design(z[:len(self.shape)])
-        size = np.sqrt((matrix ** 2).mean(0)) + 1e-300
-        values = dict(zip([*self.shape, *self.terms], [*shape, *(z[len(self.shape):] / size)]))
-        for name, value in self.fixed.items():
-            values[name] = values[value] if isinstance(value, str) else value
-        return {name: values[name] for name in [*self.law.shape, *self.law.signs]}
+        """Every parameter by name, in the law's order, the fixed ones as well."""
+        logs, coefficients = z[:self.shapes], z[self.shapes:]
+        _, matrix, _ = self.basis(logs)
+        # back to raw units
+        sought = [*np.exp(logs), *(coefficients / column_sizes(matrix))]
+        values = self.with_fixed(dict(zip(self.names, sought)))
+        return {name: float(values[name]) for name in [*self.law.shape, *self.law.signs]}
 
-    def at_bounds(self, z):
+
+def column_sizes(matrix):
+    """The root mean square of each column, never 0, (columns,)."""
+    return np.sqrt((matrix ** 2).mean(0)) + 1e-300
+
+
+@dataclass
+class Fit:
+    """A minimum of a problem: `objective`, `params` (name -> value), and the refits of bootstrap()
+    if there were any."""
+    problem: Problem
+    z: np.ndarray
+    done: bool  # whether new starts had stopped to bring anything better
+    draws: list = ()  # [name -> value], a dict of quantities() for each refit
+    drawn_from: int = 0  # points, or curves
+
+    def __post_init__(self):
+        self.objective = self.problem.value(self.z)
+        self.params = self.problem.parameters(self.z)
+
+    @property
+    def at_bounds(self):
         """Names of the parameters at a bound: the points do not determine them, or the law is
         another."""
-        shapes = len(self.shape)
-        distance = np.minimum(z - self.low, self.high - z)[:shapes]
-        zero = ~self.free & (z[shapes:] < 1e-9 * np.abs(z[shapes:]).max(initial=0))
+        problem, shapes = self.problem, self.problem.shapes
+        distance = np.minimum(self.z - problem.low, problem.high - self.z)[:shapes]
+        coefficients = self.z[shapes:]
+        # a term that vanishes beside the largest is at its bound of 0
+        zero = ~problem.free & (coefficients < 1e-9 * np.abs(coefficients).max(initial=0))
         bound = [*(distance < 1e-3), *zero]
-        return [name for name, there in zip([*self.shape, *self.terms], bound) if there]
+        return [name for name, there in zip(problem.names, bound) if there]
+
+    @property
+    def prediction(self):
+        """The law's prediction at every row, (rows,)."""
+        with np.errstate(all="ignore"):
+            return predict(self.problem.law, self.params, self.problem.columns)
+
+    def quantities(self):
+        """The parameters and what is derived from them."""
+        derived = self.problem.law.derived(self.params)
+        return self.params | {name: float(value) for name, value in derived.items()}
 
 
-def shape_starts(ranges, each):
-    """Shape parameters to start from, within logs of ranges (shapes, 2): a grid for one or two, a
-    Latin hypercube of `each` a parameter for more, (starts, shapes)."""
-    low, high = ranges.T
-    if len(low) > 2:
-        sample = qmc.LatinHypercube(len(low), rng=0).random(each * len(low))
-        return np.exp(qmc.scale(sample, low, high))
-    count = {0: 1, 1: 80, 2: 16}[len(low)]
-    axes = [np.linspace(a, b, count) for a, b in ranges]
-    return np.exp(np.array(list(product(*axes))))
+def predict(law, params, columns):
+    """The law's prediction at a dict of columns, (rows,); params: name -> value."""
+    rows = len(next(iter(columns.values())))
+    # with every parameter fixed the sum of the fixed terms is all there is
+    problem = Problem(law, columns, np.ones(rows), fixed=params)
+    # no shapes are sought
+    p, _, eta = problem.basis([])
+    if law.logs:
+        return np.exp(eta)
+    return law.inverse(eta, p, problem.c)
 
 
-def scan(problem, shapes):
-    """[(value, z)] of the best coefficients at each of the shapes, the best first."""
-    starts = [problem.start(shape) for shape in shapes]
-    found = [(problem.value(z), z) for z in starts if z is not None]
-    return sorted((pair for pair in found if pair[0] < math.inf), key=lambda pair: pair[0])
+# --------------------------------------------------------------------------------------------------
+# The solver
+#
+# The objective has several minima as soon as exponents are sought, so no single descent is trusted:
+# 1. scan: at many shapes the best coefficients, by linear least squares, and what they leave;
+# 2. polish: from the best of these that lie apart, descend on the real objective in all variables;
+# 3. repeat from new starts, beside the best minimum and far from it, until nothing better comes and
+#    two starts have reached the same minimum;
+# 4. finish: follow the best one to all its digits.
+
+def fit(law, columns, y, weights=None, method=None, delta=1e-3, fixed=None):
+    """The Fit of a Law to columns (name -> array) and targets y, (rows,); arguments as those of
+    Problem. Raises ValueError when the law is finite at no start."""
+    return solve(Problem(law, columns, y, weights, method, delta, fixed or {}))
 
 
-def take_apart(found, count, shapes):
-    """Takes from the front of `found` up to `count` starts that lie apart in their shapes, so that
-    they may lead to different minima."""
-    chosen, left = [], []
-    for value, z in found:
-        near = [np.abs(z - other)[:shapes].max(initial=0) < 0.15 for _, other in chosen]
-        if len(chosen) < count and not any(near):
-            chosen.append((value, z))
-        else:
-            left.append((value, z))
-    return chosen, left
+FEW_ROWS = 120  # of curves, on which the search begins
+
+
+@np.errstate(all="ignore")  # overflow at an absurd start is a bad start, no more
+def solve(problem):
+    """The Fit of a problem, wherever its minimum lies. Raises ValueError."""
+    # long curves cost much to evaluate and hold little more than a part of their rows
+    many = len(problem.target) > 2 * FEW_ROWS
+    if many and "curve" in problem.law.columns:
+        reached, done = search_few_rows(problem)
+    else:
+        reached, done = search(problem, shape_starts(problem.log_ranges, 200))
+    if not reached:
+        raise ValueError("the law is finite at none of the minima that a few rows gave")
+    value, z = reached[0]
+    # the last step may fail where the minimum is flat; then what the search had stands
+    exact = finish(problem, z)
+    if problem.value(exact) < value:
+        z = exact
+    return Fit(problem, z, done)
+
+
+@np.errstate(all="ignore")
+def refit(problem, starts):
+    """The Fit that polishing reaches from the shapes of some parameters (name -> value), without a
+    search: for a problem near one that was solved. Raises ValueError."""
+    shapes = [[start[name] for name in problem.shape] for start in starts]
+    shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
+    shapes = np.clip(shapes, *np.exp(problem.log_ranges.T))
+    reached, _ = search(problem, shapes, each=len(starts), rounds=0)
+    return Fit(problem, reached[0][1], True)
+
+
+def refit_near(problem, params):
+    """The Fit near the shapes of `params`, from them and from steps of a fifth around them; by a
+    whole search where one shape at most is sought, so that it costs little."""
+    if problem.shapes < 2:
+        return solve(problem)
+    # five to nine starts: enough to step over the ridges near a minimum
+    starts = [params]
+    for name in problem.shape:
+        for factor in (0.8, 1.25):
+            starts.append({**params, name: params[name] * factor})
+    return refit(problem, starts)
 
 
 def search(problem, shapes, each=8, rounds=11):
@@ -517,105 +561,198 @@ def search(problem, shapes, each=8, rounds=11):
 
     Each round polishes some of the best starts left and some steps from the best minimum. It is
     done when rounds bring nothing better (two where there are more than two shapes) and two starts
-    reached the best."""
-    rng, apart = np.random.default_rng(0), len(problem.shape)
-    left, quiet = scan(problem, shapes), 0
+    reached the best.
+    """
+    # `left`: starts not yet polished, the best first
+    left = scan(problem, shapes)
     if not left:
         raise ValueError("no start of this law fits these points; check their units and columns")
-    if apart == 1:
-        each = min(each, 4)  # the scan of one shape is fine enough to see every basin
+    if problem.shapes == 1:  # the scan of one shape is fine enough to see every basin
+        each = min(each, 4)
     # the first round takes the best starts alone
-    chosen, left = take_apart(left, each, apart)
-    reached = polish_all(problem, chosen)
-    if not apart:  # linear: there is one minimum
+    reached = polish_all(problem, take_apart(problem, left, each))
+    if problem.shapes == 0:  # linear: there is one minimum
         return reached, True
-    enough = 2 if apart > 2 else 1
+    # absolute deviations are met up to a narrow Huber's loss until the end
+    tolerance = {"ls": 1e-6, "lad": 1e-3}.get(problem.method, 1e-4)
+    rng, quiet, enough = np.random.default_rng(0), 0, 1 if problem.shapes < 3 else 2
     for _ in watched(range(rounds), "search, round"):
-        before = reached[0][0]
-        chosen, left = take_apart(left, each // 2, apart)
-        hops = reached[0][1][:apart] + rng.normal(0, 0.5, (each - len(chosen), apart))
+        before, best = reached[0]
+        chosen = take_apart(problem, left, each // 2)
+        # steps of a factor of 1.6 or so in each shape: a basin beside the best may be deeper
+        hops = best[:problem.shapes] + rng.normal(0, 0.5, (each - len(chosen), problem.shapes))
         chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
-        reached = sorted(reached + polish_all(problem, chosen), key=lambda pair: pair[0])
+        reached = sorted(reached + polish_all(problem, chosen), key=by_value)
         least = reached[0][0]
+        # rounds since something better came
         quiet += 1
-        if least < before * (1 - problem.tolerance):
+        if least < before * (1 - tolerance):
             quiet = 0
-        same = [value for value, _ in reached if value <= least * (1 + problem.tolerance) + 1e-20]
+        # one start alone may have been lucky: others could have found a deeper minimum still
+        same = [value for value, _ in reached if value <= least * (1 + tolerance) + 1e-20]
         if len(same) > 1 and quiet >= enough:
             return reached, True
     return reached, False
 
 
-def polish_all(problem, chosen):
-    """[(value, z)] of starts and of the minima near them, the best first."""
-    polished = [problem.polish(z) for _, z in chosen]
-    found = chosen + [(problem.value(z), z) for z in polished]
-    return sorted(found, key=lambda pair: pair[0])
-
-
-FEW_ROWS = 120  # of curves, on which the search begins
-
-
-def fit(law, columns, y, weights=None, method=None, delta=1e-3, fixed=None, starts=None):
-    """Fit a Law to columns (name -> array) and targets y, (rows,).
-
-    weights, method, delta, fixed: of Problem; method None is that of the law's authors. starts:
-    shapes to polish from, one dict of parameters each, instead of a search. Returns {"params",
-    "objective", "prediction" (rows,), "at_bounds", "done" (whether new starts had stopped to bring
-    anything better), "z" (for Problem)}. Raises ValueError when the law is finite at no start.
-    """
-    y = np.asarray(y, dtype=np.float64)
-    options = (method or law.method, delta, fixed or {})
-    problem, done = Problem(law, columns, y, weights, *options), True
-    with np.errstate(all="ignore"):  # overflow at an absurd start is a bad start, no more
-        if starts is not None:
-            shapes = [[start[name] for name in problem.shape] for start in starts]
-            shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
-            reached = scan(problem, np.clip(shapes, *np.exp(problem.log_ranges.T)))
-            reached = polish_all(problem, reached)
-        elif law.prepare is not take_rows and len(problem.y) > 2 * FEW_ROWS:
-            reached, done = search_few_rows(problem, columns, y, weights, options)
-        else:
-            reached, done = search(problem, shape_starts(problem.log_ranges, 200))
-        if not reached:
-            raise ValueError("the law is finite at none of the starts given")
-        value, z = min(reached, key=lambda pair: pair[0])
-        if starts is None:
-            exact = problem.finish(z)
-            if problem.value(exact) < value:
-                value, z = problem.value(exact), exact
-        params = {name: float(value) for name, value in problem.parameters(z).items()}
-        return {"params": params, "objective": value, "prediction": predict(law, params, columns),
-                "at_bounds": problem.at_bounds(z), "done": done, "z": z}
-
-
-def search_few_rows(problem, columns, y, weights, options):
+def search_few_rows(problem):
     """search() where loss curves have many rows: they are smooth, so that a few rows tell where to
     look, and all of them what is best there."""
-    counted = np.flatnonzero(full_weights(weights, len(y)))
+    counted = np.flatnonzero(problem.weights)
+    # evenly, so that every curve and phase is there
     few = counted[::len(counted) // FEW_ROWS]
-    some = {name: column[few] for name, column in columns.items()}
-    rough = Problem(problem.law, some, y[few], None, *options)
+    some = {name: column[few] for name, column in problem.columns.items()}
+    rough = replace(problem, columns=some, y=problem.y[few], weights=None)
     reached, done = search(rough, shape_starts(problem.log_ranges, 100), each=4)
-    best, _ = take_apart(reached, 3, len(problem.shape))
-    return scan(problem, [np.exp(z[:len(problem.shape)]) for _, z in best]), done
+    best = take_apart(problem, reached, 3)
+    return scan(problem, [np.exp(z[:problem.shapes]) for _, z in best]), done
 
 
-def predict(law, params, columns):
-    """The law's prediction at a dict of columns, (rows,); params: name -> value."""
-    rows = len(next(iter(columns.values())))
-    c, p = law.prepare(columns, np.ones(rows, dtype=bool)), SimpleNamespace(**params)
-    eta = np.zeros(rows)
-    for (name, sign), column in zip(law.signs.items(), law.basis(p, c)):
-        term = params[name] * column
-        eta = eta - term if sign == "-" else eta + term
-    if law.logs:
-        return np.exp(eta)
-    return law.inverse(eta, p, c)
+def shape_starts(ranges, each):
+    """Shape parameters to start from, within logs of ranges (shapes, 2): a grid for one or two, a
+    Latin hypercube of `each` a parameter for more, (starts, shapes)."""
+    low, high = ranges.T
+    if len(low) > 2:
+        # a grid would grow with a power of the number of shapes
+        sample = qmc.LatinHypercube(len(low), rng=0).random(each * len(low))
+        return np.exp(qmc.scale(sample, low, high))
+    # 80 exponents are a tenth apart, 16 a third: near enough to polish from
+    count = {0: 1, 1: 80, 2: 16}[len(low)]
+    axes = [np.linspace(a, b, count) for a, b in ranges]
+    return np.exp(np.array(list(product(*axes))))
+
+
+def by_value(pair):
+    """The value of a pair (value, z), to sort by; two z do not compare."""
+    return pair[0]
+
+
+def scan(problem, shapes):
+    """[(value, z)] of the best coefficients at each of the shapes, the best first."""
+    starts = [best_coefficients(problem, shape) for shape in shapes]
+    found = [(problem.value(z), z) for z in starts if z is not None]
+    return sorted((pair for pair in found if pair[0] < math.inf), key=by_value)
+
+
+def take_apart(problem, found, count):
+    """Takes out of `found` up to `count` pairs (value, z), the first ones that lie apart in their
+    shapes, so that they may lead to different minima."""
+    chosen, left = [], []
+    for value, z in found:
+        # starts within 15% of each other in every shape would end in one place
+        near = [np.abs(z - other)[:problem.shapes].max(initial=0) < 0.15 for _, other in chosen]
+        if len(chosen) < count and not any(near):
+            chosen.append((value, z))
+        else:
+            left.append((value, z))
+    found[:] = left
+    return chosen
+
+
+def polish_all(problem, chosen):
+    """[(value, z)] of starts and of the minima near them, the best first."""
+    polished = [polish(problem, z) for _, z in chosen]
+    # the starts stay in the list, as a descent may end where the law is not finite
+    found = chosen + [(problem.value(z), z) for z in polished]
+    return sorted(found, key=by_value)
+
+
+def best_coefficients(problem, shape):
+    """z at these shape parameters with the best coefficients for them, to first order; None if the
+    law is not finite there."""
+    p, matrix, held = problem.basis(np.log(shape))
+    # least squares of what the basis sums to, not of the loss: near enough for a start
+    target = problem.law.link(problem.target, p, problem.c)
+    if problem.law.logs:
+        target = np.log(problem.target)
+    target = target - held
+    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+        return None
+    weights = np.sqrt(problem.w)
+    if problem.on_logs and not problem.law.logs:
+        weights = weights / problem.target  # d log y = dy / y
+    coefficients = bounded_least_squares(
+        matrix * weights[:, None], target * weights, problem.free)
+    return np.concatenate([np.log(shape), coefficients * column_sizes(matrix)])
+
+
+def bounded_least_squares(matrix, y, free):
+    """argmin |matrix x - y| with x >= 0 but where `free`; columns are first brought to one size."""
+    # nnls stops at a tolerance that is absolute, so the columns must be of one size
+    size = column_sizes(matrix)
+    scaled = matrix / size
+    # a free coefficient is a difference of two
+    x, _ = nnls(np.concatenate([scaled, -scaled[:, free]], axis=1), y)
+    x[:len(size)][free] -= x[len(size):]
+    return x[:len(size)] / size
+
+
+def polish(problem, z, precision=1e-9):
+    """A local minimum near z. Huber's loss is narrowed down to its width from that of the
+    residuals: narrow from the start, few points would have a say. "lad" is its limit."""
+    z = np.clip(z, problem.low, problem.high)
+    width = float(np.median(np.abs(problem.residuals(z)))) + 1e-300
+    # no width for least squares; hardly any for absolute deviations
+    last = {"ls": math.inf, "lad": 1e-3 * width}.get(problem.method, problem.delta)
+    while width > last:
+        z = descend(problem, z, width, 1e-3)
+        # by little, so that each descent begins near its end
+        width = width / 5
+    return descend(problem, z, last, precision)
+
+
+def descend(problem, z, width, precision):
+    """scipy's least_squares from z, with Huber's loss of this width, inf for none."""
+    def huber(square):  # rho, rho', rho'' of the squared residual
+        # a parabola inside the width, a line of the same slope outside
+        inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
+        rho = np.where(inside, square, 2 * width * root - width ** 2)
+        slope = np.where(inside, 1.0, width / root)
+        bend = np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))
+        return problem.w * np.stack([rho, slope, bend])
+
+    # a search need not follow every flat valley to its end; the last step does
+    evaluations = 60 if precision > 1e-12 else 500
+    try:
+        return least_squares(
+            problem.residuals, z, problem.jacobian, bounds=(problem.low, problem.high),
+            x_scale="jac", loss=huber, xtol=precision, ftol=precision, gtol=1e-15,
+            max_nfev=evaluations).x
+    except (ValueError, np.linalg.LinAlgError):  # not finite here: no better than its start
+        return z
+
+
+def finish(problem, z):
+    """The minimum near z to all its digits. That of absolute deviations is a corner, where as many
+    points as parameters are met exactly: linear programs of the linearized residuals, in a trust
+    region, find it."""
+    if problem.method != "lad":
+        return polish(problem, z, 1e-15)
+    value, radius, eye = problem.value(z), 0.1, np.eye(len(problem.target))
+    # of a step and of each residual's size, at least r and at least -r
+    cost = np.concatenate([np.zeros(len(z)), problem.w])
+    while radius > 1e-9:
+        # in the region the law counts as linear, and the sum of |r| is a linear program
+        r, slope = problem.residuals(z), problem.jacobian(z)
+        low, high = np.maximum(problem.low - z, -radius), np.minimum(problem.high - z, radius)
+        bounds = [*zip(low, high), *[(0, None)] * len(r)]
+        step = linprog(cost, np.block([[slope, -eye], [-slope, -eye]]), np.concatenate([-r, r]),
+                       bounds=bounds).x
+        if step is None:
+            break
+        trial = np.clip(z + step[:len(z)], problem.low, problem.high)
+        trial_value = problem.value(trial)
+        if trial_value < value * (1 - 1e-13):
+            z, value, radius = trial, trial_value, 2 * radius
+        else:
+            # the law bends too much for a step so long
+            radius = radius / 4
+    return z
 
 
 def watched(items, what):
     """The items of a sequence; a line on standard error every 5 seconds that they take."""
+    # quiet for a while: most fits are done by then
     said = time.monotonic()
     for number, item in enumerate(items, 1):
         if time.monotonic() - said > 5:
@@ -626,113 +763,116 @@ def watched(items, what):
 
 # --------------------------------------------------------------------------------------------------
 # Uncertainty
+#
+# Four questions, four tools. How far may E lie from its estimate: the profile, by least squares.
+# How far may anything lie: the bootstrap, by any method. Does one point decide: leave it out. Do
+# the points tell a parameter at all: see whether it can move while the loss hardly changes.
 
-def noise_of(problem, z, rows):
+def noise_of(found):
     """(standard deviation of the residuals, robust but for least squares, degrees of freedom)."""
-    r, w = problem.residuals(z), problem.weights
-    freedom = rows - len(z)
+    problem = found.problem
+    r = problem.residuals(found.z)
+    freedom = len(r) - len(found.z)
     if freedom < 1:
         return 0.0, freedom
     if problem.method == "ls":
-        return float(np.sqrt((w * r ** 2).sum() / freedom)), freedom
-    return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(rows / freedom), freedom
+        return float(np.sqrt((problem.w * r ** 2).sum() / freedom)), freedom
+    # 1.4826 medians of |r| are a normal's standard deviation, and outliers hardly move a median
+    return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(len(r) / freedom), freedom
 
 
-def movement(problem, z):
-    """How far each variable z may move at a loss that noise does not tell from the best: the
-    half-width of its 95% interval if the law were linear, (variables,). A loss is never taken to be
-    known to more than four digits."""
-    noise, freedom = noise_of(problem, z, len(problem.y))
+def slope_of(found):
+    """Derivatives of the weighted residuals by the variables, (rows, variables)."""
+    return found.problem.jacobian(found.z) * np.sqrt(found.problem.w)[:, None]
+
+
+@np.errstate(all="ignore")
+def not_determined(found):
+    """Names of the parameters that the points do not determine: shapes that may move by more than
+    a factor of two, terms that may move by more than themselves, at a loss that noise does not tell
+    from the best."""
+    problem, z = found.problem, found.z
+    noise, freedom = noise_of(found)
+    # a loss is never taken to be known to more than four digits
     floor = 1e-4
     if not problem.on_logs:
-        floor = 1e-4 * float(np.sqrt((problem.y ** 2).mean()))
+        floor = 1e-4 * float(np.sqrt((problem.target ** 2).mean()))
     # columns of one size, so that a small singular value means a direction without a slope
-    slope = problem.jacobian(z) * np.sqrt(problem.weights)[:, None]
+    slope = slope_of(found)
     size = np.sqrt((slope ** 2).sum(0)) + 1e-150
+    # the diagonal of the inverse of slope.T @ slope, also where that is singular
     _, singular, axes = np.linalg.svd(slope / size, full_matrices=False)
     inverse = ((axes / np.maximum(singular, 1e-10)[:, None]) ** 2).sum(0)
     reach = student_t.ppf(0.975, freedom) if freedom > 0 else math.inf
+    # exact points: the floor above is the noise, and it is known
     if noise == 0:
         reach = 1.96
-    return reach * max(noise, floor) * np.sqrt(inverse) / size
+    # half of each variable's 95% interval if the law were linear
+    moves = reach * max(noise, floor) * np.sqrt(inverse) / size
+    allowed = np.concatenate([np.full(problem.shapes, math.log(2)), np.abs(z[problem.shapes:])])
+    allowed[problem.shapes:][problem.free] = math.inf  # a free coefficient may be 0
+    return [name for name, far in zip(problem.names, ~(moves <= allowed)) if far]
 
 
-def not_determined(problem, z):
-    """Names of the parameters that the points do not determine: shapes that may move by more than
-    a factor of two, terms that may move by more than themselves, at equal loss."""
-    with np.errstate(all="ignore"):
-        moves = movement(problem, z)
-    shapes = len(problem.shape)
-    allowed = np.concatenate([np.full(shapes, math.log(2)), np.abs(z[shapes:])])
-    allowed[shapes:][problem.free] = math.inf  # a free coefficient may be 0
-    names = [*problem.shape, *problem.terms]
-    return [name for name, far in zip(names, ~(moves <= allowed)) if far]
-
-
-def standard_errors(problem, z):
+def standard_errors(found):
     """{name: s.e.} of the parameters sought, by least squares to first order; none without a
     degree of freedom."""
-    noise, freedom = noise_of(problem, z, len(problem.y))
+    problem, z = found.problem, found.z
+    noise, freedom = noise_of(found)
     # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
-    slope = problem.jacobian(z) * np.sqrt(problem.weights)[:, None]
+    # the usual (J^T J)^-1 sigma^2
+    slope = slope_of(found)
     covariance = noise ** 2 * np.linalg.pinv(slope.T @ slope)
-    names = [*problem.shape, *problem.terms]
-    change = []  # of every parameter by every variable
+    # variables are not the parameters: the change of every parameter by every variable
+    change = []
     for step in 1e-5 * np.eye(len(z)):
         up, down = problem.parameters(z + step), problem.parameters(z - step)
-        change.append([(up[name] - down[name]) / 2e-5 for name in names])
+        change.append([(up[name] - down[name]) / 2e-5 for name in problem.names])
     change = np.array(change)
     variances = np.diag(change.T @ covariance @ change)
-    return {name: math.sqrt(max(v, 0.0)) for name, v in zip(names, variances)}
+    return {name: math.sqrt(max(v, 0.0)) for name, v in zip(problem.names, variances)}
 
 
-def near_starts(law, params):
-    """Shapes to refit from: the fit's, and steps of a fifth around it."""
-    starts = [params]
-    for name, (low, high) in law.shape.items():
-        for factor in (0.8, 1.25):
-            starts.append({**params, name: min(max(params[name] * factor, low), high)})
-    return starts
+def profile(found, sigma=None, freedom=math.inf):
+    """((low, high), fit): the 95% profile-likelihood interval of the limit E of a least-squares
+    fit, None without a degree of freedom, and the fit it belongs to: a better one, if the search
+    along E came upon it.
 
-
-def profile(law, columns, y, weights=None, sigma=None, freedom=math.inf, found=None, fixed=None):
-    """((low, high), fit): the 95% profile-likelihood interval of the limit E by least squares, None
-    without a degree of freedom, and the fit it belongs to. sigma, freedom: of
-    profile_interval()."""
-    fixed, given = fixed or {}, (sigma, freedom)
-    options = dict(weights=weights, method="ls")
-    best = found or fit(law, columns, y, fixed=fixed, **options)
+    sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it
+    rests on. Otherwise it is estimated from the residuals, with points - parameters degrees. The
+    threshold, F(1, freedom), is wide when they are few, as it must be.
+    """
+    problem, noise, degrees = found.problem, sigma, freedom
     if sigma is None:
-        freedom = np.count_nonzero(full_weights(weights, len(y))) - len(best["z"])
-        if freedom < 1:
-            return None, best
-        sigma = math.sqrt(2 * best["objective"] / freedom)
+        degrees = np.count_nonzero(problem.weights) - len(found.z)
+        if degrees < 1:
+            return None, found
+        noise = math.sqrt(2 * found.objective / degrees)
     # twice the objective over sigma^2 grows by t^2 from the best fit to an end of the interval
-    allowed = 0.5 * sigma ** 2 * student_t.ppf(0.975, freedom) ** 2
-    lower = [best]  # refits that found a lower minimum than the fit, if any
+    allowed = 0.5 * noise ** 2 * student_t.ppf(0.975, degrees) ** 2
+    refits = [found]
 
-    def excess(value):
+    def excess(limit):
         # the limit is held, all other parameters are sought anew
-        held = {**fixed, "E": value}
-        few = len([name for name in law.shape if name not in held]) < 2
-        starts = None if few else near_starts(law, {**best["params"], "E": value})
-        refit = fit(law, columns, y, fixed=held, starts=starts, **options)
-        if refit["objective"] < lower[0]["objective"] * (1 - 1e-6):
-            lower[0] = refit
-        return refit["objective"] - best["objective"] - allowed
+        held = replace(problem, fixed={**problem.fixed, "E": limit})
+        # kept, since one of them may turn out better than the fit
+        refits.append(refit_near(held, found.params))
+        return refits[-1].objective - found.objective - allowed
 
     # a limit above all points misses each by so much at least that it is out of the interval
-    total = full_weights(weights, len(y)).sum()
-    center, top = best["params"]["E"], math.sqrt(2 * (best["objective"] + allowed) / total)
-    ends = [find_end(excess, center, bound) for bound in (0.0, float(np.max(y)) + top)]
-    if lower[0] is not best:
-        starts = near_starts(law, lower[0]["params"])
-        again = fit(law, columns, y, fixed=fixed, starts=starts, **options)
-        if again["objective"] < best["objective"] * (1 - 1e-6):
-            return profile(law, columns, y, weights, *given, again, fixed)
-    return tuple(ends), best
+    top = math.sqrt(2 * (found.objective + allowed) / problem.weights.sum())
+    # a loss is above 0, and so is its limit
+    bounds = (0.0, float(np.max(problem.y)) + top)
+    ends = [find_end(excess, found.params["E"], bound) for bound in bounds]
+    # a refit below the minimum: the fit lies in the wrong basin, and so does its interval
+    lowest = min(refits, key=lambda one: one.objective)
+    if lowest.objective < found.objective * (1 - 1e-6):
+        again = refit_near(problem, lowest.params)
+        if again.objective < found.objective * (1 - 1e-6):
+            return profile(again, sigma, freedom)
+    return tuple(ends), found
 
 
 def find_end(excess, center, bound):
@@ -746,73 +886,61 @@ def find_end(excess, center, bound):
         if excess(outer) >= 0:
             if excess(inner) >= 0:  # no noise, no doubt
                 return float(inner)
+            # the crossing lies between the last two
             return float(brentq(excess, inner, outer, xtol=1e-7))
         inner = outer
     return float(bound)
 
 
-def profile_interval(law, columns, y, weights=None, sigma=None, freedom=math.inf):
-    """95% profile-likelihood interval (low, high) of the limit E; None without a degree of freedom.
-    Least squares.
-
-    sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it
-    rests on. Otherwise it is estimated from the residuals, with points - parameters degrees. The
-    threshold, F(1, freedom), is wide when they are few, as it must be.
-    """
-    return profile(law, columns, y, weights, sigma, freedom)[0]
-
-
-def bootstrap(law, columns, y, found, count, weights=None, seed=0, **options):
-    """(draws, number): the parameters and derived quantities of `count` refits to points drawn with
-    replacement, [name -> value], and how many were drawn from; curves are drawn whole. Refits start
-    at the fit; draws of too few different points are drawn again. Raises ValueError where there are
-    too few to draw from."""
-    rng, draws = np.random.default_rng(seed), []
-    weights = full_weights(weights, len(y))
-    needed = len(found["z"])
-    groups, names = np.arange(len(y)), "points"
-    if "curve" in law.columns:
-        groups, names, needed = np.unique(columns["curve"], return_inverse=True)[1], "curves", 2
+def bootstrap(found, count, seed=0):
+    """The same Fit with `draws`, the quantities of `count` refits to points drawn with replacement;
+    curves are drawn whole. Refits start at the fit; draws of too few different points are drawn
+    again. Raises ValueError where there are too few to draw from."""
+    problem, rng, draws = found.problem, np.random.default_rng(seed), []
+    needed, groups, names = len(found.z), np.arange(len(problem.y)), "points"
+    if "curve" in problem.law.columns:
+        # the rows of a curve have their error in common: drawn by row, intervals are too narrow
+        groups = np.unique(problem.columns["curve"], return_inverse=True)[1]
+        needed, names = 2, "curves"
     total = len(np.unique(groups))
     if total <= needed:
         raise ValueError(f"a bootstrap needs more than {needed} {names} to draw from, not {total}")
     for _ in watched(range(count), "bootstrap, refit"):
         drawn = np.zeros(total)
+        # fewer different points than parameters would be met exactly by many laws
         while np.count_nonzero(drawn) < needed:
             drawn = rng.multinomial(total, np.full(total, 1 / total))
-        refit = fit(law, columns, y, drawn[groups] * weights, starts=[found["params"]], **options)
-        draws.append(quantities(law, refit["params"]))
-    return draws, total
+        again = replace(problem, weights=drawn[groups] * problem.weights)
+        draws.append(refit(again, [found.params]).quantities())
+    return replace(found, draws=draws, drawn_from=total)
 
 
-def percentile_interval(values, estimate, total, sought):
-    """(low, high), 95%, of draws of a quantity whose estimate rests on `total` points and `sought`
-    parameters. A bootstrap's spread is that of the residuals, too small by (total - sought) /
-    total, and its percentiles are a normal's: both are made good, by more where points are few."""
-    freedom = max(total - sought, 1)
-    factor = math.sqrt(total / freedom) * student_t.ppf(0.975, freedom) / norm.ppf(0.975)
+def percentile_interval(found, values, estimate):
+    """(low, high), 95%, of an estimate that follows from a fit, whose value for each draw of its
+    bootstrap is in `values`."""
+    # a bootstrap's spread is that of the residuals, too small by (points - parameters) / points,
+    # and its percentiles are a normal's: both are made good, by more where points are few
+    freedom = max(found.drawn_from - len(found.z), 1)
+    factor = math.sqrt(found.drawn_from / freedom)
+    factor = factor * student_t.ppf(0.975, freedom) / norm.ppf(0.975)
     low, high = np.percentile(values, [2.5, 97.5])
     return float(estimate + (low - estimate) * factor), float(estimate + (high - estimate) * factor)
 
 
-def quantities(law, params):
-    """The parameters and what is derived from them."""
-    return {**params, **{name: float(value) for name, value in law.derived(params).items()}}
-
-
-def leave_one_out(law, columns, y, found, weights=None, **options):
+def leave_one_out(found):
     """The parameters when each point is left out in turn, [name -> value]; none when too few points
     remain."""
-    weights = full_weights(weights, len(y))
-    counted = np.flatnonzero(weights)
-    if len(counted) <= len(found["z"]):
+    problem = found.problem
+    # a law with no point to spare fits whatever is left exactly
+    counted = np.flatnonzero(problem.weights)
+    if len(counted) <= len(found.z):
         return []
-    few = len(law.shape) < 2  # so few that a whole search costs little
     fits = []
     for i in watched(counted, "leaving one out, fit"):
-        left = np.where(np.arange(len(y)) == i, 0.0, weights)
-        starts = None if few else near_starts(law, found["params"])
-        fits.append(fit(law, columns, y, left, starts=starts, **options)["params"])
+        # a weight of 0 leaves a point out
+        weights = problem.weights.copy()
+        weights[i] = 0.0
+        fits.append(refit_near(replace(problem, weights=weights), found.params).params)
     return fits
 
 
@@ -822,77 +950,6 @@ def limit_range(left_out):
         return None
     limits = [params["E"] for params in left_out]
     return min(limits), max(limits)
-
-
-# --------------------------------------------------------------------------------------------------
-# What to train: the optimum of a law
-
-def compute_optimum(law, params, flops):
-    """(N, D, loss) of least loss with 6 N D = flops, of a law in N and D (arXiv 2203.15556,
-    approach 3). Raises ValueError where the law has no such optimum."""
-    def loss(log_n):
-        n = np.exp(log_n)
-        columns = {"N": np.array([n]), "D": np.array([flops / 6 / n])}
-        return float(predict(law, params, columns)[0])
-
-    low, high = 0.0, math.log(flops / 6)  # one parameter, or one token
-    # a coarse grid brackets the minimum wherever it lies
-    grid = np.linspace(low, high, 60)
-    best = int(np.argmin([loss(log_n) for log_n in grid]))
-    if best in (0, len(grid) - 1):
-        raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
-    found = minimize_scalar(loss, bounds=(grid[best - 1], grid[best + 1]), method="bounded",
-                            options=dict(xatol=1e-7))
-    return float(np.exp(found.x)), float(flops / 6 / np.exp(found.x)), float(found.fun)
-
-
-def optimum_with_inference(params, loss, inference_tokens):
-    """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv
-    2401.00448)."""
-    p = SimpleNamespace(**params)
-    if loss <= p.E or min(p.A, p.B) <= 0:
-        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is "
-                         f"{p.E:.4f}")
-    smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
-
-    def data(log_n):
-        return (p.B / (loss - p.E - p.A * math.exp(-p.alpha * log_n))) ** (1 / p.beta)
-
-    def slope(log_n):  # of the compute by N, over N: 6 (D + dD / dlogN) + 2 inference_tokens
-        d = data(log_n)
-        fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
-        return 6 * (d - d ** (1 + p.beta) * fall) + 2 * inference_tokens
-    log_n = brentq(slope, smallest + 1e-6, smallest + 60)
-    return math.exp(log_n), data(log_n)
-
-
-# --------------------------------------------------------------------------------------------------
-# The paper's laws
-
-def fit_power(x, loss):
-    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss:
-    (points,)."""
-    law = LAWS["power"]
-    return fit(law, *check_points(law, {"x": x, "loss": loss}))["params"]
-
-
-def fit_reciprocal(x, loss):
-    """A / x + E by least squares: {"A", "E"}."""
-    law = LAWS["reciprocal"]
-    return fit(law, *check_points(law, {"x": x, "loss": loss}))["params"]
-
-
-def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
-    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval",
-    "leave_one_out" (the range of limits), "left_out" (those fits), "at_bounds"}. sigma, freedom: of
-    profile_interval()."""
-    law = LAWS["power"]
-    columns, y = check_points(law, {"x": x, "loss": loss})
-    found = fit(law, columns, y, weights)
-    left_out = leave_one_out(law, columns, y, found, weights)
-    interval, _ = profile(law, columns, y, weights, sigma, freedom, found)
-    return {**found["params"], "interval": interval, "leave_one_out": limit_range(left_out),
-            "left_out": left_out, "at_bounds": found["at_bounds"]}
 
 
 def jackknife(left_out):
@@ -906,6 +963,85 @@ def t_interval(estimate, error, n):
     """[low, high], 95%, of an estimate with a standard error that rests on n draws."""
     half = error * float(student_t.ppf(0.975, n - 1))
     return [estimate - half, estimate + half]
+
+
+# --------------------------------------------------------------------------------------------------
+# What to train: the optimum of a law
+#
+# A law with N and D in it says how to spend compute: on a larger model, or on more data.
+
+def compute_optimum(law, params, flops):
+    """(N, D, loss) of least loss with 6 N D = flops, of a law in N and D (arXiv 2203.15556,
+    approach 3). Raises ValueError where the law has no such optimum."""
+    def loss(log_n):
+        n = np.exp(log_n)
+        return predict(law, params, {"N": n, "D": flops / 6 / n})
+
+    # a coarse grid, from one parameter to one token, brackets the minimum wherever it lies
+    grid = np.linspace(0.0, math.log(flops / 6), 60)
+    # at an end of the grid the loss still falls: no optimum, or none that makes sense
+    best = int(np.argmin(loss(grid)))
+    if best in (0, len(grid) - 1):
+        raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
+    # and a search inside the bracket finds it
+    found = minimize_scalar(lambda log_n: loss(np.array([log_n]))[0], method="bounded",
+                            bounds=(grid[best - 1], grid[best + 1]), options=dict(xatol=1e-7))
+    n = float(np.exp(found.x))
+    return n, flops / 6 / n, float(found.fun)
+
+
+def optimum_with_inference(params, loss, inference_tokens):
+    """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv
+    2401.00448)."""
+    p = SimpleNamespace(**params)
+    # without a term for N (or D) the cheapest model has none of it
+    if loss <= p.E or min(p.A, p.B) <= 0:
+        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is "
+                         f"{p.E:.4f}")
+    # the loss that is left for D once N is given must be above 0
+    smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
+
+    def data(log_n):  # the D that brings N to the loss
+        return (p.B / (loss - p.E - p.A * math.exp(-p.alpha * log_n))) ** (1 / p.beta)
+
+    def slope(log_n):  # of the compute by N, over N: 6 (D + dD / dlogN) + 2 inference_tokens
+        d = data(log_n)
+        fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
+        return 6 * (d - d ** (1 + p.beta) * fall) + 2 * inference_tokens
+
+    # just above the smallest N data cost without end; far above it the model does
+    log_n = brentq(slope, smallest + 1e-6, smallest + 60)
+    return math.exp(log_n), data(log_n)
+
+
+# --------------------------------------------------------------------------------------------------
+# The paper's laws: limits over N, K or D, and what a recipe is worth in data
+#
+# What the second half of this file and ensemble.py ask for, in plain arrays and dicts.
+
+def fit_power(x, loss):
+    """A / x^b + E by least squares on the loss, as the paper fits: {"A", "b", "E"}. x, loss:
+    (points,). Raises ValueError for points that do not determine the law."""
+    law = LAWS["power"]
+    return fit(law, *check_points(law, {"x": x, "loss": loss})).params
+
+
+def fit_reciprocal(x, loss):
+    """A / x + E by least squares: {"A", "E"}; otherwise as fit_power()."""
+    law = LAWS["reciprocal"]
+    return fit(law, *check_points(law, {"x": x, "loss": loss})).params
+
+
+def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
+    """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval",
+    "leave_one_out" (the range of limits), "left_out" (those fits), "at_bounds"}. sigma, freedom: of
+    profile()."""
+    law = LAWS["power"]
+    found = fit(law, *check_points(law, {"x": x, "loss": loss}), weights)
+    left_out = leave_one_out(found)
+    interval, _ = profile(found, sigma, freedom)
+    return {**found.params, "interval": interval, "leave_one_out": limit_range(left_out),
+            "left_out": left_out, "at_bounds": found.at_bounds}
 
 
 def tokens_for(law, loss):
@@ -927,13 +1063,30 @@ def measured_efficiency(tokens, losses, loss, at):
     """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's
     measured losses (log tokens against loss); beyond them the nearest measured point counts, a
     bound on the truth."""
+    # np.interp wants its points to rise
     order = np.argsort(losses)
     needed = np.interp(loss, np.asarray(losses)[order], np.log(tokens)[order])
     return float(np.exp(needed) / at), not min(losses) <= loss <= max(losses)
 
 
+def describe(interval, left_out, sigma, unit="point"):
+    """One line on how well a limit is known; sigma is the noise of what has weight 1."""
+    if interval is None:
+        known = "no interval, as many parameters as points"
+    else:
+        noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a {unit}"
+        flat = ", flat below" if interval[0] == 0 else ""
+        known = f"95% {interval[0]:.3f} to {interval[1]:.3f}{flat} ({noise})"
+    if left_out:
+        known += f"; leaving one out {left_out[0]:.3f} to {left_out[1]:.3f}"
+    return known
+
+
 # --------------------------------------------------------------------------------------------------
 # Points of a table
+#
+# People's tables differ in names, units and blanks. What can only be meant one way is read so, and
+# said; anything else stops with the line and what to do, as a wrong number would pass for a result.
 
 # other names of a column, in this kit's results and elsewhere
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
@@ -941,6 +1094,8 @@ ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens
            "V": ("vocab_size",)}
 COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
+# C = 6 N D: what is missing as a function of N and the other
+OF_COMPUTE = {"D": ("C", lambda n, c: c / (6 * n)), "C": ("D", lambda n, d: 6 * n * d)}
 
 
 def read_rows(path):
@@ -948,6 +1103,7 @@ def read_rows(path):
     file (texts), results as JSON lines (.jsonl), or a folder, every result.json below which is a
     row. Raises ValueError."""
     if Path(path).is_dir():
+        # sorted, so that two machines list the same rows in one order
         texts = [(file.read_text(), str(file)) for file in sorted(Path(path).rglob("result.json"))]
     elif Path(path).suffix == ".jsonl":
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -958,6 +1114,7 @@ def read_rows(path):
     rows = []
     for text, place in texts:
         try:
+            # the place is in the message: one damaged line among thousands is hard to find
             row = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{place} is damaged ({error}); remove it and make it again") from None
@@ -968,28 +1125,37 @@ def read_rows(path):
 
 
 def read_csv(path):
-    """read_rows() of a .csv file with a header."""
+    """read_rows() of a .csv file with a header. What would be read wrongly is refused."""
     try:
+        # spreadsheets put a mark before the first column's name
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or []
-            rows = [(row, f"{path} line {reader.line_num}") for row in reader]
+            reader = csv.reader(file)
+            lines = [(cells, f"{path} line {reader.line_num}") for cells in reader if cells]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
-    first_cells = [header[:1], *(list(row.values())[:1] for row, _ in rows)]
-    for cells, place in zip(first_cells, [f"{path} line 1", *(place for _, place in rows)]):
-        if cells and str(cells[0]).lstrip().startswith("#"):
+    for cells, place in lines:
+        if cells[0].lstrip().startswith("#"):
             raise ValueError(f"{place} is a comment line, which a CSV file has not; remove it")
+    header = lines[0][0] if lines else []
     if len(header) == 1 and ";" in header[0]:
         raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
-    for row, place in rows:
-        if None in row:
+    rows = []
+    for cells, place in lines[1:]:
+        # 3,14 unquoted is two cells, and shifts all that follow
+        if len(cells) > len(header):
             raise ValueError(f"{place} has more fields than the header; decimal "
                              f"commas, or thousands separators without quotes?")
+        rows.append((dict(zip_longest(header, cells)), place))
+    # the second would silently stand for both
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has the column {twice[0]} twice; rename one")
     return rows
+
+
+def header_of(rows):
+    """The names of all columns of rows, each once, in order."""
+    return list(dict.fromkeys(name for row, _ in rows for name in row))
 
 
 def keep_rows(rows, where):
@@ -997,15 +1163,16 @@ def keep_rows(rows, where):
     "COLUMN>VALUE"; of several values with commas one must be equal. Numbers compare as numbers, so
     1e9 equals 1000000000; a row without the column meets none. Raises ValueError."""
     for condition in where:
+        # the first sign parts them, so a value may hold others
         found = re.fullmatch(r"(.+?)([=<>])(.*)", condition, re.DOTALL)
         if not found:
             raise ValueError(f"a condition is COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE, not "
                              f"{condition}")
         column, sign, wanted = found.groups()
-        known = dict.fromkeys(name for row, _ in rows for name in row)
-        if rows and column not in known:
+        header = header_of(rows)
+        if rows and column not in header:
             raise ValueError(f"condition {condition}: there is no column {column}; there are "
-                             f"{', '.join(map(str, known))}")
+                             f"{', '.join(header)}")
         if sign != "=" and not is_number(wanted):
             raise ValueError(f"condition {condition}: {wanted!r} is no number; a condition is "
                              f"COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
@@ -1029,10 +1196,11 @@ def meets(value, sign, wanted):
     else as texts, which are neither above nor below."""
     if value is None:
         return False
-    if is_number(value) and is_number(wanted):
-        value, wanted = float(value), float(wanted)
-        return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
-    return sign == "=" and str(value) == wanted
+    if not is_number(value) or not is_number(wanted):
+        return sign == "=" and str(value) == wanted
+    # 1e9, 1e+09 and 1000000000 are one number
+    value, wanted = float(value), float(wanted)
+    return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
 
 
 def split_pairs(pairs):
@@ -1043,30 +1211,27 @@ def split_pairs(pairs):
     return [tuple(pair.split("=", 1)) for pair in pairs]
 
 
-def plain(name):
-    """A column's name without case, blanks and signs between words."""
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
-
-
 def find_column(name, header, chosen):
     """The column of a table that a law calls `name`: the one chosen, else of that name or alias,
     else the same but for case and blanks; None if there is none. Raises ValueError."""
     if name in chosen:
         if chosen[name] not in header:
             raise ValueError(f"--columns {name}={chosen[name]}: there is no such column; there are "
-                             f"{', '.join(map(str, header))}")
+                             f"{', '.join(header)}")
         return chosen[name]
-    names = (name, *ALIASES.get(name, ()))
-    for one in names:
-        if one in header:
-            return one
-    for one in names:
-        alike = [column for column in header if plain(column) == plain(one)]
-        if len(alike) > 1:
-            raise ValueError(f"the columns {' and '.join(alike)} may both be {name}; say which "
-                             f"with --columns {name}=...")
-        if alike:
-            return alike[0]
+
+    def plain(text):
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    # as it is written first: n and N may be two columns
+    for spelt in (str, plain):
+        for one in (name, *ALIASES.get(name, ())):
+            alike = [column for column in header if spelt(column) == spelt(one)]
+            if len(alike) > 1:
+                raise ValueError(f"the columns {' and '.join(alike)} may both be {name}; say which "
+                                 f"with --columns {name}=...")
+            if alike:
+                return alike[0]
     return None
 
 
@@ -1076,13 +1241,13 @@ def read_number(text, column, place, blank=False):
         if blank:
             return math.nan
         raise ValueError(f"{place}: {column} is blank, not a number; fill it or leave the row out")
-    try:
+    if is_number(text):
         return float(text)
-    except (TypeError, ValueError):
-        hint = ""
-        if re.fullmatch(r"\s*-?\d{1,3}(,\d{3})+(\.\d*)?\s*", str(text)):
-            hint = ": write it without thousands separators"
-        raise ValueError(f"{place}: {column} is {text!r}, not a number{hint}") from None
+    hint = ""
+    # 1,000,000
+    if re.fullmatch(r"\s*-?\d{1,3}(,\d{3})+(\.\d*)?\s*", str(text)):
+        hint = ": write it without thousands separators"
+    raise ValueError(f"{place}: {column} is {text!r}, not a number{hint}")
 
 
 def read_points(path, names, where=(), constants=(), columns=(), blank=(), absent=()):
@@ -1098,7 +1263,7 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
     if not rows:
         left = " left by --where" if where else ""
         raise ValueError(f"{path} has no rows{left}")
-    header, table, notes = dict.fromkeys(name for row, _ in rows for name in row), {}, []
+    header, table, notes = header_of(rows), {}, []
 
     def read(name):
         there = find_column(name, header, chosen)
@@ -1106,42 +1271,39 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
             return None
         if there not in (None, name):
             notes.append(f"{name} is the column {there}")
-        values = []
-        for row, place in rows:
-            cell = row.get(there, constants.get(name))
-            if name == "curve":
-                values.append(str(cell))
-            else:
-                values.append(read_number(cell, there or name, place, name in blank))
-        return np.array(values)
+        # a column of the table counts before a constant of --set
+        cells = [(row.get(there, constants.get(name)), place) for row, place in rows]
+        if name == "curve":
+            return np.array([str(cell) for cell, _ in cells])
+        return np.array([read_number(cell, there or name, place, name in blank)
+                         for cell, place in cells])
 
     for name in names:
         values = read(name)
-        other = {"D": "C", "C": "D"}.get(name)
-        if values is None and other:
+        if values is None and name in OF_COMPUTE:
+            other, solve_for = OF_COMPUTE[name]
             n, counterpart = read("N"), read(other)
             if n is not None and counterpart is not None:
                 notes.append(f"{name} is from C = 6 N D")
-                values = 6 * n * counterpart
-                if name == "D":
-                    values = counterpart / (6 * n)
+                values = solve_for(n, counterpart)
         if values is not None:
             table[name] = values
         elif name not in absent:
-            raise ValueError(f"{path} has no column {name}; it has {', '.join(map(str, header))} "
-                             f"(say which is meant with --columns {name}=..., or give --set "
-                             f"{name}=VALUE)")
-    return table, rows, notes
+            raise ValueError(f"{path} has no column {name}; it has {', '.join(header)} (say which "
+                             f"is meant with --columns {name}=..., or give --set {name}=VALUE)")
+    # N may have been read twice
+    return table, rows, list(dict.fromkeys(notes))
 
 
 def check_values(law, columns):
     """The columns as float64 (but `curve`); raises ValueError for values the law cannot take."""
     checked = {}
     for name, column in columns.items():
+        checked[name] = np.asarray(column)
         if name == "curve":
-            checked[name] = np.asarray(column)
             continue
         checked[name] = column = np.asarray(column, dtype=np.float64)
+        # most laws take powers of their columns, so that 0 and below have no meaning
         good = np.isfinite(column) & (column > 0)
         if name in ("lr", "step"):
             good |= column == 0
@@ -1153,6 +1315,7 @@ def check_values(law, columns):
         if len(bad):
             raise ValueError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
                              f"a law needs finite positive numbers")
+        # 0.15 (billions) beside 300,000,000: a law would fit the gap between them
         values = np.unique(column)
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
             raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
@@ -1164,11 +1327,11 @@ def check_values(law, columns):
 
 def check_curves(law, columns):
     """Raises ValueError for two rows of a curve at one step, and for a loss before any training."""
-    rows = list(zip(columns["curve"].tolist(), columns["step"].tolist()))
-    if len(set(rows)) < len(rows):
-        curve, step = next(row for number, row in enumerate(rows) if row in rows[:number])
+    steps = Counter(zip(columns["curve"].tolist(), columns["step"].tolist()))
+    (curve, step), count = steps.most_common(1)[0]
+    if count > 1:
         raise ValueError(f"curve {curve} has step {step:g} twice; keep one")
-    known = np.isfinite(columns.get(law.target, np.zeros(len(rows))))
+    known = np.isfinite(columns.get(law.target, columns["step"]))
     if (read_changes(columns, known).S1 <= 0).any():
         raise ValueError("lr is 0 up to the first loss of a curve; leave that loss blank")
 
@@ -1178,9 +1341,11 @@ def check_points(law, columns):
     columns = check_values(law, columns)
     known = np.isfinite(columns[law.target])
     for name in law.columns:
+        # a column that never changes cannot tell its own term from the limit
         if name not in CONSTANT and len(np.unique(columns[name][known])) < 2:
             raise ValueError(f"all points have the same {name}; a law needs it to vary")
     least = len(law.shape) + len(law.signs)
+    # repeated points say what the noise is, not what the law is
     points = len(set(zip(*(columns[name][known].tolist() for name in law.columns))))
     if points < least:
         raise ValueError(f"a law of {least} parameters needs {least} different points, not "
@@ -1194,21 +1359,24 @@ def columns_together(law, columns):
     found = []
     varied = [name for name in law.columns if name not in ("curve", "step", "lr", "V")
               and len(np.unique(columns[name])) > 1]
-    for i, one in enumerate(varied):
-        for other in varied[i + 1:]:
-            x, y = np.log(columns[one]), np.log(columns[other])
-            if abs(np.corrcoef(x, y)[0, 1]) > 0.9995:
-                power = np.polyfit(x, y, 1)[0]
-                found.append(f"{one} and {other} go together in all points ({other} as {one}^"
-                             f"{power:.3g}): what each of them brings is not determined")
+    for one, other in combinations(varied, 2):
+        x, y = np.log(columns[one]), np.log(columns[other])
+        # in logs: D = 20 N is a line there, and so is any power
+        if abs(np.corrcoef(x, y)[0, 1]) > 0.9995:
+            power = np.polyfit(x, y, 1)[0]
+            found.append(f"{one} and {other} go together in all points ({other} as {one}^"
+                         f"{power:.3g}): what each of them brings is not determined")
     return found
 
 
 # --------------------------------------------------------------------------------------------------
-# A law and a table
+# A law and a table: what is asked
+#
+# Nothing that was asked is left undone in silence: an option with no effect on a law is refused.
 
 METHODS = {"ls": "least squares", "huber": "Huber's loss of logs",
            "raw_huber": "Huber's loss of raw residuals", "lad": "absolute deviations of logs"}
+# enough for the ends of a 95% interval, of which five draws lie outside on each side
 DRAWS = 200  # refits for the intervals of predictions and optima, where --bootstrap says no number
 
 
@@ -1251,6 +1419,7 @@ def names_laws(what):
     names = what[0].split(",")
     if any(name in LAWS for name in names):
         return True
+    # a mistyped law, rather than a folder of runs that is not there
     return len(what) == 2 and not Path(what[0]).exists() and Path(what[1]).exists()
 
 
@@ -1258,55 +1427,49 @@ def check_options(names, args):
     """Raises ValueError for options of a law that are out of range or would do nothing."""
     for name in names:
         if name not in LAWS:
+            # the nearest name, however far: one of them was meant
             near = difflib.get_close_matches(name, LAWS, 1, cutoff=0.0)
             raise ValueError(f"there is no law {name}; do you mean {near[0]}? The laws: "
                              f"{', '.join(LAWS)}")
-    if len(args.what) != 2:
-        raise ValueError(f"the law {args.what[0]} goes with one CSV file of points")
     for name in ("delta", "loss", "inference", "compute"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} {value:g} is out of range; it must be above 0")
-    if args.bootstrap is not None and args.bootstrap < 20:
-        raise ValueError(f"--bootstrap {args.bootstrap} gives no interval; take 200 or more")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError("--seed must be at least 0")
+    # what each law will minimize
     methods = {args.method or LAWS[name].method for name in names}
-    if args.delta is not None and not methods & {"huber", "raw_huber"}:
-        raise ValueError(f"--delta is the width of Huber's loss; the method is {methods.pop()}")
-    if (args.sigma or args.pooled) and methods != {"ls"}:
-        raise ValueError("--sigma and --pooled are for the profile of least squares; add --method "
-                         "ls, or take --bootstrap")
-    if args.sigma and args.pooled:
-        raise ValueError("--pooled takes the noise from the table and --sigma gives it; take one")
-    if args.loss is not None and args.inference is None:
-        raise ValueError("--loss is what --inference is to reach; give both")
-    if args.inference is not None and (args.loss is None or names != ["chinchilla"]):
-        raise ValueError("--inference goes with chinchilla and --loss")
     of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
-    if args.compute is not None and not set(names) <= set(of_both):
-        raise ValueError(f"--compute goes with a law in N and D: {', '.join(of_both)}")
+    noise = args.sigma or args.pooled
+    # what is wrong by its message; of several the first counts
+    wrong = {
+        f"the law {args.what[0]} goes with one CSV file of points": len(args.what) != 2,
+        f"--bootstrap {args.bootstrap} gives no interval; take 200 or more":
+            args.bootstrap is not None and args.bootstrap < 20,
+        "--seed must be at least 0": args.seed is not None and args.seed < 0,
+        f"--delta is the width of Huber's loss; the method is {', '.join(methods)}":
+            args.delta is not None and not methods & {"huber", "raw_huber"},
+        "--sigma and --pooled are for the profile of least squares; add --method ls, or take "
+        "--bootstrap": noise and methods != {"ls"},
+        "--pooled takes the noise from the table and --sigma gives it; take one":
+            args.sigma and args.pooled,
+        "--loss is what --inference is to reach; give both":
+            args.loss is not None and args.inference is None,
+        "--inference goes with chinchilla and --loss":
+            args.inference is not None and (args.loss is None or names != ["chinchilla"]),
+        f"--compute goes with a law in N and D: {', '.join(of_both)}":
+            args.compute is not None and not set(names) <= set(of_both)}
     alone = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")
     for name in alone:
-        if getattr(args, name) and (len(names) > 1 or args.hold_out):
-            raise ValueError(f"--{name} goes with one law and all its points, not with several "
-                             f"laws or --hold_out")
+        wrong[f"--{name} goes with one law and all its points, not with several laws or "
+              f"--hold_out"] = getattr(args, name) and (len(names) > 1 or args.hold_out)
     # without a bootstrap nothing is drawn
     drawn = args.bootstrap or args.predict or args.compute or args.inference
-    if args.seed is not None and not drawn:
-        raise ValueError("--seed is of --bootstrap; give both")
+    wrong["--seed is of --bootstrap; give both"] = args.seed is not None and not drawn
     for name in ("csv", "save"):
-        if getattr(args, name, None):
-            raise ValueError(f"--{name} is of runs; a law's result is printed, by --json in full")
-
-
-def law_command(args):
-    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
-    names = args.what[0].split(",")
-    check_options(names, args)
-    if len(names) > 1 or args.hold_out:
-        return compare_laws(names, args.what[1], args)
-    return law_report(names[0], args.what[1], args)
+        wrong[f"--{name} is of runs; a law's result is printed, by --json in full"] = \
+            getattr(args, name)
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(message)
 
 
 def law_of(name, args):
@@ -1319,6 +1482,7 @@ def law_of(name, args):
     chosen = (args.x or "").split(",")
     if chosen == [""] or name != "log_linear" and len(chosen) > 1 or "curve" in chosen:
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
+    # it reads any number of columns
     if name == "log_linear":
         return log_linear(*chosen)
     return replace(law, columns=(chosen[0],), basis=lambda p, c: law.basis(
@@ -1331,29 +1495,27 @@ def fixed_of(law, pairs):
     for name, value in split_pairs(pairs):
         if name not in law.shape and name not in law.signs:
             raise ValueError(f"--fix {name}: the law has {', '.join([*law.shape, *law.signs])}")
+        # exponents may be equal to each other; coefficients have units
         if value in law.shape and name in law.shape and value != name:
             fixed[name] = value
-        elif not is_number(value) or not math.isfinite(float(value)):
+            continue
+        if not is_number(value) or not math.isfinite(float(value)):
             raise ValueError(f"--fix {name}={value} is neither a number nor another of the "
                              f"exponents {', '.join(law.shape)}")
-        else:
-            fixed[name] = float(value)
-        if name in law.shape and not isinstance(fixed[name], str) and fixed[name] <= 0:
+        fixed[name] = float(value)
+        if name in law.shape and fixed[name] <= 0:
             raise ValueError(f"--fix {name}={value}: it must be above 0")
-    if any(value in fixed for value in fixed.values() if isinstance(value, str)):
+    if any(value in fixed for value in fixed.values()):
         raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
     return fixed
 
 
 @dataclass
 class Points:
-    """A table as a law reads it."""
-    law: Law
-    columns: dict
-    y: np.ndarray  # nan where a row gives the schedule alone
-    weights: np.ndarray
+    """A table as a law reads it. Targets are 1 where a row gives the schedule alone; its weight
+    is 0."""
+    problem: Problem
     rows: list  # as of read_rows()
-    options: dict  # method, delta and fixed of fit()
     notes: list  # lines on what was assumed or is not determined
     sigma: float = None
     freedom: float = math.inf
@@ -1362,41 +1524,57 @@ class Points:
 def read_law(name, path, args):
     """The Points of a law's command. Raises ValueError."""
     law = law_of(name, args)
-    names, wanted, blank = [*law.columns, law.target], [*law.columns, law.target], ()
+    # beside what the law reads: weights, noise, the vocabulary
+    names, optional, blank = [*law.columns, law.target], [], ()
     if args.weights:
-        wanted.append(args.weights)
+        optional.append(args.weights)
+    # the spread over seeds and their number, a row a setting
     if args.pooled:
-        wanted += ["sigma", "seeds"]
+        optional += ["sigma", "seeds"]
     if "L0" in law.shape:
-        wanted.append("V")
+        optional.append("V")
     if "curve" in law.columns:
         blank = (law.target,)
-    table, rows, notes = read_points(path, wanted, args.where, args.set, args.columns, blank,
-                                     absent=("V", "seeds"))
+    table, rows, notes = read_points(path, names + optional, args.where, args.set, args.columns,
+                                     blank, absent=("V", "seeds"))
     fixed = fixed_of(law, args.fix)
-    if "V" in table and "L0" in law.shape and "L0" not in fixed:
-        if len(np.unique(table["V"])) > 1:
-            raise ValueError(f"{name} takes one vocabulary, and V varies; choose with --where")
-        fixed["L0"] = float(np.log(table["V"][0]))
-    elif "L0" in law.shape and "L0" not in fixed:
-        notes.append("L0 is fitted: no column V and no --set V=VOCABULARY gives it")
+    if "L0" in law.shape and "L0" not in fixed:
+        fixed |= fixed_by_vocabulary(name, table, notes)
     columns, y = check_points(law, {column: table[column] for column in names})
+    # a row without a target gives the schedule alone
     weights = np.where(np.isfinite(y), table.get(args.weights, 1.0), 0.0)
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
-    if "curve" in law.columns:
-        notes += schedule_notes(columns)
-    method = args.method or law.method
-    if method in ("huber", "lad") or law.logs:
-        if np.nanmin(y) <= 0:
-            raise ValueError(f"{method} takes the log of {law.target}, which must be positive; use "
-                             f"--method ls or raw_huber")
-    options = dict(method=method, delta=args.delta or 1e-3, fixed=fixed)
-    points = Points(law, columns, np.nan_to_num(y, nan=1.0), weights, rows, options, notes)
-    points.sigma, points.freedom = read_noise(args, table)
-    notes += columns_together(law, columns)
-    notes += repeat_notes(law, rows)
-    return points
+    problem = Problem(law, columns, np.nan_to_num(y, nan=1.0), weights, args.method,
+                      args.delta or 1e-3, fixed)
+    if problem.on_logs and np.nanmin(y) <= 0:
+        raise ValueError(f"{problem.method} takes the log of {law.target}, which must be positive; "
+                         f"use --method ls or raw_huber")
+    # only the profile of a limit asks for the noise
+    sigma, freedom = read_noise(args, table)
+    if sigma is not None and not has_limit(problem):
+        raise ValueError("--sigma and --pooled are for the interval of a limit E that is sought, "
+                         "and here is none; leave them out")
+    notes += [*notes_on_schedules(law, columns), *columns_together(law, columns),
+              *notes_on_repeats(law, rows)]
+    return Points(problem, rows, notes, sigma, freedom)
+
+
+def has_limit(problem):
+    """Whether a law has a limit E that is sought."""
+    law = problem.law
+    return "E" not in problem.fixed and ("E" in law.shape or law.signs.get("E") == "+")
+
+
+def fixed_by_vocabulary(name, table, notes):
+    """{"L0": ln V}, the loss of a guess, where the table gives V; else {}, which is noted."""
+    sizes = np.unique(table.get("V", ()))
+    if len(sizes) > 1:
+        raise ValueError(f"{name} takes one vocabulary, and V varies; choose with --where")
+    if len(sizes) == 1:
+        return {"L0": float(np.log(sizes[0]))}
+    notes.append("L0 is fitted: no column V and no --set V=VOCABULARY gives it")
+    return {}
 
 
 def read_noise(args, table):
@@ -1413,6 +1591,7 @@ def read_noise(args, table):
         return math.sqrt((degrees * squares).sum() / degrees.sum()), float(degrees.sum())
     if args.sigma is None:
         return None, math.inf
+    # no degrees: the noise is known exactly
     noise, _, degrees = args.sigma.partition(":")
     if not is_number(noise) or not 0 < float(noise) < math.inf:
         raise ValueError(f"--sigma {args.sigma} is out of range; it is NOISE above 0, or "
@@ -1422,20 +1601,26 @@ def read_noise(args, table):
     return float(noise), float(degrees or math.inf)
 
 
-def schedule_notes(columns):
+def notes_on_schedules(law, columns):
     """What is assumed of curves whose first row is not their first step."""
-    late = [rows[0] for rows, *_ in schedules(columns) if columns["step"][rows[0]] > 1]
+    if "curve" not in law.columns:
+        return []
+    # public curves begin after their warm-up, and how lr rose there is not in the table
+    curves = np.unique(columns["curve"])
+    begins = [columns["step"][columns["curve"] == curve].min() for curve in curves]
+    late = [step for step in begins if step > 1]
     if not late:
         return []
-    first = ", ".join(dict.fromkeys(f"{columns['step'][row]:g}" for row in late))
+    first = ", ".join(dict.fromkeys(f"{step:g}" for step in late))
     return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to "
             f"there; rows without a loss can give another schedule"]
 
 
-def repeat_notes(law, rows):
+def notes_on_repeats(law, rows):
     """Whether tokens are repeated in a table whose law has no word for it."""
     if "D" not in law.columns or "U" in law.columns:
         return []
+    # a column `epochs` is this kit's own; other tables have none and are taken at their word
     epochs = [float(row["epochs"]) for row, _ in rows if is_number(row.get("epochs"))]
     if max(epochs, default=1) <= 1:
         return []
@@ -1443,251 +1628,269 @@ def repeat_notes(law, rows):
             f"repeated token counts as D says"]
 
 
+# --------------------------------------------------------------------------------------------------
+# A law and a table: what is answered
+#
+# Each part of the answer is a dict for --json, printed by the function that makes it.
+
+def law_command(args):
+    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
+    names = args.what[0].split(",")
+    check_options(names, args)
+    if len(names) > 1 or args.hold_out:
+        return compare_laws(names, args.what[1], args)
+    return law_report(names[0], args.what[1], args)
+
+
 def law_report(name, path, args):
     """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it."""
     points = read_law(name, path, args)
-    law, columns, y, options = points.law, points.columns, points.y, points.options
-    found = fit(law, columns, y, points.weights, **options)
-    limit = has_limit(law, options["fixed"])
-    if limit and options["method"] == "ls":
-        interval, found = profile(law, columns, y, points.weights, points.sigma, points.freedom,
-                                  found, options["fixed"])
-    problem = Problem(law, columns, y, points.weights, *options.values())
-    open_names = not_determined(problem, found["z"])
+    found, interval = solve(points.problem), None
+    if has_limit(points.problem) and points.problem.method == "ls":
+        interval, found = profile(found, points.sigma, points.freedom)
+    open_names = not_determined(found)
+    # before the bootstrap, which takes a while
     if args.compute is not None or args.inference is not None:
-        check_optimum(points, found, open_names)
-    draws, total = draw_refits(points, found, args)
-    report = describe_fit(name, points, found, problem, open_names, draws, total, args)
-    if limit:
-        report["limit"] = found["params"]["E"]
-        report["leave_one_out"] = None
-        if len(y) <= 50:
-            left_out = leave_one_out(law, columns, y, found, points.weights, **options)
-            report["leave_one_out"] = limit_range(left_out)
-        if options["method"] == "ls":
-            report["limit_interval"] = interval
-            noise = describe(interval, report["leave_one_out"], points.sigma)
-            print(f"limit {report['limit']:.4f}; {noise}")
-            compare_intervals(interval, report["params"]["E"])
-        else:
-            print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here "
-                  f"of --bootstrap")
+        check_optimum(found, open_names)
+    found = draw_refits(found, points.notes, args)
+    report = describe_fit(name, points, found, open_names, args)
+    print_fit(report, own_method=args.method is None)
+    if has_limit(points.problem):
+        report |= report_limit(points, found, interval, report["params"]["E"])
     if name == "unified":
         print("warning: this law has no limit; beyond the measured range of C it is a guess")
-    if args.compute is not None or args.inference is not None:
-        report |= report_optima(points, found, draws, total, args)
+    report |= report_optima(found, args)
     if args.predict:
-        report["predict"] = report_predictions(points, found, draws, total, args)
+        report["predict"] = report_predictions(found, args)
     if args.figure:
-        draw_law(args.figure, name, points, found, draws, total)
+        draw_law(args.figure, name, found)
     return report
 
 
-def has_limit(law, fixed):
-    """Whether a law has a limit E that is sought."""
-    return "E" not in fixed and ("E" in law.shape or law.signs.get("E") == "+")
-
-
-def draw_refits(points, found, args):
-    """(draws, number drawn from) of bootstrap(), where it is asked for or an answer needs it."""
+def draw_refits(found, notes, args):
+    """The Fit with draws of bootstrap(), where they are asked for or an answer needs them."""
+    # these have intervals whether or not --bootstrap was given
     needed = args.predict or args.compute is not None or args.inference is not None
     if not (args.bootstrap or needed):
-        return [], 0
-    count = args.bootstrap or DRAWS
+        return found
     try:
-        draws, total = bootstrap(points.law, points.columns, points.y, found, count, points.weights,
-                                 args.seed or 0, **points.options)
+        found = bootstrap(found, args.bootstrap or DRAWS, args.seed or 0)
     except ValueError as error:
         if args.bootstrap:
             raise
-        points.notes.append(f"no intervals of predictions and optima: {error}")
-        return [], 0
-    if "curve" in points.law.columns and total < 10:
-        points.notes.append(f"{total} curves are drawn from: their intervals are rough")
-    return draws, total
+        notes.append(f"no intervals of predictions and optima: {error}")
+        return found
+    if "curve" in found.problem.law.columns and found.drawn_from < 10:
+        notes.append(f"{found.drawn_from} curves are drawn from: their intervals are rough")
+    return found
 
 
-def describe_fit(name, points, found, problem, open_names, draws, total, args):
-    """The report of a fit, printed: method, parameters with errors and intervals, what is wrong."""
-    law, method = points.law, points.options["method"]
-    values, errors = quantities(law, found["params"]), standard_errors(problem, found["z"])
-    params = {}
-    for key, value in values.items():
-        params[key] = {"value": value, "se": errors.get(key), "low": None, "high": None}
-        if draws and key not in points.options["fixed"]:
-            drawn = [draw[key] for draw in draws]
-            low, high = percentile_interval(drawn, value, total, len(found["z"]))
-            if law.signs.get(key) in ("+", "-") or key in law.shape:
+def finite(value):
+    """A number, or None for what JSON has no number for."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def describe_parameters(found):
+    """{name: {"value", "se", "low", "high"}} of the parameters and what is derived from them; None
+    where there is none."""
+    law, errors, params = found.problem.law, standard_errors(found), {}
+    for name, value in found.quantities().items():
+        error, low, high = errors.get(name), None, None
+        if found.draws and name not in found.problem.fixed:
+            drawn = [draw[name] for draw in found.draws]
+            error = np.std(drawn, ddof=1)
+            low, high = percentile_interval(found, drawn, value)
+            # what is sought from 0 on has no interval below 0
+            if law.signs.get(name) in ("+", "-") or name in law.shape:
                 low = max(low, 0.0)
-            params[key] |= {"se": float(np.std(drawn, ddof=1)), "low": low, "high": high}
-    counted, delta, title = points.weights > 0, None, METHODS[method]
-    residuals = (found["prediction"] - points.y)[counted]
-    if "huber" in method:
-        delta = points.options["delta"]
-        title += f", width {delta:g}"
-    if args.method is None:
-        title += ", the law's own (--method for another)"
-    if not found["done"]:
-        points.notes.append("new starts still found better fits, or one alone found the best: a "
-                            "better one may exist")
+        params[name] = {"value": finite(value), "se": finite(error), "low": finite(low),
+                        "high": finite(high)}
+    return params
+
+
+def describe_fit(name, points, found, open_names, args):
+    """The report of a fit: data and method, parameters with errors and intervals, what is wrong."""
+    problem, notes = found.problem, points.notes
+    if not found.done:
+        notes.append("new starts still found better fits, or one alone found the best: a better "
+                     "one may exist")
     if open_names:
-        points.notes.append(f"not determined by these points: {', '.join(open_names)} (at equal "
-                            f"loss an exponent may double or halve, a term vanish)")
-    report = {"law": name, "formula": law.formula, "points": int(counted.sum()), "method": method,
-              "delta": delta, "weights": args.weights, "sigma": points.sigma,
-              "sigma_freedom": None, "bootstrap": len(draws), "seed": args.seed or 0,
-              "fixed": points.options["fixed"], "objective": found["objective"],
-              "rmse": float(np.sqrt((residuals ** 2).mean())), "at_bounds": found["at_bounds"],
-              "not_determined": open_names, "done": found["done"], "params": params,
-              "notes": points.notes}
-    if math.isfinite(points.freedom):
-        report["sigma_freedom"] = points.freedom
-    print(f"{name}: {law.formula}\n{report['points']} points; {title}; rmse {report['rmse']:.4g}, "
-          f"objective {found['objective']:.6g}")
-    for note in points.notes:
+        notes.append(f"not determined by these points: {', '.join(open_names)} (at equal loss an "
+                     f"exponent may double or halve, a term vanish)")
+    # only Huber's loss has a width
+    delta = problem.delta if "huber" in problem.method else None
+    counted = problem.weights > 0
+    residuals = (found.prediction - problem.y)[counted]
+    return {"law": name, "formula": problem.law.formula, "points": int(counted.sum()),
+            "method": problem.method, "delta": delta, "weights": args.weights,
+            "sigma": points.sigma, "sigma_freedom": finite(points.freedom),
+            "bootstrap": len(found.draws), "seed": args.seed or 0, "fixed": problem.fixed,
+            "objective": found.objective, "rmse": float(np.sqrt((residuals ** 2).mean())),
+            "at_bounds": found.at_bounds, "not_determined": open_names, "done": found.done,
+            "params": describe_parameters(found), "notes": notes}
+
+
+def print_fit(report, own_method):
+    """The report of describe_fit(), a line a parameter."""
+    title = METHODS[report["method"]]
+    if report["delta"]:
+        title += f", width {report['delta']:g}"
+    if own_method:
+        title += ", the law's own (--method for another)"
+    print(f"{report['law']}: {report['formula']}\n{report['points']} points; {title}; rmse "
+          f"{report['rmse']:.4g}, objective {report['objective']:.6g}")
+    for note in report["notes"]:
         print(f"note: {note}")
-    for key, one in params.items():
-        line = f"{key:>8} {one['value']:12.6g}"
+    for name, one in report["params"].items():
+        value = math.nan if one["value"] is None else one["value"]
+        line = f"{name:>8} {value:12.6g}"
         if one["se"] is not None:
             line += f"  s.e. {one['se']:<10.4g}"
-        if one["low"] is not None:
+        if one["low"] is not None and one["high"] is not None:
             line += f"  95% {one['low']:.4g} to {one['high']:.4g}"
-        if key in found["at_bounds"]:
+        if name in report["at_bounds"]:
             line += "  at its bound"
-        if key in points.options["fixed"]:
+        if name in report["fixed"]:
             line += "  fixed"
         print(line.rstrip())
-    return report
 
 
-def compare_intervals(interval, drawn):
-    """Says so where profile and bootstrap disagree on the limit by more than half of the
-    profile."""
-    if interval is None or drawn["low"] is None:
-        return
-    width = interval[1] - interval[0]
-    if max(abs(interval[0] - drawn["low"]), abs(interval[1] - drawn["high"])) > width / 2:
-        print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the "
-              f"profile {interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; "
-              f"trust the wider")
+def report_limit(points, found, interval, drawn):
+    """{"limit", "leave_one_out"} and, of least squares, "limit_interval", printed. drawn: the limit
+    by the bootstrap, as of describe_parameters()."""
+    report = {"limit": found.params["E"], "leave_one_out": None}
+    if len(points.problem.y) <= 50:  # of more, one point matters little and costs as much
+        report["leave_one_out"] = limit_range(leave_one_out(found))
+    if points.problem.method != "ls":
+        print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here of "
+              f"--bootstrap")
+        return report
+    known = describe(interval, report["leave_one_out"], points.sigma)
+    print(f"limit {report['limit']:.4f}; {known}")
+    if interval is not None and drawn["low"] is not None:
+        apart = max(abs(interval[0] - drawn["low"]), abs(interval[1] - drawn["high"]))
+        # two honest intervals differ a little; half a width is more than that
+        if apart > (interval[1] - interval[0]) / 2:
+            print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the "
+                  f"profile {interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; "
+                  f"trust the wider")
+    return {**report, "limit_interval": interval}
 
 
-def check_optimum(points, found, open_names):
+def check_optimum(found, open_names):
     """Raises ValueError where the points do not say what is optimal."""
-    doubt = [*open_names, *found["at_bounds"]]
-    together = columns_together(points.law, points.columns)
+    law, columns = found.problem.law, found.problem.columns
+    # a parameter at its bound, or one that may move freely, moves the optimum with it
+    doubt = [*open_names, *found.at_bounds]
+    # each is a reason why N could be traded for D at no cost
+    together = columns_together(law, columns)
     if doubt or together:
         why = together[0] if together else f"these points do not determine {', '.join(doubt)}"
         raise ValueError(f"there is no optimum to tell: {why}; add runs in which N and D vary "
                          f"apart")
     for name in ("N", "D"):
-        if points.columns[name].max() < 1e5:
-            raise ValueError(f"{name} is at most {points.columns[name].max():g} in these points, "
+        if columns[name].max() < 1e5:
+            raise ValueError(f"{name} is at most {columns[name].max():g} in these points, "
                              f"which looks like billions; an optimum needs plain counts")
 
 
-def report_optima(points, found, draws, total, args):
+def report_optima(found, args):
     """{"compute", "inference"} of --compute and --inference, printed."""
     report = {}
     if args.compute is not None:
-        def solve(params):
-            return compute_optimum(points.law, params, args.compute)
-        asked = f"{args.compute:g} FLOPs"
-        answer = describe_optimum(asked, solve, found, draws, total, ("N", "D", "loss"))
+        def solve_for(params):
+            return compute_optimum(found.problem.law, params, args.compute)
+        answer = describe_optimum(f"{args.compute:g} FLOPs", solve_for, found)
         report["compute"] = {"flops": args.compute, **answer}
     if args.inference is not None:
-        def solve(params):
+        def solve_for(params):
             return optimum_with_inference(params, args.loss, args.inference)
         asked = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
-        answer = describe_optimum(asked, solve, found, draws, total, ("N", "D"))
+        answer = describe_optimum(asked, solve_for, found)
         report["inference"] = {"loss": args.loss, "inference_tokens": args.inference, **answer}
     return report
 
 
-def describe_optimum(title, solve, found, draws, total, names):
-    """{name: value, name_low, name_high} of what solve(params) gives, printed; draws without such
-    an optimum are counted."""
-    best, drawn, failed = solve(found["params"]), [], 0
-    for draw in draws:
+def describe_optimum(title, solve_for, found):
+    """{name: value, name_low, name_high} of what solve_for(params) gives, N and D and perhaps the
+    loss, printed; draws without such an optimum are counted."""
+    # a refit may have no optimum, as its points are others
+    best, drawn, failed = solve_for(found.params), [], 0
+    for draw in found.draws:
         try:
-            drawn.append(solve(draw))
+            drawn.append(solve_for(draw))
         except ValueError:
             failed += 1
-    out, line = {}, []
-    for name, value, values in zip(names, best, np.array(drawn).reshape(-1, len(best)).T):
-        out[name] = float(value)
+    report, line = {}, []
+    for i, (name, value) in enumerate(zip(("N", "D", "loss"), best)):
+        report[name] = float(value)
         line.append(f"{name} {value:.4g}")
-        if len(values) > failed:  # an interval of logs: N and D range over decades
-            low, high = percentile_interval(np.log(values), math.log(value), total, len(found["z"]))
-            out |= {f"{name}_low": math.exp(low), f"{name}_high": math.exp(high)}
-            line[-1] += f" (95% {math.exp(low):.4g} to {math.exp(high):.4g})"
+        if len(drawn) > failed:  # an interval of logs: N and D range over decades
+            logs = np.log([one[i] for one in drawn])
+            low, high = np.exp(percentile_interval(found, logs, math.log(value))).tolist()
+            report |= {f"{name}_low": low, f"{name}_high": high}
+            line[-1] += f" (95% {low:.4g} to {high:.4g})"
     if failed:
-        line.append(f"none in {failed} of {len(draws)} refits")
+        line.append(f"none in {failed} of {len(found.draws)} refits")
     print(f"{title}: {', '.join(line)}")
-    return out
+    return report
 
 
-def report_predictions(points, found, draws, total, args):
+def report_predictions(found, args):
     """{"mae", "rows"} of the points of --predict, printed as a table. An interval is where a new
     point may lie: the spread of the refits and of the residuals."""
-    law, target = points.law, points.law.target
+    law, target = found.problem.law, found.problem.law.target
+    # --where is of the fitted table alone: what it keeps must not choose what is predicted
     table, _, notes = read_points(args.predict, [*law.columns, target], (), args.set, args.columns,
                                   blank=(target,), absent=(target,))
-    known = target in table and np.isfinite(table[target]).any()
-    truth = table.pop(target, None)
-    other = check_values(law, table)
-    predicted = predict(law, found["params"], other)
-    low, high = predicted_range(points, found, draws, total, other, predicted)
     for note in notes:
         print(f"note: {args.predict}: {note}")
-    shown = [*law.columns, "predicted"]
-    if draws:
-        shown += ["low", "high"]
-    if known:
-        shown += [target, "relative error"]
-    print(f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}")
-    rows, errors = [], []
-    for i in range(len(predicted)):
-        row = {name: other[name][i].item() for name in law.columns}
-        row["predicted"] = float(predicted[i])
-        if draws:
-            row |= {"low": float(low[i]), "high": float(high[i])}
-        if known and np.isfinite(truth[i]):
-            error = float(predicted[i] - truth[i])
-            row |= {target: float(truth[i]), "relative error": error / float(truth[i])}
-            errors.append(abs(error))
-        rows.append(row)
-        print_cells([row.get(name, "") for name in shown])
-    if not errors:
+    truth = table.pop(target, np.nan)
+    columns = check_values(law, table)
+    predicted = predict(law, found.params, columns)
+    answer = {**columns, "predicted": predicted}
+    if found.draws:
+        answer["low"], answer["high"] = predicted_range(found, columns, predicted)
+    error, known = predicted - truth, np.isfinite(truth)
+    if np.any(known):
+        answer |= {target: truth, "relative error": error / truth}
+    rows = []
+    for values in zip(*(column.tolist() for column in answer.values())):
+        # what is not known is left out: JSON has no number for it
+        rows.append({name: value for name, value in zip(answer, values) if value == value})
+    print_rows(list(answer), rows)
+    if not np.any(known):
         return {"mae": None, "rows": rows}
-    mae = float(np.mean(errors))
-    print(f"{args.predict}: mean absolute error {mae:.4g} over {len(errors)} points")
+    mae = float(np.abs(error[known]).mean())
+    print(f"{args.predict}: mean absolute error {mae:.4g} over {known.sum()} points")
     return {"mae": mae, "rows": rows}
 
 
-def print_cells(cells):
-    """A row of a Markdown table, numbers to five digits."""
-    texts = [cell if isinstance(cell, str) else f"{cell:.5g}" for cell in cells]
-    print(f"| {' | '.join(texts)} |")
+def print_rows(columns, rows):
+    """A Markdown table of some keys of dicts, numbers to five digits."""
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        cells = [row.get(name, "") for name in columns]
+        texts = [cell if isinstance(cell, str) else f"{cell:.5g}" for cell in cells]
+        print(f"| {' | '.join(texts)} |")
 
 
-def predicted_range(points, found, draws, total, columns, predicted):
-    """(low, high) of a new point at each row of columns, (rows,); (None, None) without draws."""
-    if not draws:
-        return None, None
-    rng, counted, changes = np.random.default_rng(0), points.weights > 0, []
+def predicted_range(found, columns, predicted):
+    """(low, high) of a new point at each row of columns, (rows,), by the draws of a fit."""
+    problem, rng, changes = found.problem, np.random.default_rng(0), []
     # noise adds to the loss or to its log, as the method has it
-    on_logs = points.law.logs or points.options["method"] in ("huber", "lad")
-    scale = np.log if on_logs else np.asarray
-    residuals = scale(points.y[counted]) - scale(found["prediction"][counted])
+    scale = np.log if problem.on_logs else np.asarray
+    residuals = -problem.residuals(found.z)
+    # of the spread alone: where the residuals lie is the law's own error
     residuals = residuals - np.median(residuals)
-    for draw in draws:
-        change = scale(predict(points.law, draw, columns)) - scale(predicted)
+    for draw in found.draws:
+        change = scale(predict(problem.law, draw, columns)) - scale(predicted)
         changes.append(change + rng.choice(residuals, len(predicted)))
-    ranges = [percentile_interval(change, 0.0, total, len(found["z"]))
-              for change in np.array(changes).T]
+    ranges = [percentile_interval(found, change, 0.0) for change in np.array(changes).T]
     low, high = np.array(ranges).T
-    if on_logs:
+    if problem.on_logs:
         return predicted * np.exp(low), predicted * np.exp(high)
     return predicted + low, predicted + high
 
@@ -1695,36 +1898,29 @@ def predicted_range(points, found, draws, total, columns, predicted):
 def compare_laws(names, path, args):
     """A table of laws by their mean absolute error on what each --hold_out leaves out, printed in
     Markdown; {"laws": {law: {condition: error}}}."""
-    report, lines, noted = {}, [], {}  # noted: {note: the laws that it is about}
+    report, rows, noted = {}, [], {}  # noted: {note: the laws that it is about}
+    # one row a law, one column a condition
+    columns = ["law", "method", "none held out", *args.hold_out]
     for name in names:
         points = read_law(name, path, args)
-        everything = fit(points.law, points.columns, points.y, points.weights, **points.options)
-        rows = {"none held out": held_error(points, np.zeros(len(points.y), dtype=bool))}
-        for condition in args.hold_out:
-            kept = {id(row) for row, _ in keep_rows(points.rows, [condition])}
-            held = np.array([id(row) in kept for row, _ in points.rows])
-            if not held.any():
-                raise ValueError(f"--hold_out {condition} holds no row out")
-            rows[condition] = held_error(points, held)
-        best = best_found(points, everything["prediction"])
-        report[name] = {"method": points.options["method"], **rows, "best T found": best}
-        line = [name, points.options["method"], *(f"{error:.4f}" for error in rows.values())]
-        if best:
-            line.append(f"{best[0]} of {best[1]}")
-        lines.append(line)
+        problem = points.problem
+        found = solve(problem)
+        if not found.done:
+            points.notes.append("a better fit may exist")
         for note in points.notes:
             noted.setdefault(note, []).append(name)
-        if not everything["done"]:
-            noted.setdefault("a better fit may exist", []).append(name)
-    counted = int((points.weights > 0).sum())
-    header = ["law", "method", "none held out", *args.hold_out]
-    if any(one["best T found"] for one in report.values()):
-        header.append("best T found")
-    print(f"mean absolute error of {points.law.target} by what is held out, {counted} points\n")
-    print_cells(header)
-    print(f"|{'---|' * len(header)}")
-    for line in lines:
-        print_cells([*line, *[""] * (len(header) - len(line))])
+        errors = {"none held out": mean_error(found, problem.weights > 0)}
+        for condition in args.hold_out:
+            errors[condition] = held_error(points, condition)
+        texts = {condition: f"{error:.4f}" for condition, error in errors.items()}
+        rows.append({"law": name, "method": problem.method, **texts})
+        report[name] = {"method": problem.method, **errors, "best T found": best_found(found)}
+        if report[name]["best T found"]:
+            rows[-1]["best T found"] = "{} of {}".format(*report[name]["best T found"])
+            columns = [*columns[:3 + len(args.hold_out)], "best T found"]
+    counted = int((problem.weights > 0).sum())
+    print(f"mean absolute error of {problem.law.target} by what is held out, {counted} points\n")
+    print_rows(columns, rows)
     print()
     notes = []
     for note, about in noted.items():
@@ -1735,71 +1931,80 @@ def compare_laws(names, path, args):
     return {"laws": report, "points": counted, "notes": notes}
 
 
-def held_error(points, held):
-    """The mean absolute error of the held rows by a fit to the others; of all where none is
-    held."""
-    known = points.weights > 0
-    weights = np.where(held, 0.0, points.weights)
-    left = {name: column[~held & known] for name, column in points.columns.items()}
-    check_points(points.law, {**left, points.law.target: points.y[~held & known]})
-    found = fit(points.law, points.columns, points.y, weights, **points.options)
-    error = np.abs(found["prediction"] - points.y)
-    if held.any():
-        return float(error[known & held].mean())
-    return float(error[known].mean())
+def mean_error(found, rows):
+    """The mean absolute error of a fit at some rows, a mask."""
+    return float(np.abs(found.prediction - found.problem.y)[rows].mean())
 
 
-def best_found(points, prediction):
+def held_error(points, condition):
+    """The mean absolute error at the rows that meet a condition of a fit to the others."""
+    problem = points.problem
+    # rows are the same objects before and after the filter
+    kept = {id(row) for row, _ in keep_rows(points.rows, [condition])}
+    held = np.array([id(row) in kept for row, _ in points.rows])
+    if not held.any():
+        raise ValueError(f"--hold_out {condition} holds no row out")
+    known = problem.weights > 0
+    # what is left must still determine the law
+    left = {**problem.columns, problem.law.target: problem.y}
+    check_points(problem.law, {name: column[~held & known] for name, column in left.items()})
+    found = solve(replace(problem, weights=np.where(held, 0.0, problem.weights)))
+    return mean_error(found, known & held)
+
+
+def best_found(found):
     """(right, lines): for how many lines of points that differ in tokens seen T alone the law puts
     the least loss where it was measured; None for laws without T."""
-    if "T" not in points.columns:
+    columns, y = found.problem.columns, found.problem.y
+    if "T" not in columns:
         return None
-    others = [points.columns[name] for name in points.law.columns if name != "T"]
-    lines, right = {}, 0
-    for i, key in enumerate(zip(*(column.tolist() for column in others))):
+    others = [columns[name].tolist() for name in columns if name != "T"]
+    lines, right, prediction = {}, 0, found.prediction
+    for i, key in enumerate(zip(*others)):
         lines.setdefault(key, []).append(i)
+    # of two points one is always the best: that says little
     lines = [line for line in lines.values() if len(line) > 2]
     for line in lines:
-        right += points.y[line].argmin() == prediction[line].argmin()
+        right += y[line].argmin() == prediction[line].argmin()
     return int(right), len(lines)
 
 
-def draw_law(path, name, points, found, draws, total):
+def draw_law(path, name, found):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
     plt = load_pyplot(path)
-    law, known, columns = points.law, points.weights > 0, points.columns
+    law, predicted = found.problem.law, found.prediction
+    columns, y = found.problem.columns, found.problem.y
+    # the horizontal axis: what varies most, by factors
     chief = "step"
     if "curve" not in law.columns:
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
     others = [column for column in law.columns if column not in (chief, "lr")]
-    settings = [tuple(columns[column][i] for column in others) for i in range(len(points.y))]
-    lines = len(set(settings)) <= 8
-    if not lines:  # too many for lines: one colour, and a cross where the law lies
-        settings = [()] * len(points.y)
+    settings, style = [], "-"
+    for i in range(len(y)):
+        values = [columns[column][i] for column in others]
+        texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
+        settings.append(", ".join(map(" ".join, zip(others, texts))))
+    if len(set(settings)) > 8:  # too many for lines: one colour, and a cross where the law lies
+        settings, style = [""] * len(y), "x"
+    low, high = predicted, predicted  # no band without draws
+    if found.draws:
+        low, high = predicted_range(found, columns, predicted)
     figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
                                         height_ratios=(3, 1))
-    low, high = predicted_range(points, found, draws, total, columns, found["prediction"])
     for setting in dict.fromkeys(settings):
-        rows = np.array([i for i in np.flatnonzero(known) if settings[i] == setting])
-        rows = rows[np.argsort(columns[chief][rows])]
-        x, predicted = columns[chief][rows], found["prediction"][rows]
-        label = ", ".join(f"{column} {value:.3g}" if column != "curve" else str(value)
-                          for column, value in zip(others, setting))
-        drawn, = top.plot(x, points.y[rows], ".", label=label)
-        color = drawn.get_color()
-        top.plot(x, predicted, "-" if lines else "x", lw=1, ms=5, color=color)
-        if draws and lines:
-            top.fill_between(x, low[rows], high[rows], color=color, alpha=0.15, lw=0)
-        elif draws:
-            top.vlines(x, low[rows], high[rows], color=color, alpha=0.3)
-        below.plot(x, points.y[rows] - predicted, ".", color=color)
+        same = [i for i in np.flatnonzero(found.problem.weights) if settings[i] == setting]
+        rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
+        x = columns[chief][rows]
+        drawn, = top.plot(x, y[rows], ".", label=setting)
+        top.plot(x, predicted[rows], style, lw=1, ms=5, color=drawn.get_color())
+        band = top.fill_between if style == "-" else top.vlines
+        band(x, low[rows], high[rows], color=drawn.get_color(), alpha=0.2)
+        below.plot(x, (y - predicted)[rows], ".", color=drawn.get_color())
     top.set(ylabel=law.target, title=f"{name} (line or cross) and points")
     below.axhline(0, color="0.5", lw=1)
-    below.set(xlabel=chief, ylabel="residual")
-    if chief != "step":
-        below.set_xscale("log")
-    if lines and others:
+    below.set(xlabel=chief, ylabel="residual", xscale="linear" if chief == "step" else "log")
+    if style == "-" and others:
         top.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -1811,7 +2016,7 @@ def load_pyplot(path):
         raise ValueError(f"--figure {path} must end in .png, .pdf or .svg")
     try:
         import matplotlib
-        matplotlib.use("Agg")
+        matplotlib.use("Agg")  # figures go to files, so no screen is needed
         import matplotlib.pyplot as plt
     except ImportError:
         raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
@@ -1824,17 +2029,6 @@ def list_laws():
         columns = ", ".join((*law.columns, law.target))
         print(f"{name}: {law.formula}\n    columns {columns}; {METHODS[law.method]}; {law.source}")
     print(LEFT_OUT)
-
-
-def describe(interval, left_out, sigma, unit="point"):
-    """One line on how well a limit is known; sigma is the noise of what has weight 1."""
-    if interval is None:
-        known = "no interval, as many parameters as points"
-    else:
-        noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a {unit}"
-        flat = ", flat below" if interval[0] == 0 else ""
-        known = f"95% {interval[0]:.3f} to {interval[1]:.3f}{flat} ({noise})"
-    return known + ("; leaving one out {:.3f} to {:.3f}".format(*left_out) if left_out else "")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1640,7 +1640,7 @@ def run_main(main):
     Ctrl-C in 130."""
     try:
         main()
-    except (InputError, OSError) as error:
+    except (InputError, ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

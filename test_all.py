@@ -3118,7 +3118,7 @@ def test_every_law_is_recovered_and_its_optimum_is_global(name):
     for seed in range(FITS):
         columns, y, truth = synthetic_problem(law, np.random.default_rng(seed), 0.0)
         found = fit.fit(law, columns, y)
-        assert np.abs(found["prediction"] / y - 1).max() < 1e-5 or found["objective"] < 1e-12
+        assert np.abs(found.prediction / y - 1).max() < 1e-5 or found.objective < 1e-12
         columns, y, truth = synthetic_problem(law, np.random.default_rng(seed), 0.003)
         right = fit.predict(law, truth, columns)
         for method in checked_methods(law, y):
@@ -3130,10 +3130,10 @@ def test_every_law_is_recovered_and_its_optimum_is_global(name):
                 starts = 2
             peer = best_of_random_starts(law, columns, y, method, rng, starts)
             seconds = middle - begin, time.process_time() - middle
-            error = np.abs(found["prediction"] - right) / np.abs(right).mean()
+            error = np.abs(found.prediction - right) / np.abs(right).mean()
             assert error.max() < 0.02 and np.sqrt((error ** 2).mean()) < 0.003, (method, error.max())
-            assert found["objective"] <= peer * (1 + 1e-6), method
-            worst.setdefault(method, []).append([found["objective"] / peer - 1, error.max(), *seconds])
+            assert found.objective <= peer * (1 + 1e-6), method
+            worst.setdefault(method, []).append([found.objective / peer - 1, error.max(), *seconds])
     for method, rows in worst.items() if FITS > 1 else ():
         excess, error, ours, peers = np.array(rows).T
         print(f"{name:<17}{method:<10}{excess.max():9.1e}{error.max():9.4f}{ours.mean():8.2f}"
@@ -3153,7 +3153,7 @@ def test_the_optimum_is_global_on_points_like_those_of_real_tables(name, how):
         for method in ("ls", "huber", "lad") if FITS > 1 else ("ls", law.method):
             found = fit.fit(law, columns, y, method=method)
             peer = best_of_random_starts(law, columns, y, method, rng, 60 if FITS > 1 else 6)
-            assert found["objective"] <= peer * (1 + 1e-6) and found["done"], (method, seed)
+            assert found.objective <= peer * (1 + 1e-6) and found.done, (method, seed)
 
 
 def test_a_narrow_huber_loss_ends_at_the_least_absolute_deviations():
@@ -3161,10 +3161,10 @@ def test_a_narrow_huber_loss_ends_at_the_least_absolute_deviations():
     law = fit.LAWS["chinchilla"]
     columns, y, _ = synthetic_problem(law, np.random.default_rng(3), 0.01)
     corner, narrow = fit.fit(law, columns, y, method="lad"), fit.fit(law, columns, y, delta=1e-6)
-    r = np.abs(np.log(corner["prediction"] / y))
+    r = np.abs(np.log(corner.prediction / y))
     at_corner = np.where(r < 1e-6, r * r / 2, 1e-6 * (r - 5e-7)).sum()
-    assert narrow["done"] and narrow["objective"] <= at_corner * (1 + 1e-9)
-    assert corner["objective"] <= np.abs(np.log(narrow["prediction"] / y)).sum()
+    assert narrow.done and narrow.objective <= at_corner * (1 + 1e-9)
+    assert corner.objective <= np.abs(np.log(narrow.prediction / y)).sum()
     assert (r < 1e-9).sum() >= 5  # as many points as parameters are met
 
 
@@ -3327,8 +3327,8 @@ def test_curves_begin_after_a_warmup(world, capsys, name, truth):
     begin = time.process_time()
     found = fit.fit(law, columns, loss)
     assert time.process_time() - begin < 15  # 0.5 to 3 s on a free core
-    assert found["params"]["alpha"] == pytest.approx(truth["alpha"], rel=0.03)
-    assert found["params"]["L0"] == pytest.approx(truth["L0"], rel=0.01) and found["done"]
+    assert found.params["alpha"] == pytest.approx(truth["alpha"], rel=0.03)
+    assert found.params["L0"] == pytest.approx(truth["L0"], rel=0.01) and found.done
     few = np.arange(0, 1500, 25)
     write_points(world / "curves.csv", step=step[few], lr=lr[few], curve=curve[few], loss=loss[few])
     assert call(fit, name, "curves.csv", "--json") == 0
@@ -3355,10 +3355,15 @@ def test_a_bootstrap_draws_whole_curves(world, capsys):
     truth = dict(alpha=.5, forget=.01, L0=3.0, A=5.0, C=.01)
     loss = fit.predict(law, truth, columns) + np.repeat(rng.normal(0, 0.02, 8), 20)
     found = fit.fit(law, columns, loss)
-    draws, total = fit.bootstrap(law, columns, loss, found, 40)
-    assert total == 8 and np.std([d["L0"] for d in draws]) > 0.004  # by row it is 0.002
+    drawn = fit.bootstrap(found, 40)
+    assert drawn.drawn_from == 8 and np.std([d["L0"] for d in drawn.draws]) > 0.004  # by row it is 0.002
     write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
     assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
+
+
+def profile_interval(law, columns, y, **noise):
+    """The profile interval of the limit of a law fitted to these points."""
+    return fit.profile(fit.fit(law, columns, y, method="ls"), **noise)[0]
 
 
 def test_intervals_of_a_linear_law_are_the_textbooks():
@@ -3369,17 +3374,17 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
     loss = 0.5 / k + 3 + rng.normal(0, 0.01, 8)
     line = stats.linregress(1 / k, loss)
     law, columns = fit.LAWS["reciprocal"], {"x": k.astype(float)}
-    low, high = fit.profile_interval(law, columns, loss)
+    low, high = profile_interval(law, columns, loss)
     half = stats.t.ppf(0.975, 6) * line.intercept_stderr
     assert (low, high) == pytest.approx((line.intercept - half, line.intercept + half), abs=1e-6)
     residual = np.sqrt(((loss - line.slope / k - line.intercept) ** 2).sum() / 6)
-    low, high = fit.profile_interval(law, columns, loss, sigma=0.02)
+    low, high = profile_interval(law, columns, loss, sigma=0.02)
     error = 0.02 * line.intercept_stderr / residual
     assert (high - low) / 2 == pytest.approx(1.95996 * error, rel=1e-4)
-    low, high = fit.profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # of four seeds
+    low, high = profile_interval(law, columns, loss, sigma=0.02, freedom=3)  # of four seeds
     assert (high - low) / 2 == pytest.approx(3.18245 * error, rel=1e-4)
-    assert fit.profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
-    exact = fit.profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
+    assert profile_interval(fit.LAWS["power"], {"x": k[:3] * 1.0}, loss[:3]) is None
+    exact = profile_interval(law, columns, 3 + 0.5 / k)  # no noise, no doubt
     assert exact == pytest.approx((3, 3), abs=1e-4)
     # the limit of flat points may lie above all of them; A is not below 0
     x, flat = 1 / k[:4], np.array([3.65, 3.64, 3.66, 3.65])
@@ -3388,18 +3393,16 @@ def test_intervals_of_a_linear_law_are_the_textbooks():
         return 0.5 * ((max(0, x @ (flat - E) / (x @ x)) * x + E - flat) ** 2).sum()
     least = min(objective(E) for E in np.linspace(3.6, 3.7, 10_001))
     end = optimize.brentq(lambda E: objective(E) - least - 0.5 * (0.03 * 1.95996) ** 2, 3.66, 4)
-    _, high = fit.profile_interval(law, {"x": k[:4] * 1.0}, flat, sigma=0.03)
+    _, high = profile_interval(law, {"x": k[:4] * 1.0}, flat, sigma=0.03)
     assert high == pytest.approx(end, abs=1e-4) and end > 3.67
     # the bootstrap agrees with them and is seeded
     found = fit.fit(law, columns, loss)
-    draws, total = fit.bootstrap(law, columns, loss, found, 300)
-    again, _ = fit.bootstrap(law, columns, loss, found, 300)
-    other, _ = fit.bootstrap(law, columns, loss, found, 300, seed=1)
-    assert draws == again and draws != other
-    low, high = fit.percentile_interval([d["E"] for d in draws], found["params"]["E"], total, 2)
-    assert low < found["params"]["E"] < high and 0.6 < (high - low) / 2 / half < 2
+    drawn = fit.bootstrap(found, 300)
+    assert drawn.draws == fit.bootstrap(found, 300).draws != fit.bootstrap(found, 300, seed=1).draws
+    low, high = fit.percentile_interval(drawn, [d["E"] for d in drawn.draws], found.params["E"])
+    assert low < found.params["E"] < high and 0.6 < (high - low) / 2 / half < 2
     # without the first point, the limit by hand
-    left = fit.limit_range(fit.leave_one_out(law, columns, loss, found))
+    left = fit.limit_range(fit.leave_one_out(found))
     ends = [stats.linregress(np.delete(1 / k, i), np.delete(loss, i)).intercept for i in range(8)]
     assert left == (pytest.approx(min(ends)), pytest.approx(max(ends)))
 
@@ -3440,42 +3443,40 @@ def chinchilla_points(rng, rows=40):
 
 def known_noise(seed):
     rng = np.random.default_rng(seed)
-    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=0.008)
+    return profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=0.008)
 
 
 def noise_of_seeds(seed):
     rng = np.random.default_rng(seed)
     sigma = np.std(rng.normal(0, 0.008, 3), ddof=1)  # three seeds: two degrees of freedom
-    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=2)
+    return profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=2)
 
 
 def pooled_noise(seed):
     rng = np.random.default_rng(seed)
     sigma = np.sqrt(np.mean([np.var(rng.normal(0, 0.008, 3), ddof=1) for _ in range(4)]))
-    return fit.profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=8)
+    return profile_interval(fit.LAWS["power"], *sizes_at_the_limit(rng), sigma=sigma, freedom=8)
 
 
 def noise_of_residuals(seed):
     rng = np.random.default_rng(seed)
-    return fit.profile_interval(fit.LAWS["power"], *twelve_points(rng))
+    return profile_interval(fit.LAWS["power"], *twelve_points(rng))
 
 
 def bootstrap_of_twelve(seed):
     rng = np.random.default_rng(seed)
     law, (columns, y) = fit.LAWS["power"], twelve_points(rng)
-    found = fit.fit(law, columns, y)
-    draws, total = fit.bootstrap(law, columns, y, found, 100)
-    return fit.percentile_interval([d["E"] for d in draws], found["params"]["E"], total, 3)
+    found = fit.bootstrap(fit.fit(law, columns, y), 100)
+    return fit.percentile_interval(found, [draw["E"] for draw in found.draws], found.params["E"])
 
 
 @functools.lru_cache(maxsize=None)
 def chinchilla_intervals(seed):
     """{quantity: interval} of Chinchilla's law by its authors' method, for one draw of 40 points."""
     law, (columns, y, _) = fit.LAWS["chinchilla"], chinchilla_points(np.random.default_rng(seed))
-    found = fit.fit(law, columns, y)
-    draws, total = fit.bootstrap(law, columns, y, found, 100)
-    return {name: fit.percentile_interval([d[name] for d in draws], value, total, 5)
-            for name, value in fit.quantities(law, found["params"]).items()}
+    found = fit.bootstrap(fit.fit(law, columns, y), 100)
+    return {name: fit.percentile_interval(found, [draw[name] for draw in found.draws], value)
+            for name, value in found.quantities().items()}
 
 
 def t_of_members(seed):
@@ -3619,7 +3620,7 @@ def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, c
     for name, errors in report["laws"].items():
         for condition, held in (("D>9e9", d > 9e9), ("N<1e8", n < 1e8)):
             kept = fit.fit(fit.LAWS[name], dict(N=n[~held], D=d[~held]), y[~held], method="ls")
-            right = np.abs(fit.predict(fit.LAWS[name], kept["params"], dict(N=n, D=d)) - y)[held].mean()
+            right = np.abs(fit.predict(fit.LAWS[name], kept.params, dict(N=n, D=d)) - y)[held].mean()
             assert errors[condition] == pytest.approx(right, rel=1e-4)
     # the law of repeated tokens says where more epochs stop to help
     rows = [dict(N=size, U=1e6, T=1e6 * t, loss=3 - .3 * math.log(t) + worse * (math.log(t)) ** 2)
@@ -3689,13 +3690,14 @@ def test_a_profile_that_finds_a_better_fit_starts_anew_from_it():
     """From a fit in the wrong basin the interval is that of the best one."""
     law = fit.LAWS["power"]
     columns, y = twelve_points(np.random.default_rng(0))
-    right, best = fit.profile(law, columns, y)
-    wrong = fit.fit(law, columns, y, fixed={"b": 9.0}, method="ls")
-    wrong = {**fit.fit(law, columns, y), "objective": wrong["objective"],
-             "params": wrong["params"]}
-    interval, found = fit.profile(law, columns, y, found=wrong)
+    best = fit.fit(law, columns, y)
+    right, same = fit.profile(best)
+    held = fit.fit(law, columns, y, fixed={"b": 9.0})
+    wrong = fit.Fit(best.problem, np.concatenate([[math.log(9.0)], held.z]), True)
+    assert same is best and wrong.objective > 2 * best.objective
+    interval, found = fit.profile(wrong)
     assert interval == pytest.approx(right, abs=1e-5)
-    assert found["objective"] == pytest.approx(best["objective"])
+    assert found.objective == pytest.approx(best.objective)
 
 
 def test_tables_as_people_have_them(world, capsys):
@@ -3758,6 +3760,8 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0 is out of"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--pooled"], "has no column sigma"),
+    ("kaplan", dict(N=[1, 2, 4, 9], D=[1, 3, 2, 9], loss=[4, 3, 2, 1]), ["--sigma", "0.1"],
+     "a limit E that is sought"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"], "more than 3 points"),
     ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the"),
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
@@ -3779,6 +3783,14 @@ def test_reciprocal_law():
     for points in ([1, 1], [1.0, 2.0]), ([1, 2], [math.nan, 2.0]), ([0, 1], [1.0, 2.0]):
         with pytest.raises(ValueError):
             fit.fit_reciprocal(*points)
+
+
+def test_points_without_a_law_end_another_stage_in_one_line(capsys):
+    """ensemble.py and train.py call fit.py, whose ValueError is a message, not a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        prepare.run_main(lambda: fit.fit_power([1, 2, 2], [3.0, 2.0, 2.0]))
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1 and "3 different points" in message
 
 
 def made_run(config, loss, **changes):
