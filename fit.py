@@ -2398,14 +2398,15 @@ def share_exponent(laws):
         columns = {"x": x, "budget": budget}
         apart = sum(squares_around(law, law["line"]) for law in group)
         for own, law in enumerate(group):
-            interval, found = profile(power_of_budgets(len(group), own), columns, loss, weights,
-                                      sigma, freedom)
-            excess = max(0.0, 2 * found["objective"] - apart) / (len(group) - 1) / sigma ** 2
+            law_of_all = power_of_budgets(len(group), own)
+            found = solve(Problem(law_of_all, columns, loss, weights, "ls"))
+            interval, found = profile(found, sigma, freedom)
+            excess = max(0.0, 2 * found.objective - apart) / (len(group) - 1) / sigma ** 2
             p = float(f_distribution.sf(excess, len(group) - 1, freedom))
-            params = found["params"]
+            params = found.params
             shared.append({**law, "A": params[f"A{own}"], "b": params["b"], "E": params["E"],
                            "interval": interval, "leave_one_out": None, "left_out": [],
-                           "at_bounds": found["at_bounds"], "p": p})
+                           "at_bounds": found.at_bounds, "p": p})
     return shared
 
 
@@ -3159,7 +3160,8 @@ def analyse(runs, ensembles):
     return {"settings": settings, "noise": noise, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
-            "students": student_shares(runs, ensembles, noise), "sizes": sizes, "members": members, "tiered": tiered,
+            "students": student_shares(runs, ensembles, noise),
+            "sizes": sizes, "members": members, "tiered": tiered,
             "tiered_probs": tiered_laws(members, "probs"), "data": data,
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
