@@ -1464,7 +1464,7 @@ def check_options(names, args):
     # without a bootstrap nothing is drawn
     drawn = args.bootstrap or args.predict or args.compute or args.inference
     wrong["--seed is of --bootstrap; give both"] = args.seed is not None and not drawn
-    for name in ("csv", "save"):
+    for name in ("csv", "save", "table"):
         wrong[f"--{name} is of runs; a law's result is printed, by --json in full"] = \
             getattr(args, name)
     for message, is_wrong in wrong.items():
