@@ -28,7 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import model as gpt  # noqa: E402
-from distill import sample_windows  # noqa: E402
+from distill import Plan, sample_batch, sampling_batch  # noqa: E402
 from ensemble import Stack, member_configs  # noqa: E402
 from model import GPT, GPTConfig, LADDER, SCALE_OF, SIZES  # noqa: E402
 from prepare import InputError, write_data  # noqa: E402
@@ -246,7 +246,11 @@ def sampling():
     windows = toy(128, 4)
     models = [GPT(config).to(DEVICE)]
     start = time.perf_counter()
-    sample_windows(models, windows, 0, DEVICE, toy("bf16", "fp32"))
+    dtype = toy("bf16", "fp32")
+    batch = sampling_batch(models, windows, DEVICE, dtype)
+    plan = Plan(windows, batch, 0, False, str(DEVICE), False, dtype)
+    for first in range(0, windows, batch):
+        sample_batch(models, plan, first)
     return {"windows": windows,
             "tokens_per_second": windows * config.context / (time.perf_counter() - start)}
 
