@@ -2404,9 +2404,11 @@ def share_exponent(laws):
             excess = max(0.0, 2 * found.objective - apart) / (len(group) - 1) / sigma ** 2
             p = float(f_distribution.sf(excess, len(group) - 1, freedom))
             params = found.params
+            # an A of its own that vanished is no power law either
+            at_bounds = ["A" if name == f"A{own}" else name for name in found.at_bounds]
             shared.append({**law, "A": params[f"A{own}"], "b": params["b"], "E": params["E"],
                            "interval": interval, "leave_one_out": None, "left_out": [],
-                           "at_bounds": found.at_bounds, "p": p})
+                           "at_bounds": at_bounds, "p": p})
     return shared
 
 
