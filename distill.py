@@ -220,8 +220,9 @@ def read_arguments():
     if args.recipe is None:
         args.recipe = "kl_student" if args.mode == "kl" else "student"
     if args.mode == "kl":
-        if args.sample_tokens or args.sample_seed or args.sample_from == "ensemble":
-            raise InputError("--sample_tokens, --sample_seed and --sample_from go with "
+        sampling = args.sample_tokens or args.sample_seed or args.jobs > 1
+        if sampling or args.sample_from == "ensemble":
+            raise InputError("--sample_tokens, --sample_seed, --sample_from and --jobs go with "
                              "--mode sample")
         if args.synthetic_weight is None:
             args.synthetic_weight = 0.0

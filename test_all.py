@@ -2907,6 +2907,7 @@ def test_students_by_probabilities(world, capsys):
                              (("--teacher", paths[0], paths[0]), "given twice"),
                              (("--kl_weight", 0), "go together"),
                              (("--sample_tokens", 9), "go with --mode sample"),
+                             (("--jobs", 2), "go with --mode sample"),
                              (("--teacher", "nothing"), "not a finished run")):
         assert message in refused(capsys, distill, *TINY, "--teacher", *paths, "--mode", "kl", *options)
     for options, message in ((("--kl_weight", 0.5), "go with --mode kl"),
@@ -3262,6 +3263,11 @@ def test_one_exponent_for_all_budgets_against_a_plain_profile():
     # exponents that differ by a factor of three are told apart
     apart = fit.share_exponent(made_budgets(3, 0.002, np.random.default_rng(1)))
     assert all(law["p"] < 0.001 for law in apart)
+    # a budget at which the loss rises with N has no falling law, though the others have
+    laws = made_budgets(1, 0.01, np.random.default_rng(2))
+    laws[1]["line"]["loss"].sort()
+    falling, rising = fit.share_exponent(laws)
+    assert fit.is_power_law(falling) and not fit.is_power_law(rising)
 
 
 def test_published_coefficients():
