@@ -134,8 +134,9 @@ distillation: data
 	        --teacher $$(ls -d runs/distillation/*-e32-lr0.003-wd1.6-s0-*) || exit; done
 	$(PY) fit.py runs/distillation
 
-# Of each size: epochs of both recipes and the standard one's lr, as at 209,715 tokens but for
-# standard 150k and 300k, which want more epochs when there is more text. Of each budget: weight decays, around the one that keeps AdamW's memory in epochs.
+# Of each size: epochs of both recipes and the standard one's lr. All as at 209,715 tokens, but for
+# 32 epochs of standard 150k and 300k, which want more of them when there is more text. Of each
+# budget: weight decays, around the one that keeps AdamW's memory in epochs.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \
