@@ -143,6 +143,8 @@ class Attention(nn.Module):
         gqa = self.heads != self.kv_heads
         if cache is not None and q.device.type == "cpu" and torch.compiler.is_compiling():
             y = attend_once(q, k, v, mask)
+        elif q.device.type == "cpu" and isinstance(mask, torch.Tensor) and cache is None:
+            y = attend_in_blocks(q, k, v, mask)
         elif mask is None:
             # plain causal: Flash or cuDNN
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
@@ -167,6 +169,19 @@ def attend_once(q, k, v, visible):
     scores = (q * k).sum(-1) * q.shape[-1] ** -0.5  # (B, H, t)
     weights = scores.masked_fill(~visible[:, :, 0], float("-inf")).softmax(-1)
     return (weights[..., None] * v).sum(2, keepdim=True)
+
+
+def attend_in_blocks(q, k, v, visible, size=64):
+    """Attention of `size` queries at a time, each block beside the keys that come no later,
+    (B, H, T, D). A CPU's kernel computes what a dense mask hides, and this spares almost half."""
+    blocks = []
+    for start in range(0, q.shape[2], size):
+        end = start + size
+        y = F.scaled_dot_product_attention(
+            q[:, :, start:end], k[:, :, :end], v[:, :, :end],
+            attn_mask=visible[:, :, start:end, :end], enable_gqa=q.shape[1] != k.shape[1])
+        blocks.append(y)
+    return torch.cat(blocks, dim=2)
 
 
 class MLP(nn.Module):
@@ -222,8 +237,8 @@ def block_document_mask(tokens, end_of_text):
 
 class Guide(NamedTuple):
     """What teachers say of a batch, for a student whose loss follows them (see guided_nats)."""
-    states: list  # of each teacher the input of its head, (B, T, C)
-    heads: list  # of each teacher the weight of its head, (V, C)
+    states: torch.Tensor  # the inputs of all teachers' heads side by side, (B, T, sum of C)
+    head: torch.Tensor  # the heads' weights, (V, sum of C): their product is the mean logits
     weight: torch.Tensor  # (B, 1): the share of the divergence in the loss of each window
     temperature: float
 
@@ -317,18 +332,17 @@ def guided_nats(x, head, targets, guide):
     """
     t = guide.temperature
 
-    def nats(x, targets, *states):
+    def nats(x, targets, states):
         logits = head(x).float()
         with torch.no_grad():
-            theirs = [F.linear(s, w).float() for s, w in zip(states, guide.heads)]
-            mean = sum(theirs) / len(theirs)  # (B, T, V)
+            mean = F.linear(states, guide.head).float()  # (B, T, V)
             teacher = (mean / t).log_softmax(-1)
         student = (logits / t).log_softmax(-1)
         divergence = (teacher.exp() * (teacher - student)).sum(-1)
         divergence = torch.where(targets >= 0, t ** 2 * divergence, 0.0)
         return torch.lerp(target_nats(logits, targets), divergence, guide.weight)
 
-    return by_chunks(nats, head.out_features, x, targets, *guide.states)
+    return by_chunks(nats, head.out_features, x, targets, guide.states)
 
 
 def target_nats(logits, targets):

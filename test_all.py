@@ -1424,6 +1424,21 @@ def test_members_are_counted_without_weights(world, monkeypatch):
     assert ways == ["stacked", "apart"]
 
 
+@pytest.mark.parametrize("length", [64, 150])
+def test_attention_in_blocks_of_queries_is_attention(length):
+    """Against the plain definition, values and gradients, for a last block that is not full."""
+    mask = gpt.dense_document_mask(random_tokens(2, length), 0)
+    q, k, v = (torch.randn(2, heads, length, 8, dtype=torch.float64, requires_grad=True)
+               for heads in (4, 2, 2))
+    scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) / 8 ** 0.5  # (B, H, T, T)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    wanted = weights @ v.repeat_interleave(2, 1)
+    found = gpt.attend_in_blocks(q, k, v, mask)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    pairs = [torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, wanted)]
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*pairs))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("compiled", [False, True])
 def test_cached_steps_equal_full_forward(compiled):
@@ -2837,9 +2852,10 @@ def test_the_loss_of_a_guided_student_equals_its_definition(monkeypatch, chunk):
     _, targets = train.inputs_and_targets(tokens)
     weight = torch.tensor([[0.3], [0.0], [1.0]], dtype=torch.float64)
     with torch.no_grad():
-        states = [teacher.states(tokens) for teacher in teachers]
+        states = torch.cat([teacher.states(tokens) for teacher in teachers], dim=2)
+        head = torch.cat([teacher.head.weight for teacher in teachers], dim=1) / 2
         mean = (teachers[0](tokens) + teachers[1](tokens)) / 2
-    guide = gpt.Guide(states, [teacher.head.weight.detach() for teacher in teachers], weight, 2.0)
+    guide = gpt.Guide(states, head, weight, 2.0)
 
     def gradients(loss):
         student.zero_grad()
@@ -2855,13 +2871,13 @@ def test_the_loss_of_a_guided_student_equals_its_definition(monkeypatch, chunk):
     assert torch.allclose(found, right, rtol=0, atol=1e-9) and (found[:, -1] == 0).all()
     assert torch.allclose(gradients(found), gradients(right), rtol=0, atol=1e-9)
     # who is the teacher's equal has nothing to learn from it
-    own = gpt.Guide([student.states(tokens).detach()], [student.head.weight.detach()],
+    own = gpt.Guide(student.states(tokens).detach(), student.head.weight.detach(),
                     torch.ones(3, 1, dtype=torch.float64), 1.0)
     loss = student(tokens, targets, own)
     assert loss.abs().max() < 1e-9 and gradients(loss).abs().max() < 1e-9
 
 
-def test_students_by_probabilities(world, capsys):
+def test_students_by_probabilities(world, capsys, monkeypatch):
     teachers = [train.train(tiny_config(seed=seed, out="teachers"))["name"] for seed in (1, 2)]
     paths = [f"teachers/{name}" for name in teachers]
     assert call(distill, *TINY, "--teacher", *paths, "--mode", "kl", "--json") == 0
@@ -2899,6 +2915,13 @@ def test_students_by_probabilities(world, capsys):
     run = train.Run(config, None)
     guide = run.guide(run.train[:2].long(), torch.tensor([run.real - 1, run.real]))
     assert guide.weight.tolist() == [[0.0], [0.25]]
+    # what teachers say is remembered, the right windows of it; or asked for anew
+    asked = run.teacher_states(run.train[run.real - 1:run.real + 1].long())
+    assert run.said.nbytes == run.said_bytes() > 0 and torch.allclose(guide.states, asked, atol=1e-5)
+    monkeypatch.setattr(train, "SAID_BYTES", 0)
+    run = train.Run(config, None)
+    assert torch.equal(run.guide(run.train[:2].long(), torch.tensor([0, 1])).states,
+                       run.teacher_states(run.train[:2].long())) and run.said is None
 
     for options, message in ((("--kl_weight", 1.5), "the weight is at most 1"),
                              (("--kl_temperature", 0), "must be above 0"),

@@ -43,6 +43,7 @@ from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, r
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
 SEEDS = ("seed", "init_seed", "data_seed")  # what runs of one setting differ in
+SAID_BYTES = 2 ** 30  # what a student may remember of its teachers
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock is abandoned
 
 # (epochs, lr, weight_decay) of each budget in turn. Scale 1: the paper's, from its released search.
@@ -423,6 +424,7 @@ class Run:
         self.teachers = load_models(config.teacher, config.out, self.device)
         share = {"all": (1, 1), "real": (1, 0), "sampled": (0, 1)}[config.kl_on]
         self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
+        self.said = None
 
         # how and where it runs
         self.machine = describe_machine(self)
@@ -483,10 +485,31 @@ class Run:
         """What the teachers say of some windows, a Guide; None without teachers."""
         if not self.teachers:
             return None
-        states = [on_device(teacher, self.device).states(tokens) for teacher in self.teachers]
+        if self.said is None and self.said_bytes() > 0:
+            # in batches of one size, so that a resumed run remembers the same to the last bit
+            batches = self.train.split(self.config.batch_size)
+            self.said = torch.cat([self.teacher_states(batch.long()) for batch in batches])
+        states = self.teacher_states(tokens) if self.said is None else self.said[windows]
         heads = [teacher.head.weight.to(self.device) for teacher in self.teachers]
         sampled = (windows >= self.real).long()
-        return Guide(states, heads, self.kl_share[sampled][:, None], self.config.kl_temperature)
+        return Guide(states, torch.cat(heads, dim=1) / len(heads),
+                     self.kl_share[sampled][:, None], self.config.kl_temperature)
+
+    def teacher_states(self, tokens):
+        """The inputs of the teachers' heads, side by side: (B, T, sum of C)."""
+        states = [on_device(teacher, self.device).states(tokens) for teacher in self.teachers]
+        return torch.cat(states, dim=2)
+
+    def said_bytes(self):
+        """Memory for what teachers say of all windows; 0 where it is too much, or changes.
+
+        It is the same in every epoch, unless documents are packed anew, so small students ask once.
+        """
+        width = sum(teacher.config.width for teacher in self.teachers)
+        size = 4 * self.train.numel() * width
+        if self.config.shuffle == "document" or size > SAID_BYTES:
+            return 0
+        return size
 
     def apply_gradients(self):
         """AdamW's step at the schedule's learning rate."""
@@ -524,8 +547,10 @@ class Run:
         # on CUDA compiled code keeps less than eager code
         compiled = bool(compiled) and self.device.type == "cuda"
         tokens = windows * self.config.context
+        weights = sum(p.nbytes for teacher in self.teachers for p in teacher.parameters()
+                      if p.device.type == self.device.type)
         return (self.model.training_bytes(tokens, self.config.dtype, compiled)
-                + self.train.nbytes + self.val.nbytes)
+                + self.train.nbytes + self.val.nbytes + weights + self.said_bytes())
 
     def save(self):
         """Checkpoint everything that the rest of the run depends on."""
