@@ -4780,7 +4780,7 @@ def test_readmes_show_what_their_commands_print(tmp_path):
         texts[name] = (HERE / name).read_text("utf-8")
         for name_of_figure in re.findall(r"\]\((\S+\.png)\)", texts[name]):
             assert (HERE / name).parent.joinpath(name_of_figure).exists()
-    for name in ("fit.py", "results/1000.jsonl", *texts):
+    for name in ("fit.py", "results/1000.jsonl", "results/claims.py", *texts):
         shutil.copy(HERE / name, tmp_path / name)
     subprocess.run([sys.executable, HERE / "results" / "readme.py"], cwd=tmp_path, check=True)
     for name, text in texts.items():

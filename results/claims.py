@@ -1,0 +1,108 @@
+"""Print the paper's claims beside what committed runs say of them, as the table of README.md.
+
+    python results/claims.py
+
+Numbers of this kit come out of results/1000.jsonl; the paper's are quoted from arXiv 2509.14786.
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import fit  # noqa: E402
+
+TOKENS = 209_715
+FILE = "results/1000.jsonl"
+
+
+def analysis(studies):
+    """fit.py's analysis of some studies, and the runs behind it."""
+    results = fit.read_results([FILE], [f"study={studies}"])
+    runs, ensembles = fit.count_once(results)
+    return fit.analyse(runs, ensembles), runs
+
+
+def at_budget(rows, **wanted):
+    """The rows of the smallest budget that have what is wanted."""
+    wanted["tokens"] = TOKENS
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def interval(low, high):
+    return f"({low:.2f} to {high:.2f})"
+
+
+def overfits(found):
+    """The standard recipe: its best loss, and how it changes with N and with more epochs."""
+    best = min(at_budget(found["points"], recipe="standard"), key=lambda point: point["loss"])
+    trend, = at_budget(found["trends"], recipe="standard")
+    longer = [setting["loss"] for setting in at_budget(
+        found["settings"], recipe="standard", size=best["size"], lr=best["lr"],
+        weight_decay=best["weight_decay"], epochs=2 * best["epochs"])]
+    return (f"best {best['loss']:.2f}; {trend['slope']:+.3f} +- {trend['error']:.3f} nats a "
+            f"doubling of N; twice the epochs {longer[0] - best['loss']:+.2f}")
+
+
+def regularized(found):
+    """The regularized law over N."""
+    law, = at_budget(found["sizes"], recipe="regularized")
+    trend, = at_budget(found["trends"], recipe="regularized")
+    return (f"{trend['slope']:+.3f} +- {trend['error']:.3f} nats a doubling of N; limit "
+            f"{law['E']:.2f} {interval(*law['interval'])}, exponent {law['b']:.2f}")
+
+
+def ensembles(found, size):
+    """Limits over K of one size: the single model's settings, and the member rule."""
+    of_size = [row for row in at_budget(found["members"], size=size, vary="seed")]
+    limits = []
+    for recipe in ("regularized", "member"):
+        rows = [row for row in of_size if row["recipe"] == recipe]
+        best = max(rows, key=lambda row: row["points"])
+        limits.append(f"{best['E']:.2f} {interval(*best['interval'])}")
+    return " and ".join(limits)
+
+
+def worth(found, name):
+    """A data efficiency, with its interval."""
+    rows = at_budget(found["efficiencies"], recipe=name)
+    ratio = "{bound}{times:.2f}".format(**rows[0]["measured"])
+    if not rows[0]["measured_interval"]:
+        return ratio
+    low, high = ("{bound}{times:.2f}".format(**end) for end in rows[0]["measured_interval"])
+    return f"{ratio} ({low} to {high})"
+
+
+def students(found):
+    """The largest share that a setting of students keeps of its teachers' gain."""
+    best = max((row for row in found["students"] if row["share"]), key=lambda row: row["share"])
+    text = f"{best['share']:.0%} of {best['k']} members' gain, {best['seeds']} seeds"
+    if best["low"] is not None:
+        text += f" ({best['low']:.0%} to {best['high']:.0%})"
+    return text
+
+
+def main():
+    found, runs = analysis("ladder,members,efficiency")
+    taught, more = analysis("miniature,distillation")
+    rows = [
+        ("More epochs and parameters overfit at weight decay 0.1", overfits(found),
+         "best 3.75; falls, then rises with N", "ladder"),
+        ("Regularized, loss is a power law in N", regularized(found),
+         "limit 3.43, exponent 1.02", "ladder"),
+        ("Ensembles of one size have a lower limit; members tuned for it a lower one still (300k)",
+         ensembles(found, "300k"), "3.34 and 3.27", "ensembles"),
+        ("Data efficiency of the regularized limit", worth(found, "regularized, N to infinity"),
+         "2.29", "efficiency"),
+        ("... of the least limit over K", worth(found, "ensembles, best N, K to infinity"), "3.03",
+         "efficiency"),
+        ("... of the limit over N and K",
+         worth(found, "regularized ensembles, N and K to infinity"), "5.17", "efficiency"),
+        ("A student of one size keeps most of it", students(taught), "83% of 8", "distillation"),
+    ]
+    print("| claim | here, N and D over 1,000 (95%) | the paper, 200M tokens | `make` |")
+    print("| --- | --- | --- | --- |")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
