@@ -116,21 +116,21 @@ def sample_share(models, plan, folder, job=0, jobs=1):
                   f"| {speed:,.0f} tokens/s | {left:.0f} s left", flush=True)
 
 
-def sample_apart(runs, out, plan, folder, job, jobs):
+def sample_apart(runs, args, plan, folder, job):
     """sample_share() in a process of its own, on a GPU of its own where there are several."""
     if plan.device.startswith("cuda"):
         plan = dataclasses.replace(plan, device=f"cuda:{job % torch.cuda.device_count()}")
-    use_device(plan.device)
-    sample_share(load_models(runs, out, plan.device), plan, folder, job, jobs)
+    use_device(plan.device, args.threads)
+    sample_share(load_models(runs, args.out, plan.device), plan, folder, job, args.jobs)
 
 
-def share_out(runs, out, plan, folder, jobs):
-    """sample_share() in `jobs` processes. Raises InputError where one is killed."""
+def share_out(runs, args, plan, folder):
+    """sample_share() in args.jobs processes. Raises InputError where one is killed."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA's state
     try:
-        with concurrent.futures.ProcessPoolExecutor(jobs, spawn) as processes:
-            shares = [processes.submit(sample_apart, runs, out, plan, folder, job, jobs)
-                      for job in range(jobs)]
+        with concurrent.futures.ProcessPoolExecutor(args.jobs, spawn) as processes:
+            shares = [processes.submit(sample_apart, runs, args, plan, folder, job)
+                      for job in range(args.jobs)]
             for share in shares:
                 share.result()
     except BrokenProcessPool:
@@ -183,7 +183,7 @@ def sample_data(name, request, runs, args, data, device):
         if args.jobs == 1:
             sample_share(models, plan, folder)
         else:
-            share_out(runs, args.out, plan, folder, args.jobs)
+            share_out(runs, args, plan, folder)
         parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
         meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
         write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
