@@ -306,8 +306,9 @@ def compile_all():
         config = kit.GPTConfig(vocab_size=1024, end_of_text=0, context=context, width=width,
                                layers=1, heads=heads, kv_heads=kv_heads)
         trace(config, 2, torch.bfloat16)
-        # of the first shape every kernel is assembled
-        rows = list(machine_code("" if width == 64 else "triton_tem"))
+        # of the first shape every kernel is assembled, unless time is short
+        part = "" if width == 64 and not SHORT else "triton_tem"
+        rows = list(machine_code(part))
         spilling = [row for row in rows if row[2]]
         print(f"head width {width // heads}, {heads}/{kv_heads} heads, context {context}: "
               f"{len(KERNELS)} kernels, {len(rows)} configurations assembled, {len(spilling)} with "
