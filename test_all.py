@@ -1399,7 +1399,7 @@ def test_a_copy_of_a_model_visits_a_device():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_an_ensemble_of_one_has_the_loss_of_its_run(world, dtype):
     """One precision of the logits in training and in averages, also in bf16."""
-    result = train.train(tiny_config(dtype=dtype))
+    result = train.train(tiny_config(dtype=dtype, tokens=512, epochs=1))
     alone = ensemble.evaluate_ensemble([result["name"]], "runs", torch.device("cpu"))
     assert alone["member_losses"] == [pytest.approx(result["val_loss"], rel=2e-7)]
 
