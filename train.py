@@ -458,7 +458,8 @@ class Run:
         config, loss = self.config, 0.0
         # a window's last token predicts nothing
         predictions = config.batch_size * (config.context - 1)
-        torch.compiler.cudagraph_mark_step_begin()  # without CUDA graphs this does nothing
+        if self.machine["compile"] == "graphs":  # else it would load the compiler for nothing
+            torch.compiler.cudagraph_mark_step_begin()
         # a batch that does not fit in memory goes through in parts, whose gradients add up
         parts = order[self.rank::self.world].split(self.machine["micro_batch_size"])
         for i, part in enumerate(parts):
