@@ -28,7 +28,6 @@ import glob
 import gzip
 import hashlib
 import heapq
-import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -507,16 +506,16 @@ def tokenizer_json(ranks, pattern, vocab_size):
 class Vocabulary:
     """A tokenizer: its ranks {token bytes: id}, its split into words, and its ids in all."""
     ranks: dict
-    pattern: str | None  # None: the split is that of tokenizer.json
+    pattern: str | None  # None: the split is that of a tokenizer.json
     size: int
     end_of_text: int
-    file: Path | None = None  # the tokenizer.json that it came from
+    file: Path | None = None  # the tokenizer.json
 
     def encoding(self):
         """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer of the file."""
-        if self.file:
-            return HubTokenizer(self.file, self.end_of_text)
-        return make_encoding(self.ranks, self.pattern, self.size)
+        if self.pattern:
+            return make_encoding(self.ranks, self.pattern, self.size)
+        return HubTokenizer(self.file, self.end_of_text)
 
 
 def rank_vocabulary(ranks):
@@ -854,9 +853,9 @@ class Reader:
 
     def read(self, part):
         """Documents of a part, too long ones in passages. Raises InputError for a bad file."""
-        texts = self.read_text(part) if kind_of(part) == "text" else self.read_rows(part)
+        read = self.read_text if kind_of(part) == "text" else self.read_rows
         with explain_unreadable(part):
-            for text in texts:
+            for text in read(part):
                 if len(text) > self.longest or self.cut_all:
                     yield from cut_passages(text)
                 else:
@@ -894,7 +893,7 @@ class Reader:
     def summary(self):
         """What was left out, in one line."""
         if not self.bad:
-            return "all of it is white space"
+            return "there is nothing but white space"
         return (f'{self.bad:,} lines or rows have no text under the key "{self.text_key}" and were '
                 f"left out, the first is {self.first}; --text_key names another key")
 
@@ -1104,11 +1103,10 @@ def check_kind(path):
 
 def role_of(path):
     """train, val or test if a file's name says so, or else its folder's; "" if none does."""
-    roles = r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
     for name in reversed(Path(path).parts):
-        found = regex.search(roles, name.lower())
+        found = regex.search(r"(?<![a-z])(train|val|test|dev)(id|idation)?(?![a-z])", name.lower())
         if found:
-            return {"valid": "val", "validation": "val", "dev": "val"}.get(found[1], found[1])
+            return found[1].replace("dev", "val")
     return ""
 
 
@@ -1239,19 +1237,17 @@ def fetch_fineweb(tokens):
     hub = optional_package("huggingface_hub", repository)
     count = -(-tokens // FINEWEB_SHARD)  # rounded up
     names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, count + 1))]
-    fetch = functools.partial(hub.hf_hub_download, repository, repo_type="dataset")
     paths = {}
     for name in names:
-        try:
-            # what is in the cache needs no network
-            path = fetch(name, local_files_only=True)
-        except hub.errors.LocalEntryNotFoundError:
+        # what is in the cache needs no network
+        path = hub.try_to_load_from_cache(repository, name, repo_type="dataset")
+        if path is None:
             by_hand = f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere and give them as "
             reach_hub(repository, by_hand + "--source")
             print(f"fetching {name}", flush=True)
             with in_one_line(f"{name} of {repository} cannot be fetched",
                              "run the same command again, or give the files as --source"):
-                path = fetch(name)
+                path = hub.hf_hub_download(repository, name, repo_type="dataset")
         paths[Path(path)] = role_of(name)
     return paths
 
@@ -1420,12 +1416,12 @@ class Data:
 
     def tokenizer(self):
         """What encodes and decodes: tiktoken.Encoding, or HubTokenizer for a given one."""
-        if self.meta["pattern"]:
-            return make_encoding(self.ranks(), self.meta["pattern"], self.meta["vocab_size"])
-        if self.tokenizer_file() is None:
+        meta, file = self.meta, self.tokenizer_file()
+        if not meta["pattern"] and file is None:
             raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the "
                              "data set its teachers learned from is the same")
-        return HubTokenizer(self.tokenizer_file(), self.meta["end_of_text"])
+        return Vocabulary(self.ranks(), meta["pattern"], meta["vocab_size"], meta["end_of_text"],
+                          file).encoding()
 
     def tokenizer_file(self):
         """Its tokenizer.json; None in sets from before each had one."""

@@ -926,17 +926,19 @@ def hub(tmp_path, monkeypatch):
             name = str(folder / name)
         return load(name, config, **options)
 
-    def hf_hub_download(repo_id, filename, repo_type, local_files_only=False):
-        cached = tmp_path / "cache" / filename
-        if not cached.exists():
-            if local_files_only:
-                raise client.errors.LocalEntryNotFoundError("not here")
-            cached.parent.mkdir(exist_ok=True)
-            cached.write_bytes((folder / repo_id / filename).read_bytes())
-            fetched.append(filename)
+    def try_to_load_from_cache(repository, name, repo_type):
+        cached = tmp_path / "cache" / name
+        return str(cached) if cached.exists() else None
+
+    def hf_hub_download(repository, name, repo_type):
+        cached = tmp_path / "cache" / name
+        cached.parent.mkdir(exist_ok=True)
+        cached.write_bytes((folder / repository / name).read_bytes())
+        fetched.append(name)
         return str(cached)
 
     monkeypatch.setattr(client.HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(client, "try_to_load_from_cache", try_to_load_from_cache)
     monkeypatch.setattr(client, "hf_hub_download", hf_hub_download)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return SimpleNamespace(folder=folder, fetched=fetched)
