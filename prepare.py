@@ -21,13 +21,13 @@ import base64
 import bz2
 import concurrent.futures
 import contextlib
+import csv
 import fcntl
 import functools
 import glob
 import gzip
 import hashlib
 import heapq
-import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -36,9 +36,9 @@ import itertools
 import json
 import logging
 import lzma
+import operator
 import os
 import shutil
-import signal
 import sys
 import time
 import warnings
@@ -46,14 +46,12 @@ import zlib
 from collections import Counter, defaultdict, namedtuple
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import regex  # comes with tiktoken, which splits text with the same pattern
 import tiktoken
 
-# GPT-2's split into words: a contraction; letters, digits or signs with one space before them;
-# white space
+# GPT-2's split into words: a contraction; letters, digits or signs with one space before; blanks
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # Llama 3's differs in that numbers are cut into threes, and a sign may lead a word
 LLAMA3_PATTERN = (
@@ -65,8 +63,7 @@ LLAMA3_RANKS, LLAMA3_VOCAB = 128_000, 128_256
 END_OF_TEXT = "<|endoftext|>"
 
 CORPUS_PACKAGES = ("torch", "numpy", "scipy", "sympy", "networkx", "mpmath")
-# of the documents in requirements.txt's versions; other versions give other text, hence other
-# losses
+# of the documents in requirements.txt's versions; others give other text, hence other losses
 CORPUS_SHA256 = "127c6b597cc050cf4df57bd04d5399d9a048aa187a4a4559507a03d8cedc5d7c"
 PAPER_TOKENS = 209_715_200  # the paper's smallest budget: 800 steps x 64 sequences x 4,096 tokens
 # short names of data sets on the hub: what train comes from, and validation where that is apart
@@ -75,7 +72,7 @@ HUB = {"fineweb": ("kjj0/fineweb10B-gpt2", None),
        "dclm": ("konwoo/dclm-164k-docs-train", "konwoo/dclm-164k-docs-val")}
 FINEWEB_SHARD = 100_000_000  # tokens in each of its files
 
-# how a file is read, by its suffix; the kinds that are plain text inside may be packed
+# how a file is read, by its suffix; what is text inside may be packed
 KINDS = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv",
          ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".bin": "tokens"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
@@ -84,74 +81,60 @@ BEGINNINGS = {
     b"PK\x03\x04": "a zip archive (.docx and .epub are such); give the text in it as .txt",
     b"%PDF": "a PDF; give the text in it as .txt",
     b"\x1f\x8b": "packed by gzip; name it for what is in it, such as .txt.gz or .jsonl.gz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; name it for what is in it, such as .txt.zst or "
-                         ".jsonl.zst",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; name it for what is in it, such as .txt.zst",
     b"\xff\xfe": "UTF-16; convert it to UTF-8 first, e.g. with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16; convert it to UTF-8 first, e.g. with iconv -f UTF-16 -t UTF-8"}
-# headers of public token shards, 256 int32: (magic, version) -> type, token before a document,
-# vocabulary
+# headers of public token shards: (magic, version) -> type, token before a document, vocabulary
 SHARDS = {(20240520, 1): ("<u2", GPT2_RANKS, 50_257),
           (20240801, 7): ("<u4", LLAMA3_RANKS, LLAMA3_VOCAB)}
 
-# documents; a text of fewer is cut into passages, or none could be set aside as validation
-FEW = 100
+FEW = 100  # documents; fewer are cut into passages, or none could be set aside as validation
 PASSAGE = 2000  # characters of a passage, about
-# characters of a document; a longer one is cut (tiktoken takes no million blanks)
-LONGEST = 2 ** 19
+LONGEST = 2 ** 19  # characters of a document; a longer one is cut
 # of Chinese, Japanese, Thai and others, which put no spaces between words
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 LONG_WORDS = 48  # letters a word, on average, above which a text such as DNA has no spaces either
 MOST_GRAMS = 2 ** 24  # 8-grams remembered when near-copies are looked for; of more, an even sample
-# bytes of text, and of its different words, a BPE learns from at most
-BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21
+BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21  # bytes of text and of its different words to learn from
 
 
 # --------------------------------------------------------------------------------------------------
 # The default corpus: text that is on the machine
 
 def is_prose(text):
-    """True if most words are plain words: keeps long documentation, drops tables, code and test
-    vectors."""
-    # code is full of signs, and tables of numbers; words of prose are letters but for what stands
-    # around them
+    """True if most words are plain words: documentation, but no tables, code or test vectors."""
     words = text.split()
+    # words of prose are letters but for the signs around them
     plain = sum(word.strip(".,:;()`'\"*-").isalpha() for word in words)
     return len(words) >= 30 and plain > 0.6 * len(words)
 
 
 def docstrings_of(path):
-    """Docstrings and long prose-like literals (200 characters or more) of a Python file, some of
-    them twice."""
-    # these may begin with a docstring, which is a literal by itself
+    """Docstrings and long prose (200 characters or more) in a Python file, some of them twice."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's strings
         found, todo = [], [ast.parse(path.read_bytes())]
     while todo:
         node = todo.pop()
-        body = getattr(node, "body", None)
-        if isinstance(node, documented) and body:
-            first = getattr(body[0], "value", None)
-            if isinstance(body[0], ast.Expr) and isinstance(getattr(first, "value", None), str):
-                found.append(first.value)
+        if isinstance(node, documented):
+            found.append(ast.get_docstring(node) or "")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             # a long docstring comes by here again; copies are dropped later in any case
             if len(node.value) >= 200 and is_prose(node.value):
-                found.append(node.value)
+                found.append(inspect.cleandoc(node.value))
         # pieces of f-strings differ between Python versions, so they are left out
         if not isinstance(node, ast.JoinedStr):
             todo.extend(ast.iter_child_nodes(node))
-    return [inspect.cleandoc(text) for text in found]
+    return [text for text in found if text]
 
 
 def find_docstrings():
-    """Python files of CORPUS_PACKAGES as installed, and what identifies them: {package:
-    version}."""
+    """(Python files of CORPUS_PACKAGES as installed, {package: version})."""
     files, versions = [], {}
     for package in CORPUS_PACKAGES:
         spec = importlib.util.find_spec(package)  # finds the folder without importing it
         if spec is None:
-            raise InputError(f"package {package} is missing; install the kit's requirements.txt "
-                             "first")
+            raise InputError(f"package {package} is missing; install requirements.txt first")
         # 2.13.0+cpu and 2.13.0+cu130 have the same docstrings
         versions[package] = importlib.metadata.version(package).split("+")[0]
         files += Path(spec.submodule_search_locations[0]).rglob("*.py")
@@ -160,8 +143,8 @@ def find_docstrings():
 
 
 def read_docstrings(files):
-    """Yields the docstrings of Python files, which are parsed on all cores."""
-    # parsing takes most of the time of preparing this corpus
+    """Yields the docstrings of Python files."""
+    # parsing takes most of the time of preparing this corpus, so all cores do it
     with concurrent.futures.ProcessPoolExecutor() as pool:
         for found in pool.map(docstrings_of, files, chunksize=50):
             yield from found
@@ -174,8 +157,7 @@ def read_docstrings(files):
 # documents, to hash them, to learn a vocabulary, to encode. So the text goes to disk once, as it
 # comes, and every later step works on indices.
 class DocumentStore:
-    """Documents in one file, read in any order; memory holds their places and hashes alone, 16
-    bytes each."""
+    """Documents in one file, read in any order; memory holds their places and hashes alone."""
 
     def __init__(self, path):
         # without a buffer, what was added can be read at once
@@ -193,8 +175,7 @@ class DocumentStore:
         return os.pread(self.file.fileno(), end - begin, begin).decode()
 
     def add(self, text):
-        """Append a document without the white space around it; an empty one is left out. Returns
-        its bytes."""
+        """Append a document without the white space around it, unless nothing is left then."""
         try:
             content = text.strip().encode()
         except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form
@@ -203,44 +184,31 @@ class DocumentStore:
             content = whole.strip().encode()
         if content:
             write_all(self.file, content)
-            # a marker inside a document becomes ordinary tokens; whoever left it there may have
-            # meant it to end the document
+            # it becomes ordinary tokens, and may have been meant to end the document
             self.markers += content.count(END_OF_TEXT.encode())
             self.ends.append(self.ends[-1] + len(content))
             self.hashes.append(int.from_bytes(hashlib.sha256(content).digest()[:8]))
         self.progress.step()
-        return len(content)
 
     def size(self, order):
         """Bytes of each document of an order, an array of indices."""
         return np.diff(np.frombuffer(self.ends, np.int64))[order]
 
     def count(self, order, size):
-        """How many documents, taken in an order, hold `size` bytes; one more than there are if all
-        do not."""
+        """How many documents of an order hold `size` bytes; one more than all if they do not."""
         return 1 + int(np.searchsorted(np.cumsum(self.size(order)), size))
 
     def unique(self):
-        """Indices of documents that are no copies of earlier ones, in an order that content alone
-        decides: that of their hashes."""
-        hashes = np.frombuffer(self.hashes, np.uint64)
-        return np.unique(hashes, return_index=True)[1]
-
-    def describe_oddities(self):
-        """Warn of what the documents hold that may not be meant."""
-        if self.markers:
-            warn(f"{self.markers:,} times {END_OF_TEXT} stands inside a document, where it is text "
-                 f"like any other; --separator '{END_OF_TEXT}' parts .txt there")
-        if self.repaired:
-            warn(f"{self.repaired:,} documents hold half a surrogate pair, now U+FFFD")
+        """Indices of documents that are no copies of earlier ones, in the order of their hashes."""
+        return np.unique(np.frombuffer(self.hashes, np.uint64), return_index=True)[1]
 
 
 # Copies are found by their hash. Near-copies and the overlap of validation with train are found by
 # runs of words, n-grams, of which only 64-bit hashes are kept: two different ones agree once in
-# 10^19 pairs. Everything from here to validation_overlap() is numbers in numpy arrays.
+# 10^19 pairs. Everything from here to the tokenizers is numbers in numpy arrays.
 def gram_hashes(hashes, n):
-    """Hash of every n neighbours of hashes, uint64 (max(0, len - n + 1),): a polynomial modulo 2^64
-    in an odd number, sensitive to order."""
+    """Hash of every n neighbours of hashes, which their order changes: uint64 (len - n + 1,)."""
+    # a polynomial modulo 2^64 in an odd number
     grams = np.zeros(max(0, len(hashes) - n + 1), dtype=np.uint64)
     for i in range(n):
         grams = grams * np.uint64(0x9E3779B97F4A7C15) + hashes[i:i + len(grams)]
@@ -255,8 +223,7 @@ def mix(x):
 
 
 def has_no_spaces(text):
-    """Whether a text is written without spaces between words, to judge by its first 2,000
-    letters."""
+    """Whether a text puts no spaces between words, to judge by its first 2,000 letters."""
     head = text[:2000]
     # DNA, base64, or one long line of Thai
     if len(head) > LONG_WORDS * len(head.split()):
@@ -302,20 +269,17 @@ class NearCopies:
         self.block = block  # grams in the set before they do
 
     def sample(self, grams):
-        """Those whose hash says so: everywhere the same ones."""
+        """Those whose hash says so: a run in two documents is in the sample of both or of none."""
         return grams[mix(grams) % self.every == 0]
 
     def is_new(self, text):
-        """Whether at most half of a document's 8-grams were seen before; if so they count as seen
-        from now on."""
+        """Whether at most half of a document's 8-grams were seen before; if so they now are."""
         grams = self.sample(text_grams(text, 8))
         if self.every > 1 and len(grams) < 4:  # one chance match must not drop a document
             return True
-        # both halves of the memory are asked: one array, one set
         _, known = find_sorted(grams, self.old)
         others = grams[~known].tolist()
-        # a template with other numbers in it shares most of its runs; two texts about one thing do
-        # not
+        # a template with other numbers shares most of its runs; two texts about one thing do not
         if known.sum() + sum(gram in self.recent for gram in others) > len(grams) / 2:
             return False
         self.recent.update(others)
@@ -324,14 +288,11 @@ class NearCopies:
         return True
 
     def sort_recent(self):
-        """Move the recent grams among the sorted ones, and halve the sample while these are too
-        many."""
+        """Move the recent grams among the sorted ones; halve the sample while they are too many."""
         # sorted numbers take 8 bytes each, those in a set about 100
         self.old = np.concatenate([self.old, np.fromiter(self.recent, np.uint64)])
         self.old.sort()
         self.recent = set()
-        # the sample is one of grams by their hash, so a run that is in two documents is in the
-        # sample of both or of none
         while len(self.old) > MOST_GRAMS:
             self.every *= np.uint64(2)
             parts = np.array_split(self.old, 64)  # a part at a time, for the sake of memory
@@ -341,8 +302,7 @@ class NearCopies:
 def validation_overlap(train, train_tokens, val_grams):
     """Share of the 13-grams of validation that also occur in train, per budget: {tokens: share}.
 
-    train: yields (hashes of 13-grams, the token or tokens from which a budget holds them);
-    val_grams: hashes.
+    train: yields (hashes of 13-grams, the token at which their document starts); val_grams: hashes.
     """
     # validation is small and train is not: so the former is sorted and the latter streams by
     unique, inverse = np.unique(val_grams, return_inverse=True)
@@ -372,63 +332,58 @@ class Neighbours:
 
     A pair is known by its concatenation: as in tiktoken's encoder, what is merged is any two
     neighbours whose concatenation is the new token. A merge costs time for the places where it
-    occurs, not for whole words, so a text without spaces, one word of a million letters, is no
-    special case.
+    occurs, not for whole words, so one word of a million letters is no special case.
     """
 
     def __init__(self, word_counts):
-        # None ends a word, so that no pair reaches into the next one
-        self.tokens, self.weights = [None], array.array("q", [0])
-        for word, count in word_counts.items():
-            content = word.encode()
-            self.tokens += [content[i:i + 1] for i in range(len(content))]
-            self.tokens.append(None)
-            self.weights.extend([count] * (len(content) + 1))
-        size = len(self.tokens)
-        self.before = array.array("q", range(-1, size - 1))
-        self.after = array.array("q", range(1, size + 1))
-        self.after[-1] = 0  # in a circle, so that each place has one after it
-        # places are noted down when a pair comes and not crossed out when it goes: merge() looks
-        # whether it is still there
+        words = [word.encode() + b"\0" for word in word_counts]
+        lengths = [len(word) for word in words]
+        self.tokens = np.frombuffer(b"".join(words), np.uint8).astype(np.int64)
+        self.tokens[np.cumsum(lengths) - 1] = -1  # ends a word: no pair reaches into the next one
+        self.weights = np.repeat(list(word_counts.values()), lengths)
+        self.names = [bytes([byte]) for byte in range(256)]  # of the tokens
+        places = np.arange(len(self.tokens))
+        self.before, self.after = np.roll(places, 1), np.roll(places, -1)
+        # places are noted down when a pair comes and not crossed out when it goes
         self.counts, self.places = Counter(), defaultdict(list)
-        for place in range(size):
-            self.count(place, 1)
+        self.count(places, 1)
 
-    def pair(self, place):
-        """The token at a place with the one after it; None where either is none."""
-        first, second = self.tokens[place], self.tokens[self.after[place]]
-        if first is None or second is None:
-            return None
-        return first + second
-
-    def count(self, place, sign):
-        """Count the pair at a place (sign 1) or take it out of the counts (-1); returns the
-        pair."""
-        pair = self.pair(place)
-        if pair is not None:
-            self.counts[pair] += sign * self.weights[place]
+    def count(self, places, sign):
+        """Count the pairs at places (sign 1) or take them out of the counts (-1); returns them."""
+        first, second = self.tokens[places], self.tokens[self.after[places]]
+        inside = (first >= 0) & (second >= 0)
+        places, codes = places[inside], (first << 32 | second)[inside]
+        # those of one pair together
+        order = np.argsort(codes)
+        codes, begins = np.unique(codes[order], return_index=True)
+        pairs = []
+        for code, group in zip(codes.tolist(), np.split(places[order], begins[1:])):
+            pairs.append(self.names[code >> 32] + self.names[code & 0xFFFFFFFF])
+            self.counts[pairs[-1]] += sign * int(self.weights[group].sum())
             if sign > 0:
-                self.places[pair].append(place)
-        return pair
+                self.places[pairs[-1]].append((code, group))
+        return pairs
 
     def merge(self, new):
-        """Replace every two neighbours that make `new`, from left to right; returns the pairs whose
-        counts changed."""
-        before, after, changed = self.before, self.after, set()
-        # from left to right, so that of three equal letters the first two are merged
-        for place in sorted(self.places.pop(new)):
-            if self.pair(place) != new:  # it is gone since it was noted down
-                continue
-            gone = after[place]
-            # the pairs that end or begin here go, and two others come
-            for near in (before[place], place, gone):
-                changed.add(self.count(near, -1))
-            self.tokens[place], self.tokens[gone] = new, None
-            after[place] = after[gone]
-            before[after[gone]] = place
-            for near in (before[place], place):
-                changed.add(self.count(near, 1))
-        return changed - {None}
+        """Replace every two neighbours that make `new`; returns the pairs whose counts changed."""
+        tokens, before, after = self.tokens, self.before, self.after
+        found = []
+        for code, group in self.places.pop(new):
+            there = tokens[group] << 32 | tokens[after[group]] & 0xFFFFFFFF
+            found.append(group[there == code])
+        places = np.unique(np.concatenate(found))
+        # from left to right: of three equal letters the first two are merged, of four two and two
+        index = np.arange(len(places))
+        alone = np.append(True, after[places[:-1]] != places[1:])
+        places = places[(index - np.maximum.accumulate(index * alone)) % 2 == 0]
+        # the pairs that end, are or begin here go, and two others come
+        gone = after[places]
+        changed = self.count(np.unique([before[places], places, gone]), -1)
+        tokens[places], tokens[gone] = len(self.names), -1
+        self.names.append(new)
+        after[places] = after[gone]
+        before[after[gone]] = places
+        return {*changed, *self.count(np.unique([before[places], places]), 1)}
 
 
 def count_words(texts):
@@ -445,40 +400,33 @@ def count_words(texts):
 
 def train_bpe(texts, vocab_size):
     """Byte-level BPE on texts: {token bytes: rank}, vocab_size - 1 of them (end-of-text is the last
-    id).
-
-    The most frequent pair becomes the next token, of equals the one of the smallest bytes. Raises
-    InputError when the text has too few pairs.
-    """
+    id). The most frequent pair is the next token. Raises InputError when there are too few."""
     # a word's merges are the same wherever it stands, so each different word is looked at once
     words = Neighbours(count_words(texts))
-    printed = time.monotonic()
     # a heap gives the smallest: of the most frequent pair, and of equals the smallest bytes
     heap = [(-count, pair) for pair, count in words.counts.items()]
     heapq.heapify(heap)
     # all bytes are tokens, so that any text can be encoded
     ranks = {bytes([byte]): byte for byte in range(256)}
+    line = Progress("merged", range(257, vocab_size), "pairs")
     while len(ranks) < vocab_size - 1:
         if not heap:
-            raise InputError(f"the text is too small for vocab_size {vocab_size}; at most "
+            raise InputError(f"too little text for vocab_size {vocab_size}; at most "
                              f"{len(ranks) + 1} here")
-        # a heap cannot change what is in it, so a pair may be there with several counts
         count, new = heapq.heappop(heap)
-        # out of date: every changed count was pushed anew
+        # a changed count was pushed anew, and the old one is still in the heap
         if new in ranks or -count != words.counts[new]:
             continue
         ranks[new] = len(ranks)
         for pair in words.merge(new):
             if words.counts[pair] > 0:
                 heapq.heappush(heap, (-words.counts[pair], pair))
-        if time.monotonic() - printed > 10:
-            printed = time.monotonic()
-            print(f"trained {len(ranks):,} of {vocab_size - 1:,} tokens", flush=True)
+        line.step()
     return ranks
 
 
 def make_encoding(ranks, pattern=PATTERN, vocab_size=0):
-    """tiktoken.Encoding of ranks; END_OF_TEXT is the id after the last, ids up to vocab_size are
+    """tiktoken.Encoding of ranks; END_OF_TEXT is the id after them, those up to vocab_size are
     reserved."""
     special = {END_OF_TEXT: len(ranks)}
     # ids that models have a row for and no text uses
@@ -488,8 +436,7 @@ def make_encoding(ranks, pattern=PATTERN, vocab_size=0):
 
 
 class HubTokenizer:
-    """A tokenizer.json of Hugging Face, run by its own library, with the names of tiktoken's
-    methods."""
+    """A tokenizer.json of Hugging Face, run by its own library, with tiktoken's method names."""
 
     def __init__(self, path, end_of_text):
         self.tokenizer = optional_package("tokenizers", path).Tokenizer.from_file(str(path))
@@ -511,9 +458,8 @@ class HubTokenizer:
 
 
 def byte_letters():
-    """The letter that stands for each byte in a byte-level tokenizer.json, (256,): itself if it is
-    printable."""
-    # what GPT-2's code chose: a vocabulary that can be looked at, without white space or controls
+    """The letter that stands for each byte in a byte-level tokenizer.json: (256,)."""
+    # as GPT-2's code has it: itself if it is printable, so that a vocabulary can be looked at
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (chr(256 + i) for i in itertools.count())
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
@@ -528,8 +474,7 @@ def tokenizer_json(ranks, pattern, vocab_size):
     letters = byte_letters()
     names = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
     merges = []
-    # tiktoken's ranks say which tokens there are, not which two each was made of; the library needs
-    # the latter
+    # ranks say which tokens there are, not which two each was made of; the library needs these
     for token in sorted(ranks, key=ranks.get):
         halves = [(token[:i], token[i:]) for i in range(1, len(token))]
         halves = [(a, b) for a, b in halves if a in ranks and b in ranks]
@@ -561,21 +506,21 @@ def tokenizer_json(ranks, pattern, vocab_size):
 class Vocabulary:
     """A tokenizer: its ranks {token bytes: id}, its split into words, and its ids in all."""
     ranks: dict
-    pattern: str | None  # None: the split is that of tokenizer.json
+    pattern: str | None  # None: the split is that of a tokenizer.json
     size: int
     end_of_text: int
-    file: Path | None = None  # the tokenizer.json that it came from
+    file: Path | None = None  # the tokenizer.json
 
     def encoding(self):
         """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer of the file."""
-        if self.file:
-            return HubTokenizer(self.file, self.end_of_text)
-        return make_encoding(self.ranks, self.pattern, self.size)
+        if self.pattern:
+            return make_encoding(self.ranks, self.pattern, self.size)
+        return HubTokenizer(self.file, self.end_of_text)
 
 
-def rank_vocabulary(ranks, pattern=PATTERN):
-    """The Vocabulary of ranks and end-of-text after them."""
-    return Vocabulary(ranks, pattern, len(ranks) + 1, len(ranks))
+def rank_vocabulary(ranks):
+    """The Vocabulary of ranks, GPT-2's split and end-of-text after them."""
+    return Vocabulary(ranks, PATTERN, len(ranks) + 1, len(ranks))
 
 
 def read_ranks(path):
@@ -585,37 +530,34 @@ def read_ranks(path):
 
 
 def given_vocabulary(choice):
-    """The Vocabulary of gpt2, llama3, bytes, a rank file or a folder with a tokenizer.json. Raises
-    InputError."""
+    """The Vocabulary that --tokenizer names. Raises InputError."""
     if choice == "bytes":
         return rank_vocabulary({bytes([byte]): byte for byte in range(256)})
     if choice == "gpt2":
         # tiktoken downloads them where its cache has none
-        with in_one_line("GPT-2's ranks are not here",
-                         "give tiktoken's cache of them as TIKTOKEN_CACHE_DIR"):
+        with in_one_line("GPT-2's ranks are not here", "give their cache as TIKTOKEN_CACHE_DIR"):
             return rank_vocabulary(tiktoken.get_encoding("gpt2")._mergeable_ranks)
     # Llama 3's ranks are under a licence, so nothing fetches them
     path = Path("tokenizer.model" if choice == "llama3" else choice)
     if path.is_dir():
         return hub_vocabulary(path)
     if not path.exists():
-        raise InputError(f"no tokenizer {path}; give gpt2, bytes, a rank file or a folder with a "
-                         "tokenizer.json; llama3 needs Llama 3's own tokenizer.model in this "
-                         "folder")
+        raise InputError(f"no tokenizer {path}; give gpt2, bytes, a rank file (for llama3 its "
+                         "tokenizer.model, in this folder) or a folder with a tokenizer.json")
     ranks = {}
     with contextlib.suppress(ValueError):  # of lines that are none
         ranks = read_ranks(path)
     # tiktoken would end with an unclear error, or none, at the first byte that has no token
     all_bytes = all(bytes([byte]) in ranks for byte in range(256))
     if not all_bytes or sorted(ranks.values()) != list(range(len(ranks))):
-        raise InputError(f"{path} is not a rank file (a line a token: base64, space, rank; all "
-                         f"bytes in it); of a tokenizer.json give the folder")
+        raise InputError(f"{path} is not a rank file (each line base64, space, rank; all bytes in "
+                         "it); of a tokenizer.json give the folder")
     # how many ranks there are tells whose they are, and so how text is split into words
     if len(ranks) == LLAMA3_RANKS:
         return Vocabulary(ranks, LLAMA3_PATTERN, LLAMA3_VOCAB, LLAMA3_RANKS)
     if len(ranks) != GPT2_RANKS:
-        print(f"{path}: a rank file does not say how text is split into words; GPT-2's split is "
-              f"assumed (a folder with a tokenizer.json keeps its own)")
+        print(f"{path} does not say how text is split into words; GPT-2's split is assumed (a "
+              "folder with a tokenizer.json keeps its own)")
     return rank_vocabulary(ranks)
 
 
@@ -624,14 +566,12 @@ def hub_vocabulary(folder):
     its bos_token, or else its eos_token. Raises InputError."""
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not path.exists():
-        raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, or give a "
-                         "rank file")
+        raise InputError(f"{folder} has no tokenizer.json; save one there, or give a rank file")
     content, config = read_json(path), {}
     model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
     # bits per byte need the bytes of each token, which other kinds do not have
     if model.get("type") != "BPE" or "ByteLevel" not in decoder:
-        raise InputError(f"{path} is no byte-level BPE, the one kind whose tokens are bytes; give "
-                         "another tokenizer")
+        raise InputError(f"{path} is no byte-level BPE, whose tokens are bytes; give another")
     added = {token["content"]: token for token in content.get("added_tokens", ())}
     if config_path.exists():
         config = read_json(config_path)
@@ -641,8 +581,7 @@ def hub_vocabulary(folder):
     names = [name for name in names if name in added]
     if not names:
         raise InputError(f"{folder} does not say which token ends a text; name it as eos_token in "
-                         "its tokenizer_config.json, one of: "
-                         f"{', '.join(added) or 'none is there'}")
+                         f"its tokenizer_config.json, one of: {', '.join(added) or 'none'}")
     # back from letters to bytes
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     ranks = {bytes(map(byte_of.__getitem__, token)): i
@@ -669,12 +608,11 @@ def batches(texts, letters):
 
 
 def encode_documents(encoding, documents, dtype):
-    """Yields the tokens of documents, an end-of-text before each, some megabytes of text at a time.
-    What looks like a special token is text."""
+    """Yields the tokens of documents, an end-of-text before each, some megabytes of text at a
+    time. What looks like a special token is text."""
     encode = functools.partial(encoding.encode_to_numpy, disallowed_special=())
     end_of_text = np.array([encoding.eot_token])
-    # threads are enough, since encoders run outside Python's lock; one batch at a time, since a
-    # pool would take in all of the text, however long it is
+    # encoders run outside Python's lock, so threads do; a pool takes in all that it is given
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batches(documents, 2 ** 22):
             tokens = [np.zeros(0)]  # so that there is something to join
@@ -686,23 +624,19 @@ def encode_documents(encoding, documents, dtype):
 # --------------------------------------------------------------------------------------------------
 # From documents, or from shards of tokens, to train and validation
 
-@dataclass
-class Source:
-    """What is to be read: files, or shards of data sets on the hub, for each part."""
-    train: list
-    val: list  # empty: some of train is set aside
-    versions: dict | None = None  # of the packages, where train is Python files with docstrings
-    tokens: bool = False  # shards of tokens instead of text
+# what is to be read: lists of files or of the hub's shards (without any for validation some of
+# train is set aside), and the versions of packages where train is their Python files
+Source = namedtuple("Source", "train val versions")
 
 
 def prepare_documents(folder, source, args):
-    """Write train and validation tokens of documents. Returns (vocabulary, {part: Written}, what
-    meta.json is to say). Raises InputError for too little text."""
+    """(vocabulary, arrays of train tokens, of validation tokens, {what meta.json is to say}) of
+    documents. Raises InputError for too little text."""
     # 1. read: all text into one file, validation first where the source has some of its own
     store = DocumentStore(folder / "text")
+    os.unlink(folder / "text")  # an open file needs no name, and ends with the process
     in_val, without_text = read_documents(store, source, args)
-    # 2. drop copies, in an order that only the content decides: the same documents give the same
-    # data, whatever files they came in
+    # 2. drop copies, in an order that content alone decides, whatever files it came in
     val, train, facts = drop_copies(store, in_val, args.dedup)
     if not len(train):
         raise InputError(f"all of {' '.join(args.source)} is also in validation; give other text")
@@ -727,40 +661,19 @@ def prepare_documents(folder, source, args):
     if len(tokens) < args.val_tokens and args.val_given and not source.val:
         raise too_few(len(val) + len(train), args)
     val_tokens, rest = split_validation([tokens], encoding.eot_token, args.val_tokens)
-    held = len(document_starts(val_tokens[0], encoding.eot_token))
-    chunks = encode_documents(encoding, (store[i] for i in progress("encoded", train)), dtype)
+    chunks = encode_documents(encoding, (store[i] for i in Progress("encoded", train)), dtype)
     if not source.val:
         # what was set aside and is not needed is where train begins, so that a budget is a prefix
-        chunks, train = itertools.chain(rest, chunks), np.concatenate([val[held:], train])
-    elif sum(map(len, rest)):
-        print(f"{sum(map(len, rest)):,} more validation tokens are there; --val_tokens takes them "
-              "in")
-    # 6. write
-    written = {"train": write_tokens(folder, "train", chunks, vocabulary, args.tokens),
-               "val": write_tokens(folder, "val", val_tokens, vocabulary)}
-
-    # 7. how much of validation is in train all the same
-    starts = written["train"].starts
-    overlap = document_overlap(store, train, val[:held], starts, written["train"].tokens)
-    facts["val_13grams_in_train"] = overlap
-    os.unlink(store.file.name)
-    return vocabulary, written, facts
-
-
-def document_overlap(store, train, val, starts, train_tokens):
-    """validation_overlap() of documents, by indices; starts: the first token of those of train."""
-    # all grams of a document count from its start, also where a budget ends inside it
-    train_documents = zip(progress("compared", train), starts)
-    train_grams = ((text_grams(store[i], 13), start) for i, start in train_documents)
-    val_grams = np.concatenate([text_grams(store[i], 13) for i in val])
-    return validation_overlap(train_grams, train_tokens, val_grams)
+        chunks = itertools.chain(rest, chunks)
+    elif rest:
+        print(f"{len(rest[0]):,} more validation tokens are there; --val_tokens takes them in")
+    return vocabulary, chunks, val_tokens, facts
 
 
 def read_documents(store, source, args):
-    """Put the documents of a source into the store, those of validation first. Returns how many are
-    these, and how many lines had no text. Raises InputError where there is no text."""
-    reader = Reader(args.text_key, args.separator)
-    most = 0
+    """Put the documents of a source into the store. Returns how many are validation, which comes
+    first, and how many lines had no text. Raises InputError where there is no text."""
+    reader, most = Reader(args.text_key, args.separator), 0
     if args.tokens:
         # 8 bytes a token are more than enough; a document longer than the budget would be all of it
         most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)
@@ -774,45 +687,42 @@ def read_documents(store, source, args):
             store.add(text)
     else:
         if not source.val and args.separator is None:
-            # look at the first hundred documents: a book is one document, and one cannot be split
-            # into train and validation
-            documents = itertools.chain.from_iterable(map(reader.read, source.train))
-            reader.cut_all = sum(1 for _ in itertools.islice(documents, FEW)) < FEW
+            # a book is one document, and one cannot be split into train and validation
+            reader.cut_all = has_few_documents(source.train, args.text_key)
         collect_documents(store, reader, source.train, most)
-    if len(store) == in_val or source.val and not in_val:
-        kind = "text" if len(store) == in_val else "validation text"
-        found = ["no " + kind + " in " + " ".join(args.source), reader.summary()]
-        raise InputError("; ".join(filter(None, found)))
+    for parts, count in ((source.train, len(store) - in_val), (source.val, in_val)):
+        if parts and not count:
+            raise InputError(f"no text in {name_some(parts)}; {reader.summary()}")
     if reader.cut_all:
         print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
-              f"letters, some of which may be in train and some in validation")
-    if reader.first:
+              "letters, some for train and some for validation")
+    if reader.bad:
         warn(reader.summary())
-    store.describe_oddities()
-    return in_val, reader.bad.total()
+    if store.markers:
+        warn(f"{store.markers:,} times {END_OF_TEXT} stands inside a document, where it is text "
+             f"like any other; --separator '{END_OF_TEXT}' parts .txt there")
+    if store.repaired:
+        warn(f"{store.repaired:,} documents hold half a surrogate pair, now U+FFFD")
+    return in_val, reader.bad
+
+
+def has_few_documents(parts, text_key):
+    documents = itertools.chain.from_iterable(map(Reader(text_key).read, parts))
+    return sum(1 for _ in itertools.islice(documents, FEW)) < FEW
 
 
 def collect_documents(store, reader, parts, most):
     """Add the documents of all parts; or until they hold `most` bytes (0: all), each part giving an
     equal share as far as it can."""
+    missing = most
     # the smallest first: what they lack of their share, the larger ones give
-    waiting = sorted(parts, key=part_size)
-    missing, taken = most, Counter()
-    while waiting and (missing > 0 or not most):
-        stopped = []
-        for place, part in enumerate(waiting):
-            share = missing / (len(waiting) - place)
-            # the reader has no place marks, so what was taken before is read again and passed over
-            for text in itertools.islice(reader.read(part), taken[part], None):
-                size = store.add(text)
-                taken[part] += 1
-                share, missing = share - size, missing - size
-                if most and share <= 0:
-                    stopped.append(part)
-                    break
-        # sizes of packed files mislead: where the others held too little, those that stopped are
-        # read again from where they did
-        waiting = stopped
+    for place, part in enumerate(sorted(parts, key=part_size)):
+        begin, share = store.ends[-1], missing / (len(parts) - place)
+        for text in reader.read(part):
+            store.add(text)
+            if most and store.ends[-1] - begin >= share:
+                break
+        missing -= store.ends[-1] - begin
 
 
 def part_size(part):
@@ -822,9 +732,7 @@ def part_size(part):
 
 def drop_copies(store, in_val, near):
     """(validation, train, {what was found: count}): indices of the documents that are no copies of
-    earlier ones, nor near-copies if these are to be dropped. Validation comes first, so that a
-    document in both stays there alone."""
-    # a document that occurs twice would weigh twice, and might be in train and in validation
+    others, nor near-copies if these are to be dropped. One in both parts stays in validation."""
     order = store.unique()
     facts = {"documents_read": len(store), "copies": len(store) - len(order), "near_copies": 0}
     # documents of validation were read first, so they have the smaller indices
@@ -833,19 +741,19 @@ def drop_copies(store, in_val, near):
     if near:
         known = NearCopies()
         for place, part in enumerate(parts):
-            new = (known.is_new(store[i]) for i in progress("looked at", part))
+            new = (known.is_new(store[i]) for i in Progress("looked at", part))
             parts[place] = part[np.fromiter(new, bool, len(part))]
             facts["near_copies"] += len(part) - len(parts[place])
     print(f"{len(store):,} documents were read; {facts['copies']:,} copies and "
           f"{facts['near_copies']:,} near-copies of others were dropped (--dedup 0 keeps the "
-          f"latter)")
+          "latter)")
     return *parts, facts
 
 
 def hash_documents(store, order):
     """SHA-256 of documents with a zero byte between them."""
     digest = hashlib.sha256()
-    for place, i in enumerate(progress("hashed", order)):
+    for place, i in enumerate(Progress("hashed", order)):
         # so that no two lists of documents are the same bytes
         digest.update(b"\0" * (place > 0))
         digest.update(store[i].encode())
@@ -853,9 +761,8 @@ def hash_documents(store, order):
 
 
 def too_few(documents, args):
-    return InputError(f"{documents:,} documents, without copies, are too few to set "
-                      f"{args.val_tokens:,} validation tokens apart; give more text or a smaller "
-                      "--val_tokens")
+    return InputError(f"{documents:,} documents are too few to set {args.val_tokens:,} validation "
+                      "tokens apart; give more text or a smaller --val_tokens")
 
 
 def count_aside(store, order, args):
@@ -873,12 +780,11 @@ def count_aside(store, order, args):
 
 
 def split_validation(shards, end_of_text, val_tokens):
-    """(validation, rest) of arrays of tokens: the first whole documents that hold val_tokens, all
-    if there are fewer, and what follows."""
+    """(the first whole documents that hold val_tokens, the rest) of arrays of tokens."""
     val, missing = [], val_tokens
     for i, shard in enumerate(shards):
         starts = document_starts(shard, end_of_text)
-        # whole documents: the first that begins where enough tokens are in is the first of the rest
+        # the first document that begins where enough tokens are in is the first of the rest
         cut = starts[starts >= missing]
         if len(cut):
             return [*val, shard[:cut[0]]], [shard[cut[0]:], *shards[i + 1:]]
@@ -887,8 +793,7 @@ def split_validation(shards, end_of_text, val_tokens):
 
 
 def prepare_shards(folder, source, args):
-    """Write train and validation tokens as the shards have them. Returns what prepare_documents
-    does."""
+    """What prepare_documents() returns, of tokens as the shards have them."""
     shards = {path: read_shard(path) for path in source.train + source.val}
     kinds = {end_of_text for _, end_of_text in shards.values()}
     if len(kinds) > 1:
@@ -907,29 +812,8 @@ def prepare_shards(folder, source, args):
         train = rest
     if not train:
         raise InputError(f"the shards are too short to set {args.val_tokens:,} validation tokens "
-                         f"apart; give more, or a smaller --val_tokens")
-    written = {"train": write_tokens(folder, "train", train, vocabulary, args.tokens),
-               "val": write_tokens(folder, "val", val, vocabulary)}
-    overlap = shard_overlap(folder, token_dtype(vocabulary.size))
-    return vocabulary, written, {"val_13grams_in_train": overlap}
-
-
-def shard_overlap(folder, dtype):
-    """validation_overlap() of what was written, by grams of tokens, since its words are unknown."""
-    train, val = (np.memmap(folder / f"{part}.bin", dtype, "r") for part in ("train", "val"))
-    every = np.uint64(-(-len(train) // MOST_GRAMS))  # of more grams an even sample
-
-    def sampled_grams(tokens):
-        found = gram_hashes(mix(tokens.astype(np.uint64)), 13)
-        places = np.flatnonzero(mix(found) % every == 0)
-        return found[places], places
-
-    def train_grams():
-        for begin in range(0, len(train), 2 ** 22):
-            # 12 tokens more, or the grams across two pieces would be missed
-            found, places = sampled_grams(train[begin:begin + 2 ** 22 + 12])
-            yield found, begin + places + 12
-    return validation_overlap(train_grams(), len(train), sampled_grams(val)[0])
+                         "apart; give more or a smaller --val_tokens")
+    return vocabulary, train, val, {}
 
 
 def read_shard(path):
@@ -939,14 +823,13 @@ def read_shard(path):
     magic, version, count = (*header[:3].tolist(), 0, 0, 0)[:3]
     if (magic, version) not in SHARDS:
         raise InputError(f"{path} is not a shard of tokens with a known header (magic {magic}, "
-                         f"version {version}); bare ids do not say which tokenizer made them: give "
-                         "the text")
+                         f"version {version}), which says whose they are; give the text")
     dtype, end_of_text, vocab_size = SHARDS[magic, version]
     # a download that was cut off would be a shorter training set, without a word
     found = (os.path.getsize(path) - 1024) / np.dtype(dtype).itemsize
     if found != count or not count:
-        raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; fetch it "
-                         "again")
+        raise InputError(f"{path} holds {found:,.12g} tokens, its header says {count:,}; "
+                         "fetch it again")
     tokens = np.memmap(path, dtype, "r", 1024)
     if tokens.max() >= vocab_size:
         raise InputError(f"{path} holds token {tokens.max():,}, beyond the vocabulary of "
@@ -957,35 +840,26 @@ def read_shard(path):
 # --------------------------------------------------------------------------------------------------
 # Reading: documents of files, and of data sets on the hub
 
-# Whatever kind a file is, it comes as an iterator of texts; but for an array in a .json file none
-# is ever in memory as a whole.
+# Whatever kind a file is, it comes as an iterator of texts; but for a JSON array, none is ever in
+# memory as a whole.
 class Reader:
-    """Yields the documents of files and of shards of the hub, and counts the lines that are
-    none."""
+    """Yields the documents of files and of the hub's shards; counts the lines that are none."""
 
     def __init__(self, text_key="text", separator=None):
         self.text_key, self.separator = text_key, separator
         self.longest = LONGEST  # letters of a document before it is cut
         self.cut_all = False  # documents are few, so each is cut into passages
-        self.bad, self.first = Counter(), ""  # lines without text, of each part; the first of all
+        self.bad, self.first = 0, ""  # lines without text, and the first of them
 
     def read(self, part):
-        """Documents of a part; one longer than the longest that is wanted comes in passages. Raises
-        InputError for what cannot be read."""
-        self.bad[str(part)] = 0  # a part may be read more than once
+        """Documents of a part, too long ones in passages. Raises InputError for a bad file."""
+        read = self.read_text if kind_of(part) == "text" else self.read_rows
         with explain_unreadable(part):
-            for text in self.read_part(part):
+            for text in read(part):
                 if len(text) > self.longest or self.cut_all:
                     yield from cut_passages(text)
                 else:
                     yield text
-
-    def read_part(self, part):
-        kind = kind_of(part)
-        if kind == "text":
-            return self.read_text(part)
-        word = "line" if kind == "lines" else "row"
-        return self.read_rows(part, rows_of(part, kind, self.text_key), word)
 
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was
@@ -1005,32 +879,35 @@ class Reader:
                 text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
         yield text
 
-    def read_rows(self, part, rows, word):
+    def read_rows(self, part):
         """The text of each row of a table; the others are counted and the first is noted."""
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(rows_of(part, self.text_key), 1):
             text = row.get(self.text_key) if isinstance(row, dict) else None
             # numbers and null are no text; a file of them has its text under another key
             if isinstance(text, str):
                 yield text
             elif row != "":
-                self.bad[str(part)] += 1
-                shown = str(row)[:60]
-                if isinstance(row, dict):
-                    shown = "its keys: " + ", ".join(row)
-                self.first = self.first or f"{part} {word} {number} ({shown})"
+                self.bad += 1
+                self.first = self.first or describe_row(part, number, row)
 
     def summary(self):
-        """What was left out, in one line; "" if all were documents."""
-        if not self.first:
-            return ""
-        return (f'{self.bad.total():,} lines or rows have no text under the key "{self.text_key}" '
-                f"and were left out, the first is {self.first}; --text_key names another key")
+        """What was left out, in one line."""
+        if not self.bad:
+            return "there is nothing but white space"
+        return (f'{self.bad:,} lines or rows have no text under the key "{self.text_key}" and were '
+                f"left out, the first is {self.first}; --text_key names another key")
+
+
+def describe_row(part, number, row):
+    word = "line" if kind_of(part) == "lines" else "row"
+    shown = str(row)[:60]
+    if isinstance(row, dict):
+        shown = "its keys: " + ", ".join(row)
+    return f"{part} {word} {number} ({shown})"
 
 
 def cut_passages(text):
-    """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line; if
-    none comes within twice as many, at a line's or sentence's end, or between words."""
-    # paragraphs are put together until there are enough letters
+    """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line."""
     passages, passage = [], ""
     for paragraph in regex.split(r"\n[ \t]*\n", text):
         passage += paragraph + "\n\n"
@@ -1043,11 +920,10 @@ def cut_passages(text):
 
 
 def cut_paragraph(text):
-    """Pieces of PASSAGE to twice as many letters. A text without any white space or full stop (DNA)
-    is cut anywhere."""
+    """Pieces of PASSAGE to twice as many letters that end where a reader would pause."""
     begin, parts = 0, []
     while len(text) - begin > 2 * PASSAGE:
-        cut = begin + PASSAGE
+        cut = begin + PASSAGE  # inside a word, if it has no end (DNA)
         # the best place there is: a line's end, a sentence's end, between two words
         for end in (r"\n", r"[.!?]\s|[。！？]", r"\s"):
             found = regex.compile(end).search(text, begin + PASSAGE, begin + 2 * PASSAGE)
@@ -1068,9 +944,8 @@ def in_one_line(problem, advice):
         raise
     except Exception as error:
         # what such errors say may be pages long, and the first line says the most
-        lines = str(error).strip().splitlines() or [""]
-        raise InputError(f"{problem} ({type(error).__name__}: {lines[0][:200]}); "
-                         f"{advice}") from None
+        line, = str(error).strip().splitlines()[:1] or [""]
+        raise InputError(f"{problem} ({type(error).__name__}: {line[:200]}); {advice}") from None
 
 
 @contextlib.contextmanager
@@ -1081,12 +956,11 @@ def explain_unreadable(part):
         try:
             yield
         except UnicodeDecodeError as error:
-            # the place in the file is unknown, since decoding works on pieces; the letters before
-            # it can be searched for
-            before = error.object[max(0, error.start - 20):error.start].decode(errors="replace")
+            # decoding works on pieces, so the place is unknown; what is before it can be searched
+            before = error.object[:error.start][-20:].decode(errors="replace")
             raise InputError(
                 f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); "
-                f"convert it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
+                "convert it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
 
 
 def open_binary(path):
@@ -1094,8 +968,9 @@ def open_binary(path):
     suffix = path.suffix.lower()
     if suffix == ".zst":
         # unlike zstandard's own reader, this one says so when a file is cut off
-        return import_arrow("pyarrow", path).input_stream(str(path), compression="zstd")
-    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
+        return optional_package("pyarrow", path).input_stream(str(path), compression="zstd")
+    openers = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(suffix, open)(path, "rb")
 
 
 def open_text(path, newline=None):
@@ -1105,11 +980,30 @@ def open_text(path, newline=None):
 
 def read_blocks(path):
     """Text of a file about a million letters at a time. A block ends where a line does, unless that
-    is very long, so no line that separates documents is cut in two."""
-    # a line is no longer than a block, but where the text is one long line
+    is longer, so no line that separates documents is cut in two."""
     with open_text(path) as file:
         while block := file.read(2 ** 20) + file.readline(2 ** 20):
             yield block
+
+
+def rows_of(part, text_key):
+    """Rows of a part that is no plain text, with the column of that name if it has one."""
+    kind = kind_of(part)
+    if kind == "hub":
+        return part.rows
+    if kind == "lines":
+        return parse_lines(part)
+    if kind == "json":
+        return read_array_or_lines(part)
+    if kind == "csv":
+        return read_csv(part, ",")
+    if kind == "tsv":
+        return read_csv(part, "\t")
+    if kind == "parquet":
+        return read_parquet(part, text_key)
+    # the builder takes patterns, which a name with brackets is not
+    name, datasets = glob.escape(os.path.abspath(part)), import_datasets(part)
+    return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
 
 
 def parse_lines(path):
@@ -1123,26 +1017,8 @@ def parse_lines(path):
             yield row if isinstance(row, dict) else line.strip()
 
 
-def rows_of(path, kind, text_key):
-    """Rows of a part that is no plain text, with the column of that name if it has one."""
-    if kind == "hub":
-        return path.rows
-    if kind == "lines":
-        return parse_lines(path)
-    if kind == "json":
-        return read_array_or_lines(path)
-    if kind == "parquet":
-        return read_parquet(path, text_key)
-    if kind in ("csv", "tsv"):
-        return read_csv(path, {"csv": ",", "tsv": "\t"}[kind], text_key)
-    # the builder takes patterns, which a name with brackets is not
-    name, datasets = glob.escape(os.path.abspath(path)), import_datasets(path)
-    return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
-
-
 def read_array_or_lines(path):
-    """Rows of a .json file: an array of objects, or, where the first line is an object by itself,
-    one in each line."""
+    """Rows of a .json file: an object in each line if the first is one, or else an array."""
     with contextlib.closing(parse_lines(path)) as lines:
         if isinstance(next(filter(None, lines), None), dict):
             return parse_lines(path)
@@ -1152,21 +1028,20 @@ def read_array_or_lines(path):
     return rows if isinstance(rows, list) else [rows]
 
 
-def read_csv(path, separator, text_key):
-    """Rows of a file of comma- or tab-separated values."""
-    pandas = import_arrow("pandas", path)
+def read_csv(path, separator):
+    """Rows of a file of comma- or tab-separated values, all of which are text."""
+    csv.field_size_limit(2 ** 31 - 1)  # a document may be longer than the module expects
     with open_text(path, newline="") as file:
-        # text stays as it is: "NA" is no missing value, "007" no number
-        for table in pandas.read_csv(file, sep=separator, converters={text_key: str},
-                                     keep_default_na=False, chunksize=1000):
-            yield from table.to_dict("records")
+        for row in csv.DictReader(file, delimiter=separator, strict=True):
+            if None in row:  # a comma without quotes around its text
+                raise ValueError(f"more values than the header names, before: {row[None][0]}")
+            yield row
 
 
 def read_parquet(path, text_key):
-    """Rows of a parquet file. (The builder of datasets would hold hundreds of megabytes at a
-    time.)"""
-    parquet = import_arrow("pyarrow.parquet", path)
-    # without pre-buffering it reads one row group's column at a time
+    """Rows of a parquet file."""
+    parquet = optional_package("pyarrow.parquet", path)
+    # one row group's column at a time; the builder of datasets would hold hundreds of megabytes
     file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2 ** 20)
     # other columns are read only to be named in a message
     columns = [text_key] if text_key in file.schema_arrow.names else None
@@ -1178,40 +1053,31 @@ def import_datasets(path):
     """The package datasets, told to leave the talking to this script."""
     datasets = optional_package("datasets", path)
     datasets.disable_progress_bars()
-    for package in (datasets, optional_package("huggingface_hub", path)):
-        package.utils.logging.set_verbosity(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     return datasets
 
 
-def import_arrow(name, path):
-    """A package that comes along with datasets, the one that is named where either is missing."""
-    optional_package("datasets", path)
-    return importlib.import_module(name)
-
-
 def optional_package(name, path):
-    """Import what only some sources need."""
-    # prepare.py works on .txt and .jsonl with requirements.txt alone
+    """Import what only some sources need: .txt and .jsonl need nothing beside requirements.txt."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"{path} needs the package {name}; install it with pip install "
-                         f"{name}") from None
+        # datasets brings pyarrow and huggingface_hub along
+        raise InputError(f"{path} needs the package {name}; pip install datasets tokenizers brings "
+                         "all that is optional") from None
 
 
 # --------------------------------------------------------------------------------------------------
 # Which files, and what each is for
 
-def kind_of(path):
+def kind_of(part):
     """How a part is read, a file by its name: a value of KINDS or hub, None if it cannot be."""
-    if isinstance(path, HubShard):
+    if isinstance(part, HubShard):
         return "hub"
-    suffix = path.suffix.lower()
-    if suffix not in PACKED:
-        return KINDS.get(suffix)
-    kind = KINDS.get(path.with_suffix("").suffix.lower())
-    # these are packed inside already, and read from any place
-    return None if kind in ("parquet", "arrow", "tokens") else kind
+    name = Path(part.name.lower())
+    if name.suffix in PACKED:
+        name = name.with_suffix("")
+    return KINDS.get(name.suffix)
 
 
 def check_kind(path):
@@ -1219,36 +1085,28 @@ def check_kind(path):
     kind = kind_of(path)
     if kind in ("parquet", "arrow", "tokens"):
         return  # their readers find out
-    # of a packed file, what is inside; of an unknown one, what it is
-    unpacked = open_binary
-    if kind is None:
-        unpacked = functools.partial(open, mode="rb")
-    with explain_unreadable(path), unpacked(path) as file:
+    with explain_unreadable(path), open_binary(path) as file:
         head = file.read(4096)
-    # packed archives by their names, since their suffix is no known kind
-    tar = regex.search(r"\.(tar\.\w+|tgz)$", path.name.lower())
-    if tar or head[257:262] == b"ustar":
+    if head[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive; unpack it and give the files in it")
     for begin, what in BEGINNINGS.items():
         if head.startswith(begin):
             raise InputError(f"{path} is {what}")
     if kind is None:
         raise InputError(f"{path} is of no known kind (its suffix: {path.suffix or 'none'}); name "
-                         "it .txt if it is plain text, .jsonl if each of its lines is a JSON "
-                         "object")
+                         "it .txt if it is plain text, .jsonl if each line is a JSON object")
     if b"\0" in head:
-        raise InputError(f"{path} begins with NUL bytes, which no text has: it may be an archive "
-                         f"or UTF-16; unpack or convert it first")
+        raise InputError(f"{path} has NUL bytes, which no text has; is it an archive or UTF-16?")
+    if kind == "json" and head.lstrip().startswith(b"[") and os.path.getsize(path) > 2 ** 26:
+        print(f"{path} is one JSON array, which memory holds whole; .jsonl is read line by line")
 
 
 def role_of(path):
     """train, val or test if a file's name says so, or else its folder's; "" if none does."""
-    roles = r"(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
     for name in reversed(Path(path).parts):
-        # the file's own name decides, then that of the nearest folder
-        found = regex.search(roles, name.lower())
+        found = regex.search(r"(?<![a-z])(train|val|test|dev)(id|idation)?(?![a-z])", name.lower())
         if found:
-            return {"valid": "val", "validation": "val", "dev": "val"}.get(found[1], found[1])
+            return found[1].replace("dev", "val")
     return ""
 
 
@@ -1258,9 +1116,8 @@ def find_files(sources):
     files, others = {}, []
     for source in map(Path, sources):
         if not source.exists():
-            raise InputError(f"source {source} names no file; give files ({' '.join(KINDS)}), "
-                             "folders, a data set of the hub (hf:OWNER/NAME), or one of "
-                             f"{', '.join(('docstrings', *HUB))}")
+            raise InputError(f"{source} names no file; give files ({' '.join(KINDS)}), folders, "
+                             f"hf:OWNER/NAME on the hub, or docstrings, {', '.join(HUB)}")
         if source.is_file():
             # its folder's name says nothing here: tests/book.txt is no test
             files[source] = role_of(source.name)
@@ -1269,8 +1126,8 @@ def find_files(sources):
         # hidden files are caches and leftovers of editors
         known = [path for path in inside if kind_of(path) and path.name[0] != "."]
         if not known:
-            raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, "
-                             f"packed as {' '.join(PACKED)} or not")
+            raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, also "
+                             f"packed as {' '.join(PACKED)}")
         files |= {path: role_of(path.relative_to(source)) for path in known}
         others += sorted({*inside} - {*known})
     for path in files:
@@ -1300,18 +1157,15 @@ def name_some(parts):
 
 
 def choose_parts(parts, val):
-    """(train, validation) of {part: role}: what is called test is left out, validation that is
-    given goes before what is called so. Says what it does. Raises InputError if nothing is left for
-    train."""
+    """(train, validation) of {part: role}; val: what is given as such. What is called test is left
+    out. Says what it does. Raises InputError if nothing is left for train."""
     # a single file called test.txt is what somebody wants to train on
     roles = set(parts.values())
-    if len(roles) == 1:
-        if roles & {"val", "test"}:
-            print(f"all that is there is called {roles.pop()}; it is taken as the text")
+    if len(roles) == 1 and roles & {"val", "test"}:
+        print(f"all that is there is called {roles.pop()}; it is taken as the text")
         parts = dict.fromkeys(parts, "train")
     # what is given as validation may lie in a folder of the source
     given = {os.path.realpath(str(part)) for part in val}
-    # a part that nothing says anything of is for training
     by_role = defaultdict(list)
     for part, role in parts.items():
         if os.path.realpath(str(part)) not in given:
@@ -1324,8 +1178,7 @@ def choose_parts(parts, val):
     if left:
         print(f"left out, being called test or validation: {name_some(left)}")
     if not train:
-        raise InputError(f"nothing is left to train on: {name_some(val)} is validation, the rest "
-                         "test")
+        raise InputError(f"nothing is left to train on but validation ({name_some(val)}) and test")
     if val:
         print(f"{len(val):,} of {len(train) + len(val):,} parts are validation: {name_some(val)}")
     return train, val
@@ -1338,18 +1191,16 @@ def choose_parts(parts, val):
 class HubShard:
     """One of the files of a data set on the hub, read as it is asked for."""
     name: str
-    rows: Any  # an iterable of dictionaries; each time it is iterated the file is streamed anew
+    rows: object  # an iterable of dictionaries; each time it is iterated the file is streamed anew
 
     def __str__(self):
         return self.name
 
 
 def reach_hub(repository, by_hand):
-    """Ask the hub for a data set once, without the many tries of its own client. Raises
-    InputError."""
+    """Ask the hub once, unlike its client's many tries, for a data set. Raises InputError."""
     hub = optional_package("huggingface_hub", repository)
     with in_one_line(f"the data set {repository} cannot be reached on the hub", by_hand):
-        # its loader tries for minutes, with a warning each time
         hub.HfApi().dataset_info(repository, timeout=10)
 
 
@@ -1381,26 +1232,22 @@ def list_shards(name, by_hand):
 
 
 def fetch_fineweb(tokens):
-    """{path: role} of as many shards of FineWeb as hold so many tokens, in the hub's cache on this
-    disk."""
+    """{path: role} of as many shards of FineWeb as hold so many tokens, in the hub's cache here."""
     repository, _ = HUB["fineweb"]
     hub = optional_package("huggingface_hub", repository)
-    # rounded up
-    count = -(-tokens // FINEWEB_SHARD)
+    count = -(-tokens // FINEWEB_SHARD)  # rounded up
     names = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, count + 1))]
     paths = {}
     for name in names:
-        request = {"repo_id": repository, "filename": name, "repo_type": "dataset"}
-        try:
-            # what is in the cache needs no network
-            path = hub.hf_hub_download(**request, local_files_only=True)
-        except hub.errors.LocalEntryNotFoundError:
-            reach_hub(repository, f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere and "
-                                  f"give them as --source")
+        # what is in the cache needs no network
+        path = hub.try_to_load_from_cache(repository, name, repo_type="dataset")
+        if path is None:
+            by_hand = f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere and give them as "
+            reach_hub(repository, by_hand + "--source")
             print(f"fetching {name}", flush=True)
             with in_one_line(f"{name} of {repository} cannot be fetched",
                              "run the same command again, or give the files as --source"):
-                path = hub.hf_hub_download(**request)
+                path = hub.hf_hub_download(repository, name, repo_type="dataset")
         paths[Path(path)] = role_of(name)
     return paths
 
@@ -1431,29 +1278,22 @@ def new_data(name):
     # a lock on the folder itself ends with the process, however that ends
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is preparing {folder}; wait for it") from None
-        # it may have ended between our look at the folder and the lock
-        if folder.exists():
-            raise InputError(f"{folder} was prepared by another process just now; run the same "
-                             "command")
-        try:
-            for leftover in temporary.iterdir():
-                leftover.unlink()
-            yield temporary
-            # one rename: all or nothing, whenever the process is killed
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process is preparing {folder}; wait for it") from None
+    try:
+        for leftover in temporary.iterdir():
+            leftover.unlink()
+        yield temporary
+        # one rename: all or nothing, whenever the process is killed
+        os.rename(temporary, folder)
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
 
 
 def write_all(file, content):
-    """Write bytes to a file without a buffer, so that a full disk is found here and at once. Raises
-    InputError, which names the file."""
+    """Write bytes to a file without a buffer. Raises InputError, which names the file."""
     rest = memoryview(content).cast("B")
     try:
         while rest:  # a disk that fills up takes some of them first
@@ -1463,8 +1303,8 @@ def write_all(file, content):
 
 
 def write_tokens(folder, part, chunks, vocabulary, most=0):
-    """Write arrays of tokens one after another, `most` tokens in all (0: every one), and where
-    their documents start. Returns what was Written."""
+    """Write arrays of tokens, `most` in all (0: every one), and where their documents start.
+    Returns what was Written."""
     dtype, lengths = token_dtype(vocabulary.size), token_lengths(vocabulary.ranks, vocabulary.size)
     count, size = 0, 0  # tokens, bytes
     starts = [np.zeros(0, np.int64)]
@@ -1475,8 +1315,7 @@ def write_tokens(folder, part, chunks, vocabulary, most=0):
                 tokens = tokens[:most - count]
             tokens = np.ascontiguousarray(tokens, dtype)
             write_all(file, tokens)
-            # where documents begin is found from the tokens, so documents and shards need one
-            # writer
+            # found from the tokens, so that documents and shards need one writer
             starts.append(document_starts(tokens, vocabulary.end_of_text) + count)
             count += len(tokens)
             size += int(lengths[tokens].sum())
@@ -1500,6 +1339,23 @@ def token_lengths(ranks, vocab_size):
     for token, rank in ranks.items():
         lengths[rank] = len(token)
     return lengths
+
+
+def written_overlap(folder, vocabulary, written):
+    """validation_overlap() of the text that was written, {part: Written}."""
+    encoding = vocabulary.encoding()
+
+    def grams_of(part):
+        tokens = np.memmap(folder / f"{part}.bin", token_dtype(vocabulary.size), "r")
+        starts = written[part].starts
+        ends = itertools.chain(starts[1:], [len(tokens)])
+        for start, end in zip(Progress("compared", starts), ends):
+            text = encoding.decode(tokens[start + 1:end].tolist())
+            yield text_grams(text, 13), start
+    val_grams = [np.zeros(0, np.uint64)]  # so that there is something to join
+    val_grams += [grams for grams, _ in grams_of("val")]
+    # a budget that ends inside a document is taken to hold all of it
+    return validation_overlap(grams_of("train"), written["train"].tokens, np.concatenate(val_grams))
 
 
 def finish_data(folder, name, vocabulary, written, meta):
@@ -1548,10 +1404,8 @@ class Data:
     val: np.ndarray  # (tokens,)
 
     def fingerprint(self):
-        """What identifies the tokens, in a run's configuration. (Where validation is set aside,
-        train tells it.)"""
-        # data sets from before there was validation apart keep their fingerprint, and so do their
-        # runs
+        """What identifies the tokens in a run's configuration."""
+        # where validation is set aside, train tells it; and so old sets keep their runs
         parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
         hashes = "".join(self.meta["sha256"][part] for part in parts)
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
@@ -1561,14 +1415,13 @@ class Data:
         return read_ranks(self.folder / "tokenizer.tiktoken")
 
     def tokenizer(self):
-        """What encodes and decodes: tiktoken.Encoding, or a HubTokenizer if a tokenizer.json was
-        given."""
-        if self.meta["pattern"]:
-            return make_encoding(self.ranks(), self.meta["pattern"], self.meta["vocab_size"])
-        if self.tokenizer_file() is None:
+        """What encodes and decodes: tiktoken.Encoding, or HubTokenizer for a given one."""
+        meta, file = self.meta, self.tokenizer_file()
+        if not meta["pattern"] and file is None:
             raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the "
-                             f"data set its teachers learned from is the same")
-        return HubTokenizer(self.tokenizer_file(), self.meta["end_of_text"])
+                             "data set its teachers learned from is the same")
+        return Vocabulary(self.ranks(), meta["pattern"], meta["vocab_size"], meta["end_of_text"],
+                          file).encoding()
 
     def tokenizer_file(self):
         """Its tokenizer.json; None in sets from before each had one."""
@@ -1576,14 +1429,12 @@ class Data:
         return path if path.exists() else None
 
     def token_bytes(self):
-        """UTF-8 length of each token, 0 for special ones: int64 (vocab_size,). For bits per
-        byte."""
+        """UTF-8 length of each token, for bits per byte; 0 for special ones: (vocab_size,)."""
         return token_lengths(self.ranks(), self.meta["vocab_size"])
 
 
 def load_data(name):
-    """The data set data/NAME, every file checked against its recorded SHA-256. Raises
-    InputError."""
+    """The data set data/NAME, each file checked against its SHA-256. Raises InputError."""
     folder = Path("data") / name
     # runs are named after their data, so it has to be a plain name
     if Path(name).name != name:
@@ -1605,8 +1456,7 @@ def load_data(name):
 
 
 def cut_windows(tokens, context):
-    """Consecutive windows of `context` tokens: (windows, context). The rest, shorter than a window,
-    is dropped."""
+    """Consecutive windows of tokens, without a shorter last one: (windows, context)."""
     return tokens[:len(tokens) // context * context].reshape(-1, context)
 
 
@@ -1637,16 +1487,16 @@ class Parser(argparse.ArgumentParser):
 
 def run_main(main):
     """Call main(); bad input and failed files end in one line on standard error and exit status 2,
-    Ctrl-C in 130."""
+    Ctrl-C in 130, as shells expect."""
+    name = Path(sys.argv[0]).name
     try:
         main()
     except (InputError, ValueError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; the same command takes it up "
-              "again", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)  # what a shell expects of a process that Ctrl-C ended
+        print(f"{name}: interrupted; the same command takes it up again", file=sys.stderr)
+        sys.exit(130)
 
 
 def warn(message):
@@ -1655,13 +1505,11 @@ def warn(message):
 
 
 def cannot_write(path, error):
-    return InputError(f"cannot write {path} ({error}); free some disk space, then run the same "
-                      "command")
+    return InputError(f"cannot write {path} ({error}); free some disk space and run this again")
 
 
 def write_atomically(path, write):
-    """Call write(file) on a temporary binary file beside `path`, then rename it: `path` is never
-    half-written."""
+    """Call write(file) on a temporary binary file, then rename it: never half-written."""
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -1684,14 +1532,14 @@ def write_json(path, value):
 def read_json(path):
     """The object in a JSON file; InputError if it is damaged."""
     try:
-        # what this kit writes into such files is always an object
         value = json.loads(Path(path).read_text())
-        if isinstance(value, dict):
-            return value
-        error = "not an object"
-    except ValueError as found:
-        error = found
-    raise InputError(f"{path} is damaged ({error}); remove {Path(path).parent} and make it again")
+        # what this kit writes into such files is always an object
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); remove {Path(path).parent} and make it "
+                         "again") from None
 
 
 def sha256_file(path):
@@ -1708,25 +1556,23 @@ def sha256_of(path, size, changed):
 
 
 class Progress:
-    """A line every ten seconds that says how many documents were done."""
+    """A line every ten seconds that says how much was done; goes along with items, or by step()."""
 
-    def __init__(self, done, total=""):
-        self.done, self.total, self.count, self.printed = done, total, 0, time.monotonic()
+    def __init__(self, done, items=(), what="documents"):
+        total = operator.length_hint(items)  # 0: nobody knows
+        self.of = f" of {total:,} {what}" if total else f" {what}"
+        self.done, self.items, self.count, self.printed = done, items, 0, time.monotonic()
+
+    def __iter__(self):
+        for item in self.items:
+            yield item
+            self.step()
 
     def step(self):
         self.count += 1
         if time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
-            print(f"{self.done} {self.count:,}{self.total} documents", flush=True)
-
-
-def progress(done, items):
-    """Yields items and says how many were done."""
-    total = f" of {len(items):,}" if hasattr(items, "__len__") else ""
-    line = Progress(done, total)
-    for item in items:
-        yield item
-        line.step()
+            print(f"{self.done} {self.count:,}{self.of}", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1737,9 +1583,8 @@ def read_options():
     parser = Parser("Text to tokens: writes data/NAME.")
     add = parser.add_argument
     add("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
-        help=f"docstrings; files ({' '.join(KINDS)}; packed as {' '.join(PACKED)}) and folders; a "
-             "data set of the Hugging Face hub (hf:OWNER/NAME or hf:OWNER/NAME:CONFIG) or "
-             f"{', '.join(HUB)}")
+        help=f"docstrings; files ({' '.join(KINDS)}, also packed as {' '.join(PACKED)}) and "
+             f"folders; a data set of the hub, hf:OWNER/NAME[:CONFIG] or {', '.join(HUB)}")
     add("--val", nargs="+", default=[], metavar="PATH",
         help="files or folders of validation (default: what is named so, or some of train)")
     add("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
@@ -1752,14 +1597,13 @@ def read_options():
         help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank file in tiktoken's "
              "format, or a folder with a tokenizer.json (default: a BPE is trained)")
     add("--tokens", type=int,
-        help="train tokens to stop at, drawn from all files; files are read as far as 8 bytes for "
-             "each. 0: all (default: all; of the hub 209,715,200)")
+        help="train tokens to stop at, drawn from all files, or 0 for all; of text 8 bytes are "
+             "read for each (default: all, of the hub 209,715,200)")
     add("--val_tokens", type=int,
-        help="validation tokens, the same for every budget (default: 65,536, of the hub 4,194,304; "
-             "at most a tenth of the text)")
+        help="validation tokens (default: 65,536, of the hub 4,194,304; at most a tenth of the "
+             "text)")
     add("--seed", type=int, default=0, help="of the shuffle that splits documents")
-    add("--dedup", type=int, default=1, choices=(0, 1),
-        help="0: drop exact copies alone; shards are copied as they are")
+    add("--dedup", type=int, default=1, choices=(0, 1), help="0: keep near-copies of documents")
     add("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
 
@@ -1779,25 +1623,19 @@ def read_options():
 
 def check_options(args):
     """Raise InputError for values that cannot be."""
-    # a file may well have such a name
-    elsewhere = [name for name in args.source if not Path(name).exists()]
-    alone = [name for name in elsewhere if name in ("docstrings", *HUB) or name.startswith("hf:")]
+    alone = [name for name in args.source if name in ("docstrings", *HUB) or name[:3] == "hf:"]
     if alone and len(args.source) > 1:
-        raise InputError("docstrings and data sets of the hub are prepared each by itself; give "
-                         "one --source")
+        raise InputError("docstrings and sets of the hub stand by themselves; give one --source")
     # 256 bytes and end-of-text are the smallest vocabulary
     for name, least in (("vocab_size", 257), ("val_tokens", 1), ("tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
-            raise InputError(f"--{name} {getattr(args, name)} is out of range; it must be at least "
-                             f"{least}")
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; at least {least}")
     if args.source == ["fineweb"] and not args.tokens:
         raise InputError("fineweb is 10 billion tokens: give --tokens above 0")
     if args.separator == "":
-        raise InputError("--separator is empty; give what stands between two documents, such as "
-                         "'\\n'")
+        raise InputError("--separator is empty; give what parts two documents, such as '\\n'")
     if not regex.fullmatch(r"\w[\w.-]*", args.name):
-        raise InputError(f"--name {args.name} cannot be the name of a data set; use letters, "
-                         "digits, - and _")
+        raise InputError(f"--name {args.name} is no plain name; use letters, digits, - and _")
 
 
 def default_name(args):
@@ -1813,10 +1651,8 @@ def default_name(args):
 
 
 def identify(args, files):
-    """What tells one request from another: options that are not the default, and hashes of
-    files."""
-    # a prepared docstrings folder may come from a machine with other versions: it is the data all
-    # the same
+    """What tells one request from another: options that are not the default, hashes of files."""
+    # but no versions: docstrings that were prepared on another machine are the data all the same
     identity = {"source": args.source, "files": files, "vocab_size": args.vocab_size,
                 "val_tokens": args.val_tokens, "seed": args.seed}
     tokenizer = args.tokenizer
@@ -1839,14 +1675,12 @@ def is_prepared(folder, identity):
     if not (folder / "meta.json").exists():
         raise InputError(f"{folder} is there already and is no data set; give another --name")
     if load_data(folder.name).meta.get("identity") != identity:
-        raise InputError(f"{folder} holds other data (its meta.json says what); remove it or give "
-                         f"another --name")
+        raise InputError(f"{folder} holds other data; remove it or give another --name")
     return True
 
 
 def open_source(args, parts, val):
-    """The Source that was asked for, of the parts that are files, {path: role}, or else of others;
-    val: files of validation. Raises InputError."""
+    """The Source of parts, {path: role}, or of what is no file; val: files. Raises InputError."""
     if args.source == ["docstrings"]:
         files, versions = find_docstrings()
         return Source(files, val, versions)
@@ -1860,7 +1694,7 @@ def open_source(args, parts, val):
         raise InputError("--separator parts the documents in .txt files; there are none")
     if "tokens" in kinds and len(kinds) > 1:
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
-    return Source(train, val, tokens="tokens" in kinds)
+    return Source(train, val, None)
 
 
 def main():
@@ -1881,8 +1715,13 @@ def main():
             args.vocabulary = given_vocabulary(args.tokenizer)
         with new_data(args.name) as temporary:
             source = open_source(args, files, val_files)
-            prepare = prepare_shards if source.tokens else prepare_documents
-            vocabulary, written, facts = prepare(temporary, source, args)
+            prepare = prepare_documents
+            if kind_of(source.train[0]) == "tokens":
+                prepare = prepare_shards
+            vocabulary, train, val, facts = prepare(temporary, source, args)
+            written = {"train": write_tokens(temporary, "train", train, vocabulary, args.tokens),
+                       "val": write_tokens(temporary, "val", val, vocabulary)}
+            facts["val_13grams_in_train"] = written_overlap(temporary, vocabulary, written)
             origin = {"identity": identity, "versions": source.versions, "seed": args.seed,
                       "val_apart": bool(source.val)}
             meta = finish_data(temporary, args.name, vocabulary, written, origin | facts)
@@ -1893,8 +1732,7 @@ def main():
 
 def report(folder, meta, args):
     """Print what was prepared, and warnings."""
-    corpus, versions = meta.get("corpus_sha256", ""), meta["versions"]
-    tokens = meta["tokens"]
+    corpus, versions, tokens = meta.get("corpus_sha256", ""), meta["versions"], meta["tokens"]
     # near-copies that were asked for are no other versions
     if versions and args.dedup and corpus != CORPUS_SHA256:
         warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those "
@@ -1912,13 +1750,14 @@ def report(folder, meta, args):
     if tokens["train"] < args.tokens:
         warn(f"fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text is read as "
              "far as 8 bytes a token)")
-    overlap = {int(budget): share for budget, share in meta["val_13grams_in_train"].items()}
-    for budget, share in overlap.items():
-        print(f"  of the validation 13-grams {share:.2%} occur in the first {budget:,} train "
+    large = []
+    for budget, share in meta["val_13grams_in_train"].items():
+        print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train "
               "tokens")
-    large = [budget for budget, share in overlap.items() if share > 0.05]
+        if share > 0.05:
+            large.append(int(budget))
     if large:
-        warn(f"over 5% of validation occurs in train from {min(large):,} tokens on, where its loss "
+        warn(f"over 5% of validation occurs in train from {large[0]:,} tokens on, where its loss "
              "also measures memory")
 
 
