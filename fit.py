@@ -29,7 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby, product, zip_longest
+from itertools import combinations, groupby, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -533,27 +533,28 @@ def solve(problem):
 
 
 @np.errstate(all="ignore")
-def refit(problem, starts):
-    """The Fit that polishing reaches from the shapes of some parameters (name -> value), without a
-    search: for a problem near one that was solved. Raises ValueError."""
+def refit(problem, starts, each=1):
+    """The Fit of a problem near one that was solved, without a search: what polishing reaches from
+    the shapes of the best `each` of some starts, dicts name -> value. Raises ValueError."""
     shapes = [[start[name] for name in problem.shape] for start in starts]
     shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
     shapes = np.clip(shapes, *np.exp(problem.log_ranges.T))
-    reached, _ = search(problem, shapes, each=len(starts), rounds=0)
+    reached, _ = search(problem, shapes, each, rounds=0)
     return Fit(problem, reached[0][1], True)
 
 
-def refit_near(problem, params):
-    """The Fit near the shapes of `params`, from them and from steps of a fifth around them; by a
-    whole search where one shape at most is sought, so that it costs little."""
-    if problem.shapes < 2:
-        return solve(problem)
-    # five to nine starts: enough to step over the ridges near a minimum
+def refit_around(problem, params):
+    """The Fit from the shapes of `params` and around them: of one shape all over its range, of
+    several by steps of a fifth in each, enough to step over the ridges near a minimum."""
     starts = [params]
-    for name in problem.shape:
-        for factor in (0.8, 1.25):
-            starts.append({**params, name: params[name] * factor})
-    return refit(problem, starts)
+    if problem.shapes == 1:
+        for shape in shape_starts(problem.log_ranges, 1):
+            starts.append({problem.shape[0]: shape[0]})
+    else:
+        for name in problem.shape:
+            for factor in (0.8, 1.25):
+                starts.append({**params, name: params[name] * factor})
+    return refit(problem, starts, each=4)
 
 
 def search(problem, shapes, each=8, rounds=11):
@@ -846,7 +847,7 @@ def profile(found, sigma=None, freedom=math.inf):
     """
     problem, noise, degrees = found.problem, sigma, freedom
     if sigma is None:
-        degrees = np.count_nonzero(problem.weights) - len(found.z)
+        degrees = len(problem.target) - len(found.z)
         if degrees < 1:
             return None, found
         noise = math.sqrt(2 * found.objective / degrees)
@@ -854,22 +855,31 @@ def profile(found, sigma=None, freedom=math.inf):
     allowed = 0.5 * noise ** 2 * student_t.ppf(0.975, degrees) ** 2
     refits = [found]
 
-    def excess(limit):
-        # the limit is held, all other parameters are sought anew
+    def excess(limit, around=False):
+        # the limit is held, all else is sought anew: from where it was, as it moves little
         held = replace(problem, fixed={**problem.fixed, "E": limit})
+        if around:
+            again = refit_around(held, refits[-1].params)
+        else:
+            again = refit(held, [refits[-1].params, found.params])
         # kept, since one of them may turn out better than the fit
-        refits.append(refit_near(held, found.params))
+        refits.append(again)
         return refits[-1].objective - found.objective - allowed
 
     # a limit above all points misses each by so much at least that it is out of the interval
     top = math.sqrt(2 * (found.objective + allowed) / problem.weights.sum())
     # a loss is above 0, and so is its limit
-    bounds = (0.0, float(np.max(problem.y)) + top)
-    ends = [find_end(excess, found.params["E"], bound) for bound in bounds]
+    ends = []
+    for bound in (0.0, float(np.max(problem.target)) + top):
+        end = find_end(excess, found.params["E"], bound)
+        # the descents may have climbed a ridge: with a deeper minimum the interval is wider
+        if excess(end, around=True) < -1e-3 * allowed:
+            end = find_end(lambda limit: excess(limit, around=True), end, bound)
+        ends.append(end)
     # a refit below the minimum: the fit lies in the wrong basin, and so does its interval
     lowest = min(refits, key=lambda one: one.objective)
     if lowest.objective < found.objective * (1 - 1e-6):
-        again = refit_near(problem, lowest.params)
+        again = refit_around(problem, lowest.params)
         if again.objective < found.objective * (1 - 1e-6):
             return profile(again, sigma, freedom)
     return tuple(ends), found
@@ -881,7 +891,7 @@ def find_end(excess, center, bound):
     if bound == center:
         return float(bound)
     inner = center
-    for share in 2.0 ** np.arange(-13, 1):  # outward in growing steps
+    for share in 4.0 ** np.arange(-7, 1):  # outward in growing steps
         outer = center + share * (bound - center)
         if excess(outer) >= 0:
             if excess(inner) >= 0:  # no noise, no doubt
@@ -897,11 +907,13 @@ def bootstrap(found, count, seed=0):
     curves are drawn whole. Refits start at the fit; draws of too few different points are drawn
     again. Raises ValueError where there are too few to draw from."""
     problem, rng, draws = found.problem, np.random.default_rng(seed), []
-    needed, groups, names = len(found.z), np.arange(len(problem.y)), "points"
+    # a row of weight 0 is no point
+    counted = problem.weights > 0
+    needed, names, groups = len(found.z), "points", np.arange(counted.sum())
     if "curve" in problem.law.columns:
         # the rows of a curve have their error in common: drawn by row, intervals are too narrow
-        groups = np.unique(problem.columns["curve"], return_inverse=True)[1]
         needed, names = 2, "curves"
+        groups = np.unique(problem.columns["curve"][counted], return_inverse=True)[1]
     total = len(np.unique(groups))
     if total <= needed:
         raise ValueError(f"a bootstrap needs more than {needed} {names} to draw from, not {total}")
@@ -910,8 +922,9 @@ def bootstrap(found, count, seed=0):
         # fewer different points than parameters would be met exactly by many laws
         while np.count_nonzero(drawn) < needed:
             drawn = rng.multinomial(total, np.full(total, 1 / total))
-        again = replace(problem, weights=drawn[groups] * problem.weights)
-        draws.append(refit(again, [found.params]).quantities())
+        weights = problem.weights.copy()
+        weights[counted] *= drawn[groups]
+        draws.append(refit(replace(problem, weights=weights), [found.params]).quantities())
     return replace(found, draws=draws, drawn_from=total)
 
 
@@ -940,7 +953,7 @@ def leave_one_out(found):
         # a weight of 0 leaves a point out
         weights = problem.weights.copy()
         weights[i] = 0.0
-        fits.append(refit_near(replace(problem, weights=weights), found.params).params)
+        fits.append(refit_around(replace(problem, weights=weights), found.params).params)
     return fits
 
 
@@ -1059,14 +1072,19 @@ def data_efficiency(law, loss, standard_loss):
     return tokens_for(law, loss) / tokens_for(law, standard_loss)
 
 
-def measured_efficiency(tokens, losses, loss, at):
-    """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's
-    measured losses (log tokens against loss); beyond them the nearest measured point counts, a
-    bound on the truth."""
+def measured_efficiency(standard, loss, tokens):
+    """The same without a law, by interpolation between the standard recipe's measured losses, a
+    dict tokens -> loss (log tokens against loss): {"times", "bound"}. Beyond them the nearest point
+    bounds the truth: "more than " or "less than " so many times."""
     # np.interp wants its points to rise
-    order = np.argsort(losses)
-    needed = np.interp(loss, np.asarray(losses)[order], np.log(tokens)[order])
-    return float(np.exp(needed) / at), not min(losses) <= loss <= max(losses)
+    losses, counts = zip(*sorted((own, count) for count, own in standard.items()))
+    needed = np.interp(loss, losses, np.log(counts))
+    bound = ""
+    if loss < losses[0]:
+        bound = "more than "
+    if loss > losses[-1]:
+        bound = "less than "
+    return {"times": float(np.exp(needed) / tokens), "bound": bound}
 
 
 def describe(interval, left_out, sigma, unit="point"):
@@ -1129,27 +1147,24 @@ def read_csv(path):
     try:
         # spreadsheets put a mark before the first column's name
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(cells, f"{path} line {reader.line_num}") for cells in reader if cells]
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or [""]
+            rows = [(row, f"{path} line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
-    for cells, place in lines:
-        if cells[0].lstrip().startswith("#"):
-            raise ValueError(f"{place} is a comment line, which a CSV file has not; remove it")
-    header = lines[0][0] if lines else []
+    if header[0].lstrip().startswith("#"):
+        raise ValueError(f"{path} line 1 is a comment line, which a CSV file has not; remove it")
     if len(header) == 1 and ";" in header[0]:
         raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
-    rows = []
-    for cells, place in lines[1:]:
-        # 3,14 unquoted is two cells, and shifts all that follow
-        if len(cells) > len(header):
+    # the second would silently stand for both
+    for name, count in Counter(header).items():
+        if count > 1:
+            raise ValueError(f"{path} has the column {name} twice; rename one")
+    # 3,14 unquoted is two cells, and shifts all that follow; what is too much has the name None
+    for row, place in rows:
+        if None in row:
             raise ValueError(f"{place} has more fields than the header; decimal "
                              f"commas, or thousands separators without quotes?")
-        rows.append((dict(zip_longest(header, cells)), place))
-    # the second would silently stand for both
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path} has the column {twice[0]} twice; rename one")
     return rows
 
 
@@ -1320,20 +1335,16 @@ def check_values(law, columns):
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
             raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
                              f"than 100,000 times: are units mixed? write all as plain counts")
-    if "curve" in law.columns:
-        check_curves(law, checked)
-    return checked
-
-
-def check_curves(law, columns):
-    """Raises ValueError for two rows of a curve at one step, and for a loss before any training."""
-    steps = Counter(zip(columns["curve"].tolist(), columns["step"].tolist()))
+    if "curve" not in law.columns:
+        return checked
+    steps = Counter(zip(checked["curve"].tolist(), checked["step"].tolist()))
     (curve, step), count = steps.most_common(1)[0]
     if count > 1:
         raise ValueError(f"curve {curve} has step {step:g} twice; keep one")
-    known = np.isfinite(columns.get(law.target, columns["step"]))
-    if (read_changes(columns, known).S1 <= 0).any():
+    known = np.isfinite(checked.get(law.target, checked["step"]))
+    if (read_changes(checked, known).S1 <= 0).any():
         raise ValueError("lr is 0 up to the first loss of a curve; leave that loss blank")
+    return checked
 
 
 def check_points(law, columns):
@@ -1464,7 +1475,7 @@ def check_options(names, args):
     # without a bootstrap nothing is drawn
     drawn = args.bootstrap or args.predict or args.compute or args.inference
     wrong["--seed is of --bootstrap; give both"] = args.seed is not None and not drawn
-    for name in ("csv", "save", "table"):
+    for name in ("save", "table"):
         wrong[f"--{name} is of runs; a law's result is printed, by --json in full"] = \
             getattr(args, name)
     for message, is_wrong in wrong.items():
@@ -1540,11 +1551,20 @@ def read_law(name, path, args):
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
-    columns, y = check_points(law, {column: table[column] for column in names})
-    # a row without a target gives the schedule alone
-    weights = np.where(np.isfinite(y), table.get(args.weights, 1.0), 0.0)
+    weights = table.get(args.weights, np.ones(len(rows)))
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
+    counted = weights > 0
+    if not counted.all():
+        notes.append(f"{np.count_nonzero(~counted)} rows of weight 0 do not count")
+    if "curve" in law.columns:
+        # such a row gives the schedule alone, as one without a target does
+        table[law.target][~counted] = np.nan
+    else:
+        table = {column: cells[counted] for column, cells in table.items()}
+        rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
+    columns, y = check_points(law, {column: table[column] for column in names})
+    weights = np.where(np.isfinite(y), weights, 0.0)
     problem = Problem(law, columns, np.nan_to_num(y, nan=1.0), weights, args.method,
                       args.delta or 1e-3, fixed)
     if problem.on_logs and np.nanmin(y) <= 0:
@@ -1761,7 +1781,7 @@ def report_limit(points, found, interval, drawn):
     """{"limit", "leave_one_out"} and, of least squares, "limit_interval", printed. drawn: the limit
     by the bootstrap, as of describe_parameters()."""
     report = {"limit": found.params["E"], "leave_one_out": None}
-    if len(points.problem.y) <= 50:  # of more, one point matters little and costs as much
+    if len(points.problem.target) <= 50:  # of more, one point matters little and costs as much
         report["leave_one_out"] = limit_range(leave_one_out(found))
     if points.problem.method != "ls":
         print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here of "
@@ -1899,8 +1919,6 @@ def compare_laws(names, path, args):
     """A table of laws by their mean absolute error on what each --hold_out leaves out, printed in
     Markdown; {"laws": {law: {condition: error}}}."""
     report, rows, noted = {}, [], {}  # noted: {note: the laws that it is about}
-    # one row a law, one column a condition
-    columns = ["law", "method", "none held out", *args.hold_out]
     for name in names:
         points = read_law(name, path, args)
         problem = points.problem
@@ -1912,14 +1930,16 @@ def compare_laws(names, path, args):
         errors = {"none held out": mean_error(found, problem.weights > 0)}
         for condition in args.hold_out:
             errors[condition] = held_error(points, condition)
+        best = best_found(found)
+        report[name] = {"method": problem.method, **errors, "best T found": best}
         texts = {condition: f"{error:.4f}" for condition, error in errors.items()}
+        if best:
+            texts["best T found"] = f"{best[0]} of {best[1]}"
         rows.append({"law": name, "method": problem.method, **texts})
-        report[name] = {"method": problem.method, **errors, "best T found": best_found(found)}
-        if report[name]["best T found"]:
-            rows[-1]["best T found"] = "{} of {}".format(*report[name]["best T found"])
-            columns = [*columns[:3 + len(args.hold_out)], "best T found"]
-    counted = int((problem.weights > 0).sum())
-    print(f"mean absolute error of {problem.law.target} by what is held out, {counted} points\n")
+    # one row a law, one column a condition
+    columns = dict.fromkeys(column for row in rows for column in row)
+    print(f"mean absolute error of {problem.law.target} by what is held out, {len(problem.target)} "
+          f"points\n")
     print_rows(columns, rows)
     print()
     notes = []
@@ -1928,7 +1948,7 @@ def compare_laws(names, path, args):
             note = f"{', '.join(about)}: {note}"
         notes.append(note)
         print(f"note: {note}")
-    return {"laws": report, "points": counted, "notes": notes}
+    return {"laws": report, "points": len(problem.target), "notes": notes}
 
 
 def mean_error(found, rows):
@@ -2581,11 +2601,11 @@ def efficiencies(lines, laws):
                 continue
             own = own_losses[tokens]
             row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
-                   "standard_loss": own, "measured": efficiency_between(own_losses, loss, tokens),
+                   "standard_loss": own, "measured": measured_efficiency(own_losses, loss, tokens),
                    "measured_interval": None, "by_law": None, "by_law_range": None}
             if interval:
                 # the higher the loss, the less data it is worth
-                row["measured_interval"] = [efficiency_between(own_losses, end, tokens)
+                row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
                                             for end in reversed(interval)]
             if law:
                 row["by_law"] = efficiency_by(law[0], loss, own)
@@ -2595,16 +2615,6 @@ def efficiencies(lines, laws):
                     row["by_law_range"] = [min(reached), max(reached)]
             rows.append(row)
     return rows
-
-
-def efficiency_between(standard, loss, tokens):
-    """measured_efficiency() against {tokens: loss}: {"times", "bound"}. Beyond what was measured
-    the nearest point bounds the truth: "more than " or "less than " that many times."""
-    times, beyond = measured_efficiency(list(standard), list(standard.values()), loss, tokens)
-    bound = ""
-    if beyond:
-        bound = "more than " if loss < min(standard.values()) else "less than "
-    return {"times": times, "bound": bound}
 
 
 def efficiency_by(law, loss, own):
@@ -3118,21 +3128,6 @@ def save_results(path, results):
     write_atomically(path, "".join(lines).encode())
 
 
-def write_csv(path, results):
-    """The numbers and texts of each result, but no lists and laws, as a line of a CSV file for
-    other programs; written whole or not at all."""
-    rows, columns = [], {}
-    for result in results:
-        row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
-        rows.append(row)
-        columns |= row
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
 def write_atomically(path, content):
     """Write bytes to a temporary file, then rename it: `path` is never half-written."""
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -3208,8 +3203,6 @@ def runs_command(args):
     # saved before they are counted once: a study keeps its own line of a shared run
     if args.save:
         save_results(args.save, results)
-    if args.csv:
-        write_csv(args.csv, results)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runs, ensembles = count_once(results)
         found = analyse(runs, ensembles)
@@ -3254,7 +3247,6 @@ def main():
                       help="also merge the results into this file, one a line")
     runs.add_argument("--table", action="append", default=[], metavar="WORDS",
                       help="print only the tables whose title has these words")
-    runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
     add_law_options(parser)
     args = parser.parse_args()
     if args.list:

@@ -3217,10 +3217,11 @@ def test_data_efficiency_inverts_the_standard_law():
         assert fit.data_efficiency(law, loss, 3.74974) == pytest.approx(factor, abs=0.01)
     with pytest.raises(ValueError, match="never reaches 1.9000"):
         fit.tokens_for(law, 1.9)
-    tokens, losses = [1e6, 2e6, 4e6], [4.0, 3.5, 3.2]
-    assert fit.measured_efficiency(tokens, losses, 3.5, 1e6) == (pytest.approx(2.0), False)
-    assert fit.measured_efficiency(tokens, losses, 3.75, 1e6) == (pytest.approx(2 ** 0.5), False)
-    assert fit.measured_efficiency(tokens, losses, 3.0, 1e6) == (pytest.approx(4.0), True)
+    measured = {1e6: 4.0, 2e6: 3.5, 4e6: 3.2}
+    for loss, times, bound in ((3.5, 2.0, ""), (3.75, 2 ** 0.5, ""), (3.0, 4.0, "more than "),
+                               (4.1, 1.0, "less than ")):
+        found = fit.measured_efficiency(measured, loss, 1e6)
+        assert found == {"times": pytest.approx(times), "bound": bound}
 
 
 def made_budgets(b, sigma, generator):
@@ -3365,6 +3366,27 @@ def test_a_bootstrap_draws_whole_curves(world, capsys):
     assert drawn.drawn_from == 8 and np.std([d["L0"] for d in drawn.draws]) > 0.004  # by row it is 0.002
     write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
     assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
+
+
+def test_rows_of_weight_0_are_no_rows(world, capsys):
+    """A table with and without three rows of weight 0, one of them absurd: the same report, also of
+    the bootstrap and of one left out; too few rows are refused however many have weight 0."""
+    columns, y = twelve_points(np.random.default_rng(0))
+    write_points(world / "without.csv", N=columns["x"], loss=y, w=[1] * 12)
+    more = dict(N=[1e3, 2.0, 50.0], loss=[99.0, 4.0, 3.0], w=[0] * 3)
+    write_points(world / "with.csv", N=[*more["N"], *columns["x"]], loss=[*more["loss"], *y],
+                 w=[*more["w"], *[1] * 12])
+    reports = []
+    for table in ("without.csv", "with.csv"):
+        report, printed = law_json(capsys, "power", table, "--x", "N", "--weights", "w",
+                                   "--bootstrap", 20)
+        assert ("3 rows of weight 0 do not count" in printed) == (table == "with.csv")
+        reports.append({**report, "notes": None})
+    assert reports[0] == reports[1] and reports[0]["points"] == 12
+    problem = fit.Problem(fit.LAWS["power"], {"x": columns["x"]}, y, np.arange(12) < 9)
+    assert fit.bootstrap(fit.solve(problem), 5).drawn_from == 9
+    write_points(world / "few.csv", N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2], w=[1, 1, 0, 0])
+    assert "3 different points, not 2" in fit_refuses("power", "few.csv", "--x", "N", "--weights", "w")
 
 
 def profile_interval(law, columns, y, **noise):
@@ -3754,7 +3776,7 @@ def test_tables_as_people_have_them(world, capsys):
      "goes with chinchilla and --loss"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--sigma", "0.1"], "add --method ls"),
-    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--csv", "a.csv"], "--csv is of runs"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--save", "a.jsonl"], "--save is of runs"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of --bootstrap"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"], "a law in N and D: chin"),
@@ -3773,14 +3795,21 @@ def test_tables_as_people_have_them(world, capsys):
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
     ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?")])
-def test_bad_points_are_refused(tmp_path, law, columns, options, message):
+def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
         (tmp_path / "points.csv").write_text("N,N,loss\n1,1,3\n2,2,2\n3,3,1\n")
         message = "has the column N twice"
-    done = subprocess.run([sys.executable, HERE / "fit.py", law, tmp_path / "points.csv", *options],
+    assert message in refused(capsys, fit, law, tmp_path / "points.csv", *options)
+
+
+def test_the_copied_file_refuses_in_one_line(tmp_path):
+    """fit.py alone in a folder, as one copies it."""
+    shutil.copy(HERE / "fit.py", tmp_path)
+    done = subprocess.run([sys.executable, "fit.py", "powder", "fit.py"], cwd=tmp_path,
                           capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("fit.py: error: there is no law powder; do you mean power?")
 
 
 def test_reciprocal_law():
@@ -3892,7 +3921,7 @@ def markdown_tables(text):
 def test_fit_command_over_runs(world, capsys):
     """The paper's analysis on made-up runs and ensembles, from folders and from a file of them."""
     write_made_ladder(world)
-    assert call(fit, "--save", "all.jsonl", "--csv", "all.csv", "--figure", "a.png", "--json") == 0
+    assert call(fit, "--save", "all.jsonl", "--figure", "a.png", "--json") == 0
     printed = capsys.readouterr().out
     *_, last = printed.splitlines()
     out, tables = json.loads(last), markdown_tables(printed)
@@ -3969,9 +3998,6 @@ def test_fit_command_over_runs(world, capsys):
     assert (world / "all.jsonl").read_text() == saved
     assert [p for p in out["points"] if p["tokens"] == 200_000] == chosen["points"]
     assert not chosen["data_efficiency"]
-    assert len((world / "all.csv").read_text().splitlines()) == 1 + 96 + 24
-    header, row = (world / "all.csv").read_text().splitlines()[:2]
-    assert "val_loss" in header and "loss_by_k" not in header
 
     # a result of another study with the same name is a line of its own, and counts once
     again = {**lines[-1], "study": "other"}
