@@ -1803,7 +1803,7 @@ def check_optimum(found, open_names):
     """Raises ValueError where the points do not say what is optimal."""
     law, columns = found.problem.law, found.problem.columns
     # a parameter at its bound, or one that may move freely, moves the optimum with it
-    doubt = [*open_names, *found.at_bounds]
+    doubt = dict.fromkeys([*open_names, *found.at_bounds])
     # each is a reason why N could be traded for D at no cost
     together = columns_together(law, columns)
     if doubt or together:
@@ -1907,7 +1907,8 @@ def predicted_range(found, columns, predicted):
     residuals = residuals - np.median(residuals)
     for draw in found.draws:
         change = scale(predict(problem.law, draw, columns)) - scale(predicted)
-        changes.append(change + rng.choice(residuals, len(predicted)))
+        # one residual a refit, so that a band over neighbouring points is smooth
+        changes.append(change + rng.choice(residuals))
     ranges = [percentile_interval(found, change, 0.0) for change in np.array(changes).T]
     low, high = np.array(ranges).T
     if problem.on_logs:
@@ -1993,37 +1994,45 @@ def draw_law(path, name, found):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
     plt = load_pyplot(path)
-    law, predicted = found.problem.law, found.prediction
-    columns, y = found.problem.columns, found.problem.y
+    law, columns, y = found.problem.law, found.problem.columns, found.problem.y
     # the horizontal axis: what varies most, by factors
     chief = "step"
     if "curve" not in law.columns:
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
     others = [column for column in law.columns if column not in (chief, "lr")]
-    settings, style = [], "-"
+    settings, style, how = [], "-", "lines"
     for i in range(len(y)):
         values = [columns[column][i] for column in others]
         texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
         settings.append(", ".join(map(" ".join, zip(others, texts))))
     if len(set(settings)) > 8:  # too many for lines: one colour, and a cross where the law lies
-        settings, style = [""] * len(y), "x"
-    low, high = predicted, predicted  # no band without draws
-    if found.draws:
-        low, high = predicted_range(found, columns, predicted)
+        settings, style, how = [""] * len(y), "x", "crosses"
     figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
                                         height_ratios=(3, 1))
     for setting in dict.fromkeys(settings):
         same = [i for i in np.flatnonzero(found.problem.weights) if settings[i] == setting]
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
-        x = columns[chief][rows]
+        x, predicted = columns[chief][rows], found.prediction[rows]
         drawn, = top.plot(x, y[rows], ".", label=setting)
-        top.plot(x, predicted[rows], style, lw=1, ms=5, color=drawn.get_color())
-        band = top.fill_between if style == "-" else top.vlines
-        band(x, low[rows], high[rows], color=drawn.get_color(), alpha=0.2)
-        below.plot(x, (y - predicted)[rows], ".", color=drawn.get_color())
-    top.set(ylabel=law.target, title=f"{name} (line or cross) and points")
+        color = drawn.get_color()
+        below.plot(x, y[rows] - predicted, ".", color=color)
+        at = {name: column[rows] for name, column in columns.items()}
+        if style == "-" and chief != "step":
+            # also between the points, so that a few of them have a smooth line
+            x = np.geomspace(x[0], x[-1], 100)
+            at = {name: np.full(100, column[0]) for name, column in at.items()} | {chief: x}
+            predicted = predict(law, found.params, at)
+        top.plot(x, predicted, style, lw=1, ms=5, color=color)
+        if found.draws:
+            band = top.fill_between if style == "-" else top.vlines
+            band(x, *predicted_range(found, at, predicted), color=color, alpha=0.2)
+    top.set(ylabel=law.target, title=f"{name}: points, and the law as {how}")
+    if law.logs:  # a line in logs
+        top.set_yscale("log")
     below.axhline(0, color="0.5", lw=1)
-    below.set(xlabel=chief, ylabel="residual", xscale="linear" if chief == "step" else "log")
+    # over a factor of three a log axis has hardly a tick
+    scale = "linear" if chief == "step" or np.ptp(np.log10(columns[chief])) < 0.5 else "log"
+    below.set(xlabel=chief, ylabel="residual", xscale=scale)
     if style == "-" and others:
         top.legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -3728,6 +3728,44 @@ def test_a_profile_that_finds_a_better_fit_starts_anew_from_it():
     assert found.objective == pytest.approx(best.objective)
 
 
+def test_a_profile_looks_around_at_its_ends(monkeypatch):
+    """Descents that stop where they start make an interval too narrow; a look around mends it."""
+    found = fit.fit(fit.LAWS["power"], *twelve_points(np.random.default_rng(0)))
+    right, _ = fit.profile(found)
+    descend = fit.refit
+
+    def stall(problem, starts, each=1):
+        if each > 1:
+            return descend(problem, starts, each)
+        return fit.Fit(problem, fit.best_coefficients(problem, [starts[-1]["b"]]), True)
+
+    monkeypatch.setattr(fit, "refit", stall)
+    assert fit.profile(found)[0] == pytest.approx(right, abs=1e-4)
+
+
+def test_a_search_that_is_not_done_says_so(world, capsys, monkeypatch):
+    """A wave through noise has a minimum at every other frequency, of which one start found the
+    best; on points of a wave several do."""
+    wave = fit.Law("loss = A (1 + sin(k x)) + E", "made", ("x",), dict(k=(1, 500)),
+                   dict(A="+", E="+"), lambda p, c: [1 + np.sin(p.k * c.x), 1.0])
+    monkeypatch.setitem(fit.LAWS, "power", wave)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, 40)
+    for loss, done in ((2 + rng.normal(0, 0.3, 40) ** 2, False), (2 + np.sin(5 * x), True)):
+        write_points(world / "points.csv", x=x, loss=loss)
+        report, printed = law_json(capsys, "power", "points.csv", "--x", "x")
+        assert report["done"] == done == ("a better one may exist" not in printed)
+
+
+def test_a_profile_and_a_bootstrap_that_disagree_say_so(world, capsys):
+    columns, y = twelve_points(np.random.default_rng(0))
+    write_points(world / "points.csv", **columns, loss=y)
+    for sigma, apart in ((0.01, False), (0.1, True)):  # the noise of the points is 0.01
+        _, printed = law_json(capsys, "power", "points.csv", "--x", "x", "--bootstrap", 40,
+                              "--sigma", sigma)
+        assert ("trust the wider" in printed) == apart
+
+
 def test_tables_as_people_have_them(world, capsys):
     """Headers with blanks or other case, chosen columns, D from C and N, blanks where nobody looks."""
     columns, y, _ = chinchilla_points(np.random.default_rng(0))
@@ -3775,6 +3813,15 @@ def test_tables_as_people_have_them(world, capsys):
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"],
      "goes with chinchilla and --loss"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--x", "N"], "--x names the columns of"),
+    ("chinchilla,kaplan", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--figure", "a.png"],
+     "--figure goes with one law"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--pooled", "--sigma", "1", "--method", "ls"],
+     "take one"),
+    ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]), ["--x", "N", "--hold_out", "N>2"],
+     "needs 3 different points, not 2"),
+    ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]), ["--x", "N", "--hold_out", "N>9"],
+     "holds no row out"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--sigma", "0.1"], "add --method ls"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--save", "a.jsonl"], "--save is of runs"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
@@ -3986,13 +4033,13 @@ def test_fit_command_over_runs(world, capsys):
     assert kept["recipe"] == "standard"
     kept = fit.read_results(["all.jsonl"], ["tokens=200000,4e5"])
     assert {row["tokens"] for row in kept} == {200_000, 400_000}
-    assert call(fit, "all.jsonl", "--table", "Slope of") == 0
-    one = capsys.readouterr().out
-    assert list(markdown_tables(one)) == ["Slope of the best settings' losses, nats per doubling of N"]
-    assert markdown_tables(one).items() <= tables.items()
-    assert "is in no table's title; there are: Best settings" in refused(
-        capsys, fit, "all.jsonl", "--table", "nothing")
     some = ("--where", "tokens=200000")
+    assert call(fit, "all.jsonl", *some, "--table", "Slope of") == 0
+    (title, rows), = markdown_tables(capsys.readouterr().out).items()
+    assert title == "Slope of the best settings' losses, nats per doubling of N"
+    assert rows and all(row in tables[title] for row in rows)
+    assert "is in no table's title; there are: Best settings" in refused(
+        capsys, fit, "all.jsonl", *some, "--table", "nothing")
     assert call(fit, "runs", "all.jsonl", *some, "--save", "all.jsonl", "--json") == 0
     chosen = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (world / "all.jsonl").read_text() == saved
