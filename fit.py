@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby, product
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -583,7 +584,7 @@ def search(problem, shapes, each=8, rounds=11):
         # steps of a factor of 1.6 or so in each shape: a basin beside the best may be deeper
         hops = best[:problem.shapes] + rng.normal(0, 0.5, (each - len(chosen), problem.shapes))
         chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
-        reached = sorted(reached + polish_all(problem, chosen), key=by_value)
+        reached = sorted(reached + polish_all(problem, chosen), key=itemgetter(0))
         least = reached[0][0]
         # rounds since something better came
         quiet += 1
@@ -623,16 +624,11 @@ def shape_starts(ranges, each):
     return np.exp(np.array(list(product(*axes))))
 
 
-def by_value(pair):
-    """The value of a pair (value, z), to sort by; two z do not compare."""
-    return pair[0]
-
-
 def scan(problem, shapes):
     """[(value, z)] of the best coefficients at each of the shapes, the best first."""
     starts = [best_coefficients(problem, shape) for shape in shapes]
     found = [(problem.value(z), z) for z in starts if z is not None]
-    return sorted((pair for pair in found if pair[0] < math.inf), key=by_value)
+    return sorted((pair for pair in found if pair[0] < math.inf), key=itemgetter(0))
 
 
 def take_apart(problem, found, count):
@@ -655,7 +651,7 @@ def polish_all(problem, chosen):
     polished = [polish(problem, z) for _, z in chosen]
     # the starts stay in the list, as a descent may end where the law is not finite
     found = chosen + [(problem.value(z), z) for z in polished]
-    return sorted(found, key=by_value)
+    return sorted(found, key=itemgetter(0))
 
 
 def best_coefficients(problem, shape):
@@ -1626,12 +1622,12 @@ def notes_on_schedules(law, columns):
     if "curve" not in law.columns:
         return []
     # public curves begin after their warm-up, and how lr rose there is not in the table
-    curves = np.unique(columns["curve"])
-    begins = [columns["step"][columns["curve"] == curve].min() for curve in curves]
-    late = [step for step in begins if step > 1]
+    begins = [columns["step"][columns["curve"] == curve].min()
+              for curve in np.unique(columns["curve"])]
+    late = [f"{step:g}" for step in begins if step > 1]
     if not late:
         return []
-    first = ", ".join(dict.fromkeys(f"{step:g}" for step in late))
+    first = ", ".join(dict.fromkeys(late))
     return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to "
             f"there; rows without a loss can give another schedule"]
 
@@ -1654,17 +1650,14 @@ def notes_on_repeats(law, rows):
 # Each part of the answer is a dict for --json, printed by the function that makes it.
 
 def law_command(args):
-    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
+    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", "predict", ...}; prints
+    it."""
     names = args.what[0].split(",")
     check_options(names, args)
     if len(names) > 1 or args.hold_out:
         return compare_laws(names, args.what[1], args)
-    return law_report(names[0], args.what[1], args)
-
-
-def law_report(name, path, args):
-    """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it."""
-    points = read_law(name, path, args)
+    name, = names
+    points = read_law(name, args.what[1], args)
     found, interval = solve(points.problem), None
     if has_limit(points.problem) and points.problem.method == "ls":
         interval, found = profile(found, points.sigma, points.freedom)
@@ -1817,34 +1810,35 @@ def check_optimum(found, open_names):
 
 
 def report_optima(found, args):
-    """{"compute", "inference"} of --compute and --inference, printed."""
+    """{"compute", "inference"} of --compute and --inference, printed: {"N", "N_low", "N_high", "D",
+    ...} each; draws without such an optimum are counted."""
+    def by_compute(params):
+        return compute_optimum(found.problem.law, params, args.compute)
+
+    def by_inference(params):
+        return optimum_with_inference(params, args.loss, args.inference)
+
     report = {}
     if args.compute is not None:
-        def solve_for(params):
-            return compute_optimum(found.problem.law, params, args.compute)
-        answer = describe_optimum(f"{args.compute:g} FLOPs", solve_for, found)
-        report["compute"] = {"flops": args.compute, **answer}
+        report["compute"] = {"flops": args.compute, **describe_optimum(
+            f"{args.compute:g} FLOPs", by_compute, found)}
     if args.inference is not None:
-        def solve_for(params):
-            return optimum_with_inference(params, args.loss, args.inference)
-        asked = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
-        answer = describe_optimum(asked, solve_for, found)
-        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference, **answer}
+        title = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
+        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference,
+                               **describe_optimum(title, by_inference, found)}
     return report
 
 
 def describe_optimum(title, solve_for, found):
     """{name: value, name_low, name_high} of what solve_for(params) gives, N and D and perhaps the
-    loss, printed; draws without such an optimum are counted."""
-    # a refit may have no optimum, as its points are others
-    best, drawn, failed = solve_for(found.params), [], 0
+    loss, printed."""
+    drawn, failed, report, line = [], 0, {}, []
     for draw in found.draws:
         try:
             drawn.append(solve_for(draw))
-        except ValueError:
+        except ValueError:  # a refit may have no optimum, as its points are others
             failed += 1
-    report, line = {}, []
-    for i, (name, value) in enumerate(zip(("N", "D", "loss"), best)):
+    for i, (name, value) in enumerate(zip(("N", "D", "loss"), solve_for(found.params))):
         report[name] = float(value)
         line.append(f"{name} {value:.4g}")
         if len(drawn) > failed:  # an interval of logs: N and D range over decades
