@@ -159,10 +159,12 @@ efficiency: data
 readme: .venv/installed
 	$(PY) results/readme.py
 
-# tokens per second of this kit beside transformers' Llama; nothing else may run
+# tokens per second of this kit beside transformers' Llama, fit.py beside plain scipy; nothing else
+# may run
 bench: .venv/installed-test
 	$(PY) results/bench.py 1.5m 6m
 	$(PY) results/sampling.py
+	$(PY) results/fits.py
 
 test: .venv/installed-test
 	$(PY) -m pytest -q -n 2 test_all.py

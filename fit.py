@@ -29,7 +29,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby, product, zip_longest
+from itertools import combinations, groupby, product
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -533,27 +534,28 @@ def solve(problem):
 
 
 @np.errstate(all="ignore")
-def refit(problem, starts):
-    """The Fit that polishing reaches from the shapes of some parameters (name -> value), without a
-    search: for a problem near one that was solved. Raises ValueError."""
+def refit(problem, starts, each=1):
+    """The Fit of a problem near one that was solved, without a search: what polishing reaches from
+    the shapes of the best `each` of some starts, dicts name -> value. Raises ValueError."""
     shapes = [[start[name] for name in problem.shape] for start in starts]
     shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
     shapes = np.clip(shapes, *np.exp(problem.log_ranges.T))
-    reached, _ = search(problem, shapes, each=len(starts), rounds=0)
+    reached, _ = search(problem, shapes, each, rounds=0)
     return Fit(problem, reached[0][1], True)
 
 
-def refit_near(problem, params):
-    """The Fit near the shapes of `params`, from them and from steps of a fifth around them; by a
-    whole search where one shape at most is sought, so that it costs little."""
-    if problem.shapes < 2:
-        return solve(problem)
-    # five to nine starts: enough to step over the ridges near a minimum
+def refit_around(problem, params):
+    """The Fit from the shapes of `params` and around them: of one shape all over its range, of
+    several by steps of a fifth in each, enough to step over the ridges near a minimum."""
     starts = [params]
-    for name in problem.shape:
-        for factor in (0.8, 1.25):
-            starts.append({**params, name: params[name] * factor})
-    return refit(problem, starts)
+    if problem.shapes == 1:
+        for shape in shape_starts(problem.log_ranges, 1):
+            starts.append({problem.shape[0]: shape[0]})
+    else:
+        for name in problem.shape:
+            for factor in (0.8, 1.25):
+                starts.append({**params, name: params[name] * factor})
+    return refit(problem, starts, each=4)
 
 
 def search(problem, shapes, each=8, rounds=11):
@@ -582,7 +584,7 @@ def search(problem, shapes, each=8, rounds=11):
         # steps of a factor of 1.6 or so in each shape: a basin beside the best may be deeper
         hops = best[:problem.shapes] + rng.normal(0, 0.5, (each - len(chosen), problem.shapes))
         chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
-        reached = sorted(reached + polish_all(problem, chosen), key=by_value)
+        reached = sorted(reached + polish_all(problem, chosen), key=itemgetter(0))
         least = reached[0][0]
         # rounds since something better came
         quiet += 1
@@ -622,16 +624,11 @@ def shape_starts(ranges, each):
     return np.exp(np.array(list(product(*axes))))
 
 
-def by_value(pair):
-    """The value of a pair (value, z), to sort by; two z do not compare."""
-    return pair[0]
-
-
 def scan(problem, shapes):
     """[(value, z)] of the best coefficients at each of the shapes, the best first."""
     starts = [best_coefficients(problem, shape) for shape in shapes]
     found = [(problem.value(z), z) for z in starts if z is not None]
-    return sorted((pair for pair in found if pair[0] < math.inf), key=by_value)
+    return sorted((pair for pair in found if pair[0] < math.inf), key=itemgetter(0))
 
 
 def take_apart(problem, found, count):
@@ -654,7 +651,7 @@ def polish_all(problem, chosen):
     polished = [polish(problem, z) for _, z in chosen]
     # the starts stay in the list, as a descent may end where the law is not finite
     found = chosen + [(problem.value(z), z) for z in polished]
-    return sorted(found, key=by_value)
+    return sorted(found, key=itemgetter(0))
 
 
 def best_coefficients(problem, shape):
@@ -846,7 +843,7 @@ def profile(found, sigma=None, freedom=math.inf):
     """
     problem, noise, degrees = found.problem, sigma, freedom
     if sigma is None:
-        degrees = np.count_nonzero(problem.weights) - len(found.z)
+        degrees = len(problem.target) - len(found.z)
         if degrees < 1:
             return None, found
         noise = math.sqrt(2 * found.objective / degrees)
@@ -854,22 +851,31 @@ def profile(found, sigma=None, freedom=math.inf):
     allowed = 0.5 * noise ** 2 * student_t.ppf(0.975, degrees) ** 2
     refits = [found]
 
-    def excess(limit):
-        # the limit is held, all other parameters are sought anew
+    def excess(limit, around=False):
+        # the limit is held, all else is sought anew: from where it was, as it moves little
         held = replace(problem, fixed={**problem.fixed, "E": limit})
+        if around:
+            again = refit_around(held, refits[-1].params)
+        else:
+            again = refit(held, [refits[-1].params, found.params])
         # kept, since one of them may turn out better than the fit
-        refits.append(refit_near(held, found.params))
+        refits.append(again)
         return refits[-1].objective - found.objective - allowed
 
     # a limit above all points misses each by so much at least that it is out of the interval
     top = math.sqrt(2 * (found.objective + allowed) / problem.weights.sum())
     # a loss is above 0, and so is its limit
-    bounds = (0.0, float(np.max(problem.y)) + top)
-    ends = [find_end(excess, found.params["E"], bound) for bound in bounds]
+    ends = []
+    for bound in (0.0, float(np.max(problem.target)) + top):
+        end = find_end(excess, found.params["E"], bound)
+        # the descents may have climbed a ridge: with a deeper minimum the interval is wider
+        if excess(end, around=True) < -1e-3 * allowed:
+            end = find_end(lambda limit: excess(limit, around=True), end, bound)
+        ends.append(end)
     # a refit below the minimum: the fit lies in the wrong basin, and so does its interval
     lowest = min(refits, key=lambda one: one.objective)
     if lowest.objective < found.objective * (1 - 1e-6):
-        again = refit_near(problem, lowest.params)
+        again = refit_around(problem, lowest.params)
         if again.objective < found.objective * (1 - 1e-6):
             return profile(again, sigma, freedom)
     return tuple(ends), found
@@ -881,7 +887,7 @@ def find_end(excess, center, bound):
     if bound == center:
         return float(bound)
     inner = center
-    for share in 2.0 ** np.arange(-13, 1):  # outward in growing steps
+    for share in 4.0 ** np.arange(-7, 1):  # outward in growing steps
         outer = center + share * (bound - center)
         if excess(outer) >= 0:
             if excess(inner) >= 0:  # no noise, no doubt
@@ -897,11 +903,13 @@ def bootstrap(found, count, seed=0):
     curves are drawn whole. Refits start at the fit; draws of too few different points are drawn
     again. Raises ValueError where there are too few to draw from."""
     problem, rng, draws = found.problem, np.random.default_rng(seed), []
-    needed, groups, names = len(found.z), np.arange(len(problem.y)), "points"
+    # a row of weight 0 is no point
+    counted = problem.weights > 0
+    needed, names, groups = len(found.z), "points", np.arange(counted.sum())
     if "curve" in problem.law.columns:
         # the rows of a curve have their error in common: drawn by row, intervals are too narrow
-        groups = np.unique(problem.columns["curve"], return_inverse=True)[1]
         needed, names = 2, "curves"
+        groups = np.unique(problem.columns["curve"][counted], return_inverse=True)[1]
     total = len(np.unique(groups))
     if total <= needed:
         raise ValueError(f"a bootstrap needs more than {needed} {names} to draw from, not {total}")
@@ -910,8 +918,9 @@ def bootstrap(found, count, seed=0):
         # fewer different points than parameters would be met exactly by many laws
         while np.count_nonzero(drawn) < needed:
             drawn = rng.multinomial(total, np.full(total, 1 / total))
-        again = replace(problem, weights=drawn[groups] * problem.weights)
-        draws.append(refit(again, [found.params]).quantities())
+        weights = problem.weights.copy()
+        weights[counted] *= drawn[groups]
+        draws.append(refit(replace(problem, weights=weights), [found.params]).quantities())
     return replace(found, draws=draws, drawn_from=total)
 
 
@@ -940,7 +949,7 @@ def leave_one_out(found):
         # a weight of 0 leaves a point out
         weights = problem.weights.copy()
         weights[i] = 0.0
-        fits.append(refit_near(replace(problem, weights=weights), found.params).params)
+        fits.append(refit_around(replace(problem, weights=weights), found.params).params)
     return fits
 
 
@@ -1059,14 +1068,19 @@ def data_efficiency(law, loss, standard_loss):
     return tokens_for(law, loss) / tokens_for(law, standard_loss)
 
 
-def measured_efficiency(tokens, losses, loss, at):
-    """The same without a law: (ratio, extrapolated), by interpolation between the standard recipe's
-    measured losses (log tokens against loss); beyond them the nearest measured point counts, a
-    bound on the truth."""
+def measured_efficiency(standard, loss, tokens):
+    """The same without a law, by interpolation between the standard recipe's measured losses, a
+    dict tokens -> loss (log tokens against loss): {"times", "bound"}. Beyond them the nearest point
+    bounds the truth: "more than " or "less than " so many times."""
     # np.interp wants its points to rise
-    order = np.argsort(losses)
-    needed = np.interp(loss, np.asarray(losses)[order], np.log(tokens)[order])
-    return float(np.exp(needed) / at), not min(losses) <= loss <= max(losses)
+    losses, counts = zip(*sorted((own, count) for count, own in standard.items()))
+    needed = np.interp(loss, losses, np.log(counts))
+    bound = ""
+    if loss < losses[0]:
+        bound = "more than "
+    if loss > losses[-1]:
+        bound = "less than "
+    return {"times": float(np.exp(needed) / tokens), "bound": bound}
 
 
 def describe(interval, left_out, sigma, unit="point"):
@@ -1129,27 +1143,24 @@ def read_csv(path):
     try:
         # spreadsheets put a mark before the first column's name
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(cells, f"{path} line {reader.line_num}") for cells in reader if cells]
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or [""]
+            rows = [(row, f"{path} line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
-    for cells, place in lines:
-        if cells[0].lstrip().startswith("#"):
-            raise ValueError(f"{place} is a comment line, which a CSV file has not; remove it")
-    header = lines[0][0] if lines else []
+    if header[0].lstrip().startswith("#"):
+        raise ValueError(f"{path} line 1 is a comment line, which a CSV file has not; remove it")
     if len(header) == 1 and ";" in header[0]:
         raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
-    rows = []
-    for cells, place in lines[1:]:
-        # 3,14 unquoted is two cells, and shifts all that follow
-        if len(cells) > len(header):
+    # the second would silently stand for both
+    for name, count in Counter(header).items():
+        if count > 1:
+            raise ValueError(f"{path} has the column {name} twice; rename one")
+    # 3,14 unquoted is two cells, and shifts all that follow; what is too much has the name None
+    for row, place in rows:
+        if None in row:
             raise ValueError(f"{place} has more fields than the header; decimal "
                              f"commas, or thousands separators without quotes?")
-        rows.append((dict(zip_longest(header, cells)), place))
-    # the second would silently stand for both
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path} has the column {twice[0]} twice; rename one")
     return rows
 
 
@@ -1320,20 +1331,16 @@ def check_values(law, columns):
         if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
             raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
                              f"than 100,000 times: are units mixed? write all as plain counts")
-    if "curve" in law.columns:
-        check_curves(law, checked)
-    return checked
-
-
-def check_curves(law, columns):
-    """Raises ValueError for two rows of a curve at one step, and for a loss before any training."""
-    steps = Counter(zip(columns["curve"].tolist(), columns["step"].tolist()))
+    if "curve" not in law.columns:
+        return checked
+    steps = Counter(zip(checked["curve"].tolist(), checked["step"].tolist()))
     (curve, step), count = steps.most_common(1)[0]
     if count > 1:
         raise ValueError(f"curve {curve} has step {step:g} twice; keep one")
-    known = np.isfinite(columns.get(law.target, columns["step"]))
-    if (read_changes(columns, known).S1 <= 0).any():
+    known = np.isfinite(checked.get(law.target, checked["step"]))
+    if (read_changes(checked, known).S1 <= 0).any():
         raise ValueError("lr is 0 up to the first loss of a curve; leave that loss blank")
+    return checked
 
 
 def check_points(law, columns):
@@ -1464,7 +1471,7 @@ def check_options(names, args):
     # without a bootstrap nothing is drawn
     drawn = args.bootstrap or args.predict or args.compute or args.inference
     wrong["--seed is of --bootstrap; give both"] = args.seed is not None and not drawn
-    for name in ("csv", "save", "table"):
+    for name in ("save", "table"):
         wrong[f"--{name} is of runs; a law's result is printed, by --json in full"] = \
             getattr(args, name)
     for message, is_wrong in wrong.items():
@@ -1540,11 +1547,20 @@ def read_law(name, path, args):
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
-    columns, y = check_points(law, {column: table[column] for column in names})
-    # a row without a target gives the schedule alone
-    weights = np.where(np.isfinite(y), table.get(args.weights, 1.0), 0.0)
+    weights = table.get(args.weights, np.ones(len(rows)))
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
+    counted = weights > 0
+    if not counted.all():
+        notes.append(f"{np.count_nonzero(~counted)} rows of weight 0 do not count")
+    if "curve" in law.columns:
+        # such a row gives the schedule alone, as one without a target does
+        table[law.target][~counted] = np.nan
+    else:
+        table = {column: cells[counted] for column, cells in table.items()}
+        rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
+    columns, y = check_points(law, {column: table[column] for column in names})
+    weights = np.where(np.isfinite(y), weights, 0.0)
     problem = Problem(law, columns, np.nan_to_num(y, nan=1.0), weights, args.method,
                       args.delta or 1e-3, fixed)
     if problem.on_logs and np.nanmin(y) <= 0:
@@ -1606,12 +1622,12 @@ def notes_on_schedules(law, columns):
     if "curve" not in law.columns:
         return []
     # public curves begin after their warm-up, and how lr rose there is not in the table
-    curves = np.unique(columns["curve"])
-    begins = [columns["step"][columns["curve"] == curve].min() for curve in curves]
-    late = [step for step in begins if step > 1]
+    begins = [columns["step"][columns["curve"] == curve].min()
+              for curve in np.unique(columns["curve"])]
+    late = [f"{step:g}" for step in begins if step > 1]
     if not late:
         return []
-    first = ", ".join(dict.fromkeys(f"{step:g}" for step in late))
+    first = ", ".join(dict.fromkeys(late))
     return [f"{len(late)} curves begin at step {first}: lr is taken to rise linearly from 0 to "
             f"there; rows without a loss can give another schedule"]
 
@@ -1634,17 +1650,14 @@ def notes_on_repeats(law, rows):
 # Each part of the answer is a dict for --json, printed by the function that makes it.
 
 def law_command(args):
-    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", ...}; prints it."""
+    """`fit.py LAW[,LAW] POINTS`: its report, {"law", "params", "limit", "predict", ...}; prints
+    it."""
     names = args.what[0].split(",")
     check_options(names, args)
     if len(names) > 1 or args.hold_out:
         return compare_laws(names, args.what[1], args)
-    return law_report(names[0], args.what[1], args)
-
-
-def law_report(name, path, args):
-    """What `fit.py LAW POINTS` found: {"law", "params", "limit", "predict", ...}; prints it."""
-    points = read_law(name, path, args)
+    name, = names
+    points = read_law(name, args.what[1], args)
     found, interval = solve(points.problem), None
     if has_limit(points.problem) and points.problem.method == "ls":
         interval, found = profile(found, points.sigma, points.freedom)
@@ -1761,7 +1774,7 @@ def report_limit(points, found, interval, drawn):
     """{"limit", "leave_one_out"} and, of least squares, "limit_interval", printed. drawn: the limit
     by the bootstrap, as of describe_parameters()."""
     report = {"limit": found.params["E"], "leave_one_out": None}
-    if len(points.problem.y) <= 50:  # of more, one point matters little and costs as much
+    if len(points.problem.target) <= 50:  # of more, one point matters little and costs as much
         report["leave_one_out"] = limit_range(leave_one_out(found))
     if points.problem.method != "ls":
         print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here of "
@@ -1783,7 +1796,7 @@ def check_optimum(found, open_names):
     """Raises ValueError where the points do not say what is optimal."""
     law, columns = found.problem.law, found.problem.columns
     # a parameter at its bound, or one that may move freely, moves the optimum with it
-    doubt = [*open_names, *found.at_bounds]
+    doubt = dict.fromkeys([*open_names, *found.at_bounds])
     # each is a reason why N could be traded for D at no cost
     together = columns_together(law, columns)
     if doubt or together:
@@ -1797,34 +1810,35 @@ def check_optimum(found, open_names):
 
 
 def report_optima(found, args):
-    """{"compute", "inference"} of --compute and --inference, printed."""
+    """{"compute", "inference"} of --compute and --inference, printed: {"N", "N_low", "N_high", "D",
+    ...} each; draws without such an optimum are counted."""
+    def by_compute(params):
+        return compute_optimum(found.problem.law, params, args.compute)
+
+    def by_inference(params):
+        return optimum_with_inference(params, args.loss, args.inference)
+
     report = {}
     if args.compute is not None:
-        def solve_for(params):
-            return compute_optimum(found.problem.law, params, args.compute)
-        answer = describe_optimum(f"{args.compute:g} FLOPs", solve_for, found)
-        report["compute"] = {"flops": args.compute, **answer}
+        report["compute"] = {"flops": args.compute, **describe_optimum(
+            f"{args.compute:g} FLOPs", by_compute, found)}
     if args.inference is not None:
-        def solve_for(params):
-            return optimum_with_inference(params, args.loss, args.inference)
-        asked = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
-        answer = describe_optimum(asked, solve_for, found)
-        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference, **answer}
+        title = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
+        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference,
+                               **describe_optimum(title, by_inference, found)}
     return report
 
 
 def describe_optimum(title, solve_for, found):
     """{name: value, name_low, name_high} of what solve_for(params) gives, N and D and perhaps the
-    loss, printed; draws without such an optimum are counted."""
-    # a refit may have no optimum, as its points are others
-    best, drawn, failed = solve_for(found.params), [], 0
+    loss, printed."""
+    drawn, failed, report, line = [], 0, {}, []
     for draw in found.draws:
         try:
             drawn.append(solve_for(draw))
-        except ValueError:
+        except ValueError:  # a refit may have no optimum, as its points are others
             failed += 1
-    report, line = {}, []
-    for i, (name, value) in enumerate(zip(("N", "D", "loss"), best)):
+    for i, (name, value) in enumerate(zip(("N", "D", "loss"), solve_for(found.params))):
         report[name] = float(value)
         line.append(f"{name} {value:.4g}")
         if len(drawn) > failed:  # an interval of logs: N and D range over decades
@@ -1887,7 +1901,8 @@ def predicted_range(found, columns, predicted):
     residuals = residuals - np.median(residuals)
     for draw in found.draws:
         change = scale(predict(problem.law, draw, columns)) - scale(predicted)
-        changes.append(change + rng.choice(residuals, len(predicted)))
+        # one residual a refit, so that a band over neighbouring points is smooth
+        changes.append(change + rng.choice(residuals))
     ranges = [percentile_interval(found, change, 0.0) for change in np.array(changes).T]
     low, high = np.array(ranges).T
     if problem.on_logs:
@@ -1899,8 +1914,6 @@ def compare_laws(names, path, args):
     """A table of laws by their mean absolute error on what each --hold_out leaves out, printed in
     Markdown; {"laws": {law: {condition: error}}}."""
     report, rows, noted = {}, [], {}  # noted: {note: the laws that it is about}
-    # one row a law, one column a condition
-    columns = ["law", "method", "none held out", *args.hold_out]
     for name in names:
         points = read_law(name, path, args)
         problem = points.problem
@@ -1912,14 +1925,16 @@ def compare_laws(names, path, args):
         errors = {"none held out": mean_error(found, problem.weights > 0)}
         for condition in args.hold_out:
             errors[condition] = held_error(points, condition)
+        best = best_found(found)
+        report[name] = {"method": problem.method, **errors, "best T found": best}
         texts = {condition: f"{error:.4f}" for condition, error in errors.items()}
+        if best:
+            texts["best T found"] = f"{best[0]} of {best[1]}"
         rows.append({"law": name, "method": problem.method, **texts})
-        report[name] = {"method": problem.method, **errors, "best T found": best_found(found)}
-        if report[name]["best T found"]:
-            rows[-1]["best T found"] = "{} of {}".format(*report[name]["best T found"])
-            columns = [*columns[:3 + len(args.hold_out)], "best T found"]
-    counted = int((problem.weights > 0).sum())
-    print(f"mean absolute error of {problem.law.target} by what is held out, {counted} points\n")
+    # one row a law, one column a condition
+    columns = dict.fromkeys(column for row in rows for column in row)
+    print(f"mean absolute error of {problem.law.target} by what is held out, {len(problem.target)} "
+          f"points\n")
     print_rows(columns, rows)
     print()
     notes = []
@@ -1928,7 +1943,7 @@ def compare_laws(names, path, args):
             note = f"{', '.join(about)}: {note}"
         notes.append(note)
         print(f"note: {note}")
-    return {"laws": report, "points": counted, "notes": notes}
+    return {"laws": report, "points": len(problem.target), "notes": notes}
 
 
 def mean_error(found, rows):
@@ -1973,37 +1988,45 @@ def draw_law(path, name, found):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
     plt = load_pyplot(path)
-    law, predicted = found.problem.law, found.prediction
-    columns, y = found.problem.columns, found.problem.y
+    law, columns, y = found.problem.law, found.problem.columns, found.problem.y
     # the horizontal axis: what varies most, by factors
     chief = "step"
     if "curve" not in law.columns:
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
     others = [column for column in law.columns if column not in (chief, "lr")]
-    settings, style = [], "-"
+    settings, style, how = [], "-", "lines"
     for i in range(len(y)):
         values = [columns[column][i] for column in others]
         texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
         settings.append(", ".join(map(" ".join, zip(others, texts))))
     if len(set(settings)) > 8:  # too many for lines: one colour, and a cross where the law lies
-        settings, style = [""] * len(y), "x"
-    low, high = predicted, predicted  # no band without draws
-    if found.draws:
-        low, high = predicted_range(found, columns, predicted)
+        settings, style, how = [""] * len(y), "x", "crosses"
     figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
                                         height_ratios=(3, 1))
     for setting in dict.fromkeys(settings):
         same = [i for i in np.flatnonzero(found.problem.weights) if settings[i] == setting]
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
-        x = columns[chief][rows]
+        x, predicted = columns[chief][rows], found.prediction[rows]
         drawn, = top.plot(x, y[rows], ".", label=setting)
-        top.plot(x, predicted[rows], style, lw=1, ms=5, color=drawn.get_color())
-        band = top.fill_between if style == "-" else top.vlines
-        band(x, low[rows], high[rows], color=drawn.get_color(), alpha=0.2)
-        below.plot(x, (y - predicted)[rows], ".", color=drawn.get_color())
-    top.set(ylabel=law.target, title=f"{name} (line or cross) and points")
+        color = drawn.get_color()
+        below.plot(x, y[rows] - predicted, ".", color=color)
+        at = {name: column[rows] for name, column in columns.items()}
+        if style == "-" and chief != "step":
+            # also between the points, so that a few of them have a smooth line
+            x = np.geomspace(x[0], x[-1], 100)
+            at = {name: np.full(100, column[0]) for name, column in at.items()} | {chief: x}
+            predicted = predict(law, found.params, at)
+        top.plot(x, predicted, style, lw=1, ms=5, color=color)
+        if found.draws:
+            band = top.fill_between if style == "-" else top.vlines
+            band(x, *predicted_range(found, at, predicted), color=color, alpha=0.2)
+    top.set(ylabel=law.target, title=f"{name}: points, and the law as {how}")
+    if law.logs:  # a line in logs
+        top.set_yscale("log")
     below.axhline(0, color="0.5", lw=1)
-    below.set(xlabel=chief, ylabel="residual", xscale="linear" if chief == "step" else "log")
+    # over a factor of three a log axis has hardly a tick
+    scale = "linear" if chief == "step" or np.ptp(np.log10(columns[chief])) < 0.5 else "log"
+    below.set(xlabel=chief, ylabel="residual", xscale=scale)
     if style == "-" and others:
         top.legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -2581,11 +2604,11 @@ def efficiencies(lines, laws):
                 continue
             own = own_losses[tokens]
             row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
-                   "standard_loss": own, "measured": efficiency_between(own_losses, loss, tokens),
+                   "standard_loss": own, "measured": measured_efficiency(own_losses, loss, tokens),
                    "measured_interval": None, "by_law": None, "by_law_range": None}
             if interval:
                 # the higher the loss, the less data it is worth
-                row["measured_interval"] = [efficiency_between(own_losses, end, tokens)
+                row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
                                             for end in reversed(interval)]
             if law:
                 row["by_law"] = efficiency_by(law[0], loss, own)
@@ -2595,16 +2618,6 @@ def efficiencies(lines, laws):
                     row["by_law_range"] = [min(reached), max(reached)]
             rows.append(row)
     return rows
-
-
-def efficiency_between(standard, loss, tokens):
-    """measured_efficiency() against {tokens: loss}: {"times", "bound"}. Beyond what was measured
-    the nearest point bounds the truth: "more than " or "less than " that many times."""
-    times, beyond = measured_efficiency(list(standard), list(standard.values()), loss, tokens)
-    bound = ""
-    if beyond:
-        bound = "more than " if loss < min(standard.values()) else "less than "
-    return {"times": times, "bound": bound}
 
 
 def efficiency_by(law, loss, own):
@@ -3118,21 +3131,6 @@ def save_results(path, results):
     write_atomically(path, "".join(lines).encode())
 
 
-def write_csv(path, results):
-    """The numbers and texts of each result, but no lists and laws, as a line of a CSV file for
-    other programs; written whole or not at all."""
-    rows, columns = [], {}
-    for result in results:
-        row = {name: value for name, value in result.items() if not isinstance(value, (dict, list))}
-        rows.append(row)
-        columns |= row
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
 def write_atomically(path, content):
     """Write bytes to a temporary file, then rename it: `path` is never half-written."""
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -3208,8 +3206,6 @@ def runs_command(args):
     # saved before they are counted once: a study keeps its own line of a shared run
     if args.save:
         save_results(args.save, results)
-    if args.csv:
-        write_csv(args.csv, results)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runs, ensembles = count_once(results)
         found = analyse(runs, ensembles)
@@ -3254,7 +3250,6 @@ def main():
                       help="also merge the results into this file, one a line")
     runs.add_argument("--table", action="append", default=[], metavar="WORDS",
                       help="print only the tables whose title has these words")
-    runs.add_argument("--csv", help="also write the results' numbers and texts to this file")
     add_law_options(parser)
     args = parser.parse_args()
     if args.list:

@@ -3262,10 +3262,11 @@ def test_data_efficiency_inverts_the_standard_law():
         assert fit.data_efficiency(law, loss, 3.74974) == pytest.approx(factor, abs=0.01)
     with pytest.raises(ValueError, match="never reaches 1.9000"):
         fit.tokens_for(law, 1.9)
-    tokens, losses = [1e6, 2e6, 4e6], [4.0, 3.5, 3.2]
-    assert fit.measured_efficiency(tokens, losses, 3.5, 1e6) == (pytest.approx(2.0), False)
-    assert fit.measured_efficiency(tokens, losses, 3.75, 1e6) == (pytest.approx(2 ** 0.5), False)
-    assert fit.measured_efficiency(tokens, losses, 3.0, 1e6) == (pytest.approx(4.0), True)
+    measured = {1e6: 4.0, 2e6: 3.5, 4e6: 3.2}
+    for loss, times, bound in ((3.5, 2.0, ""), (3.75, 2 ** 0.5, ""), (3.0, 4.0, "more than "),
+                               (4.1, 1.0, "less than ")):
+        found = fit.measured_efficiency(measured, loss, 1e6)
+        assert found == {"times": pytest.approx(times), "bound": bound}
 
 
 def made_budgets(b, sigma, generator):
@@ -3410,6 +3411,27 @@ def test_a_bootstrap_draws_whole_curves(world, capsys):
     assert drawn.drawn_from == 8 and np.std([d["L0"] for d in drawn.draws]) > 0.004  # by row it is 0.002
     write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
     assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
+
+
+def test_rows_of_weight_0_are_no_rows(world, capsys):
+    """A table with and without three rows of weight 0, one of them absurd: the same report, also of
+    the bootstrap and of one left out; too few rows are refused however many have weight 0."""
+    columns, y = twelve_points(np.random.default_rng(0))
+    write_points(world / "without.csv", N=columns["x"], loss=y, w=[1] * 12)
+    more = dict(N=[1e3, 2.0, 50.0], loss=[99.0, 4.0, 3.0], w=[0] * 3)
+    write_points(world / "with.csv", N=[*more["N"], *columns["x"]], loss=[*more["loss"], *y],
+                 w=[*more["w"], *[1] * 12])
+    reports = []
+    for table in ("without.csv", "with.csv"):
+        report, printed = law_json(capsys, "power", table, "--x", "N", "--weights", "w",
+                                   "--bootstrap", 20)
+        assert ("3 rows of weight 0 do not count" in printed) == (table == "with.csv")
+        reports.append({**report, "notes": None})
+    assert reports[0] == reports[1] and reports[0]["points"] == 12
+    problem = fit.Problem(fit.LAWS["power"], {"x": columns["x"]}, y, np.arange(12) < 9)
+    assert fit.bootstrap(fit.solve(problem), 5).drawn_from == 9
+    write_points(world / "few.csv", N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2], w=[1, 1, 0, 0])
+    assert "3 different points, not 2" in fit_refuses("power", "few.csv", "--x", "N", "--weights", "w")
 
 
 def profile_interval(law, columns, y, **noise):
@@ -3751,6 +3773,44 @@ def test_a_profile_that_finds_a_better_fit_starts_anew_from_it():
     assert found.objective == pytest.approx(best.objective)
 
 
+def test_a_profile_looks_around_at_its_ends(monkeypatch):
+    """Descents that stop where they start make an interval too narrow; a look around mends it."""
+    found = fit.fit(fit.LAWS["power"], *twelve_points(np.random.default_rng(0)))
+    right, _ = fit.profile(found)
+    descend = fit.refit
+
+    def stall(problem, starts, each=1):
+        if each > 1:
+            return descend(problem, starts, each)
+        return fit.Fit(problem, fit.best_coefficients(problem, [starts[-1]["b"]]), True)
+
+    monkeypatch.setattr(fit, "refit", stall)
+    assert fit.profile(found)[0] == pytest.approx(right, abs=1e-4)
+
+
+def test_a_search_that_is_not_done_says_so(world, capsys, monkeypatch):
+    """A wave through noise has a minimum at every other frequency, of which one start found the
+    best; on points of a wave several do."""
+    wave = fit.Law("loss = A (1 + sin(k x)) + E", "made", ("x",), dict(k=(1, 500)),
+                   dict(A="+", E="+"), lambda p, c: [1 + np.sin(p.k * c.x), 1.0])
+    monkeypatch.setitem(fit.LAWS, "power", wave)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, 40)
+    for loss, done in ((2 + rng.normal(0, 0.3, 40) ** 2, False), (2 + np.sin(5 * x), True)):
+        write_points(world / "points.csv", x=x, loss=loss)
+        report, printed = law_json(capsys, "power", "points.csv", "--x", "x")
+        assert report["done"] == done == ("a better one may exist" not in printed)
+
+
+def test_a_profile_and_a_bootstrap_that_disagree_say_so(world, capsys):
+    columns, y = twelve_points(np.random.default_rng(0))
+    write_points(world / "points.csv", **columns, loss=y)
+    for sigma, apart in ((0.01, False), (0.1, True)):  # the noise of the points is 0.01
+        _, printed = law_json(capsys, "power", "points.csv", "--x", "x", "--bootstrap", 40,
+                              "--sigma", sigma)
+        assert ("trust the wider" in printed) == apart
+
+
 def test_tables_as_people_have_them(world, capsys):
     """Headers with blanks or other case, chosen columns, D from C and N, blanks where nobody looks."""
     columns, y, _ = chinchilla_points(np.random.default_rng(0))
@@ -3798,8 +3858,17 @@ def test_tables_as_people_have_them(world, capsys):
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"],
      "goes with chinchilla and --loss"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--x", "N"], "--x names the columns of"),
+    ("chinchilla,kaplan", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--figure", "a.png"],
+     "--figure goes with one law"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--pooled", "--sigma", "1", "--method", "ls"],
+     "take one"),
+    ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]), ["--x", "N", "--hold_out", "N>2"],
+     "needs 3 different points, not 2"),
+    ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]), ["--x", "N", "--hold_out", "N>9"],
+     "holds no row out"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--sigma", "0.1"], "add --method ls"),
-    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--csv", "a.csv"], "--csv is of runs"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--save", "a.jsonl"], "--save is of runs"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of --bootstrap"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"], "a law in N and D: chin"),
@@ -3818,14 +3887,21 @@ def test_tables_as_people_have_them(world, capsys):
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
     ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?")])
-def test_bad_points_are_refused(tmp_path, law, columns, options, message):
+def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
         (tmp_path / "points.csv").write_text("N,N,loss\n1,1,3\n2,2,2\n3,3,1\n")
         message = "has the column N twice"
-    done = subprocess.run([sys.executable, HERE / "fit.py", law, tmp_path / "points.csv", *options],
+    assert message in refused(capsys, fit, law, tmp_path / "points.csv", *options)
+
+
+def test_the_copied_file_refuses_in_one_line(tmp_path):
+    """fit.py alone in a folder, as one copies it."""
+    shutil.copy(HERE / "fit.py", tmp_path)
+    done = subprocess.run([sys.executable, "fit.py", "powder", "fit.py"], cwd=tmp_path,
                           capture_output=True, text=True)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("fit.py: error: there is no law powder; do you mean power?")
 
 
 def test_reciprocal_law():
@@ -3937,7 +4013,7 @@ def markdown_tables(text):
 def test_fit_command_over_runs(world, capsys):
     """The paper's analysis on made-up runs and ensembles, from folders and from a file of them."""
     write_made_ladder(world)
-    assert call(fit, "--save", "all.jsonl", "--csv", "all.csv", "--figure", "a.png", "--json") == 0
+    assert call(fit, "--save", "all.jsonl", "--figure", "a.png", "--json") == 0
     printed = capsys.readouterr().out
     *_, last = printed.splitlines()
     out, tables = json.loads(last), markdown_tables(printed)
@@ -4002,21 +4078,18 @@ def test_fit_command_over_runs(world, capsys):
     assert kept["recipe"] == "standard"
     kept = fit.read_results(["all.jsonl"], ["tokens=200000,4e5"])
     assert {row["tokens"] for row in kept} == {200_000, 400_000}
-    assert call(fit, "all.jsonl", "--table", "Slope of") == 0
-    one = capsys.readouterr().out
-    assert list(markdown_tables(one)) == ["Slope of the best settings' losses, nats per doubling of N"]
-    assert markdown_tables(one).items() <= tables.items()
-    assert "is in no table's title; there are: Best settings" in refused(
-        capsys, fit, "all.jsonl", "--table", "nothing")
     some = ("--where", "tokens=200000")
+    assert call(fit, "all.jsonl", *some, "--table", "Slope of") == 0
+    (title, rows), = markdown_tables(capsys.readouterr().out).items()
+    assert title == "Slope of the best settings' losses, nats per doubling of N"
+    assert rows and all(row in tables[title] for row in rows)
+    assert "is in no table's title; there are: Best settings" in refused(
+        capsys, fit, "all.jsonl", *some, "--table", "nothing")
     assert call(fit, "runs", "all.jsonl", *some, "--save", "all.jsonl", "--json") == 0
     chosen = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (world / "all.jsonl").read_text() == saved
     assert [p for p in out["points"] if p["tokens"] == 200_000] == chosen["points"]
     assert not chosen["data_efficiency"]
-    assert len((world / "all.csv").read_text().splitlines()) == 1 + 96 + 24
-    header, row = (world / "all.csv").read_text().splitlines()[:2]
-    assert "val_loss" in header and "loss_by_k" not in header
 
     # a result of another study with the same name is a line of its own, and counts once
     again = {**lines[-1], "study": "other"}
