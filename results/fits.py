@@ -116,8 +116,9 @@ def main():
         problem = make_problem(name, rows, method, outliers)
         mine, theirs, found, other = timed(
             lambda: fit.solve(problem), lambda: notebook(problem, starts))
+        reached = f"{other.fun:.7g}" if other.fun < 1e9 else "no finite start"
         print(f"| {name} | {rows} | {method} | {mine:.2f} | {found.objective:.7g} | {theirs:.2f} | "
-              f"{starts} | {other.fun:.7g} |", flush=True)
+              f"{starts} | {reached} |", flush=True)
     problem = make_problem("chinchilla", 240, "huber", 0)
     found, other = fit.solve(problem), notebook(problem, 10)
     mine, theirs, *_ = timed(
