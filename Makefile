@@ -10,6 +10,7 @@
 # make repetition  more epochs than are good, three sizes and three budgets
 # make students    students of three teachers
 # make distillation  what students of 3, 5 and 8 teachers keep of an ensemble's gain
+# make continued   continued pre-training: smaller batches, more epochs, an ensemble
 # make efficiency  both recipes at two, four and eight times the tokens: about 30 hours of one core
 #
 # Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for
@@ -31,7 +32,7 @@ MEMBER = --recipe regularized $(MEMBER_$(SIZE))
 
 .PHONY: miniature table data standard-0 standard-1 regularized-0 regularized-1 regularized-2 \
 	ensemble student ladder pilot ensembles \
-	crossover repetition students distillation efficiency readme bench test
+	crossover repetition students distillation continued efficiency readme bench test
 # independent runs side by side, one thread each
 miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
@@ -155,6 +156,28 @@ efficiency: data
 	            $$standard_recipe --epochs $$other || exit; done; \
 	    done || exit; done
 	$(PY) fit.py runs/efficiency
+
+# Continued pre-training: on mathematics, after other docstrings. Rows: tokens, epochs, lr, batch
+# size. The last two are the default recipe on all the text that there is.
+continued: data
+	$(PY) results/continued.py data/continued
+	$(PY) prepare.py --source data/continued/general.jsonl --name general
+	$(PY) prepare.py --source data/continued/mathematics.jsonl --name mathematics \
+	    --tokenizer data/general/tokenizer.tiktoken
+	$(PY) train.py --data general --size 300k --tokens 1677721 --epochs 4 --lr 1e-2 \
+	    --weight_decay 0.2 $(EVERY) --out runs/continued
+	from="--data mathematics --init_from $$(ls -d runs/continued/general-*) $(EVERY) \
+	    --out runs/continued --weight_decay 0.1"; \
+	for row in "131072 1 1e-3 16" "131072 1 3e-3 16" "131072 1 1e-2 16" \
+	    "131072 1 1e-3 4" "131072 1 3e-3 4" "131072 1 1e-2 4" \
+	    "131072 1 1e-3 1" "131072 1 3e-3 1" "131072 1 1e-2 1" \
+	    "131072 4 1e-3 4" "131072 8 1e-3 4" "131072 16 1e-3 4" \
+	    "131072 4 3e-3 4" "131072 8 3e-3 4" "131072 16 3e-3 4" \
+	    "2284775 1 3e-3 16" "2284775 1 1e-2 16"; do set -- $$row; \
+	    $(PY) train.py $$from --tokens $$1 --epochs $$2 --lr $$3 --batch_size $$4 || exit; done; \
+	$(PY) ensemble.py $$from --tokens 131072 --epochs 4 --lr 1e-3 --batch_size 4 --members 5 \
+	    --vary data_seed --jobs $(JOBS)
+	$(PY) fit.py runs/continued
 
 readme: .venv/installed
 	$(PY) results/readme.py
