@@ -424,7 +424,7 @@ class Run:
         self.teachers = load_models(config.teacher, config.out, self.device)
         share = {"all": (1, 1), "real": (1, 0), "sampled": (0, 1)}[config.kl_on]
         self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
-        self.said = None
+        self.said = None  # states of the teachers in all windows, once guide() has asked for them
 
         # how and where it runs
         self.machine = describe_machine(self)
