@@ -1449,7 +1449,7 @@ def test_members_are_counted_without_weights(world, monkeypatch):
 @pytest.mark.parametrize("length", [64, 150])
 def test_attention_in_blocks_of_queries_is_attention(length):
     """Against the plain definition, values and gradients, for a last block that is not full."""
-    mask = gpt.dense_document_mask(random_tokens(2, length), 0)
+    mask = gpt.dense_document_mask(random_tokens(2, length), 59)
     q, k, v = (torch.randn(2, heads, length, 8, dtype=torch.float64, requires_grad=True)
                for heads in (4, 2, 2))
     scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) / 8 ** 0.5  # (B, H, T, T)

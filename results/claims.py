@@ -15,10 +15,9 @@ FILE = "results/1000.jsonl"
 
 
 def analysis(studies):
-    """fit.py's analysis of some studies, and the runs behind it."""
+    """fit.py's analysis of some studies."""
     results = fit.read_results([FILE], [f"study={studies}"])
-    runs, ensembles = fit.count_once(results)
-    return fit.analyse(runs, ensembles), runs
+    return fit.analyse(*fit.count_once(results))
 
 
 def at_budget(rows, **wanted):
@@ -74,21 +73,21 @@ def worth(found, name):
 def students(found):
     """The largest share that a setting of students keeps of its teachers' gain."""
     best = max((row for row in found["students"] if row["share"]), key=lambda row: row["share"])
-    text = f"{best['share']:.0%} of {best['k']} members' gain, {best['seeds']} seeds"
+    text = f"{best['share']:.0%} of {best['k']} members' gain; seeds: {best['seeds']}"
     if best["low"] is not None:
         text += f" ({best['low']:.0%} to {best['high']:.0%})"
     return text
 
 
 def main():
-    found, runs = analysis("ladder,members,efficiency")
-    taught, more = analysis("miniature,distillation")
+    found = analysis("ladder,members,efficiency")
+    taught = analysis("miniature,distillation")
     rows = [
         ("More epochs and parameters overfit at weight decay 0.1", overfits(found),
          "best 3.75; falls, then rises with N", "ladder"),
         ("Regularized, loss is a power law in N", regularized(found),
          "limit 3.43, exponent 1.02", "ladder"),
-        ("Ensembles of one size have a lower limit; members tuned for it a lower one still (300k)",
+        ("Ensembles of one size have a lower limit; by the member rule a lower one still (300k)",
          ensembles(found, "300k"), "3.34 and 3.27", "ensembles"),
         ("Data efficiency of the regularized limit", worth(found, "regularized, N to infinity"),
          "2.29", "efficiency"),
