@@ -2475,8 +2475,7 @@ def student_shares(runs, ensembles, noise):
     the mean loss of the students, of the teachers alone (`single`) and of their ensemble, and
     `share` = (single - student) / (single - ensemble) with its 95% interval.
 
-    The interval counts the noise of the students' seeds and of the members; the ensemble's is
-    taken as that of its limit, which is no smaller. Other students of other teachers: not counted.
+    Other students of other teachers are not counted in the interval.
     """
     losses = {run["name"]: run["val_loss"] for run in runs}
     together = {tuple(sorted(Path(name).name for name in e.get("members", ()))): e
@@ -2485,31 +2484,43 @@ def student_shares(runs, ensembles, noise):
     rows = []
     for s in mean_settings(students):
         teachers = sorted(s.get("teachers") or s["sampled_from"])
-        known = [losses[name] for name in teachers if name in losses]
         row = {**s, "k": len(teachers), "single": None, "ensemble": None, "share": None,
                "low": None, "high": None}
-        if len(known) == len(teachers):
-            row["single"] = float(np.mean(known))
-        ensemble = together.get(tuple(teachers))
-        if ensemble and row["single"] and len(teachers) > 1:
-            row["ensemble"] = ensemble["loss_by_k"]["logits"][-1]
-            gain = row["single"] - row["ensemble"]
-            row["share"] = (row["single"] - s["loss"]) / gain
-            error = ensemble["law"]["se"]
-            if s["recipe"] in noise and error is not None:
-                sd, freedom = noise[s["recipe"]]
-                # of student, single and ensemble, each times the share's slope in it
-                errors = np.array([sd / math.sqrt(s["seeds"]), error * row["share"],
-                                   np.std(known, ddof=1) / math.sqrt(len(known))
-                                   * (1 - row["share"])]) / gain
-                freedoms = np.array([freedom, len(known) - 1, len(known) - 1])
-                # Welch and Satterthwaite's degrees of freedom of a sum of variances
-                total = (errors ** 2).sum()
-                together_freedom = total ** 2 / (errors ** 4 / freedoms).sum()
-                half = float(student_t.ppf(0.975, together_freedom)) * math.sqrt(total)
-                row["low"], row["high"] = row["share"] - half, row["share"] + half
         rows.append(row)
+        # teachers that are not among the results
+        if not losses.keys() >= set(teachers):
+            continue
+        alone = [losses[name] for name in teachers]
+        row["single"] = float(np.mean(alone))
+        ensemble = together.get(tuple(teachers))
+        # one teacher has no ensemble to gain by
+        if ensemble is None or len(teachers) == 1:
+            continue
+        row["ensemble"] = ensemble["loss_by_k"]["logits"][-1]
+        row["share"] = (row["single"] - s["loss"]) / (row["single"] - row["ensemble"])
+        half = half_width_of_share(row, alone, ensemble["law"]["se"], noise.get(s["recipe"]))
+        if half is not None:
+            row["low"], row["high"] = row["share"] - half, row["share"] + half
     return rows
+
+
+def half_width_of_share(row, alone, ensemble_error, noise):
+    """Half the 95% interval of a share, of the noise of the students' seeds (noise: deviation and
+    its degrees of freedom), of the members' losses (alone) and of the ensemble's, which is taken
+    as that of its limit, no smaller. None if a noise is not known."""
+    if noise is None or ensemble_error is None:
+        return None
+    deviation, freedom = noise
+    share, members = row["share"], len(alone)
+    # of student, single and ensemble, each times the share's slope in it
+    errors = np.array([deviation / math.sqrt(row["seeds"]),
+                       np.std(alone, ddof=1) / math.sqrt(members) * (1 - share),
+                       ensemble_error * share]) / (row["single"] - row["ensemble"])
+    variance = (errors ** 2).sum()
+    # Welch and Satterthwaite's degrees of freedom of a sum of variances
+    freedoms = np.array([freedom, members - 1, members - 1])
+    together = variance ** 2 / (errors ** 4 / freedoms).sum()
+    return float(student_t.ppf(0.975, together)) * math.sqrt(variance)
 
 
 def predictions(members):
