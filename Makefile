@@ -158,7 +158,7 @@ efficiency: data
 	$(PY) fit.py runs/efficiency
 
 # Continued pre-training: on mathematics, after other docstrings. Rows: tokens, epochs, lr, batch
-# size. The last two are the default recipe on all the text that there is.
+# size, seed. Those of more than 131,072 tokens are the default recipe's law over D.
 continued: data
 	$(PY) results/continued.py data/continued
 	$(PY) prepare.py --source data/continued/general.jsonl --name general
@@ -168,15 +168,23 @@ continued: data
 	    --weight_decay 0.2 $(EVERY) --out runs/continued
 	from="--data mathematics --init_from $$(ls -d runs/continued/general-*) $(EVERY) \
 	    --out runs/continued --weight_decay 0.1"; \
-	for row in "131072 1 1e-3 16" "131072 1 3e-3 16" "131072 1 1e-2 16" \
-	    "131072 1 1e-3 4" "131072 1 3e-3 4" "131072 1 1e-2 4" \
-	    "131072 1 1e-3 1" "131072 1 3e-3 1" "131072 1 1e-2 1" \
-	    "131072 4 1e-3 4" "131072 8 1e-3 4" "131072 16 1e-3 4" \
-	    "131072 4 3e-3 4" "131072 8 3e-3 4" "131072 16 3e-3 4" \
-	    "2284775 1 3e-3 16" "2284775 1 1e-2 16"; do set -- $$row; \
-	    $(PY) train.py $$from --tokens $$1 --epochs $$2 --lr $$3 --batch_size $$4 || exit; done; \
-	$(PY) ensemble.py $$from --tokens 131072 --epochs 4 --lr 1e-3 --batch_size 4 --members 5 \
-	    --vary data_seed --jobs $(JOBS)
+	for row in "131072 1 1e-3 16 0" "131072 1 3e-3 16 0" "131072 1 1e-2 16 0" \
+	    "131072 1 1e-3 4 0" "131072 1 3e-3 4 0" "131072 1 1e-2 4 0" \
+	    "131072 1 1e-3 1 0" "131072 1 3e-3 1 0" "131072 1 1e-2 1 0" \
+	    "131072 1 3e-3 16 1" "131072 1 3e-3 4 1" "131072 1 1e-3 1 1" \
+	    "131072 1 3e-3 16 2" "131072 1 3e-3 4 2" "131072 1 1e-3 1 2" \
+	    "131072 4 1e-3 4 0" "131072 8 1e-3 4 0" "131072 16 1e-3 4 0" \
+	    "131072 4 3e-3 4 0" "131072 8 3e-3 4 0" "131072 16 3e-3 4 0" \
+	    "262144 1 3e-3 16 0" "262144 1 3e-3 16 1" "262144 1 3e-3 16 2" \
+	    "524288 1 3e-3 16 0" "524288 1 3e-3 16 1" "524288 1 3e-3 16 2" "524288 1 1e-2 16 0" \
+	    "1048576 1 3e-3 16 0" "1048576 1 3e-3 16 1" "1048576 1 3e-3 16 2" \
+	    "1048576 1 1e-2 16 0" \
+	    "2284775 1 3e-3 16 0" "2284775 1 1e-2 16 0" "2284775 1 1e-2 16 1"; do set -- $$row; \
+	    $(PY) train.py $$from --tokens $$1 --epochs $$2 --lr $$3 --batch_size $$4 --seed $$5 || \
+	        exit; done; \
+	for row in "4 1e-3" "8 1e-3" "4 3e-3" "8 3e-3" "2 1e-2" "4 1e-2"; do set -- $$row; \
+	    $(PY) ensemble.py $$from --tokens 131072 --epochs $$1 --lr $$2 --batch_size 4 \
+	        --members 5 --vary data_seed --jobs $(JOBS) || exit; done
 	$(PY) fit.py runs/continued
 
 readme: .venv/installed

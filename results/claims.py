@@ -1,16 +1,21 @@
 """Print the paper's claims beside what committed runs say of them, as the table of README.md.
 
     python results/claims.py
+    python results/claims.py continued    # continued pre-training, recipe by recipe
 
 Numbers of this kit come out of results/1000.jsonl; the paper's are quoted from arXiv 2509.14786.
 """
+import math
 import sys
 from pathlib import Path
+
+from scipy.stats import t as student_t
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fit  # noqa: E402
 
 TOKENS = 209_715
+CONTINUED = 131_072  # tokens to continue on
 FILE = "results/1000.jsonl"
 
 
@@ -79,9 +84,65 @@ def students(found):
     return text
 
 
-def main():
+def continued_rows(found):
+    """Continued pre-training on CONTINUED tokens: [(what, setting, seeds, loss, half its 95%
+    interval or None)], the best of each recipe by measured loss."""
+    cells = [s for s in found["settings"] if s["recipe"] == "cpt" and s["tokens"] == CONTINUED]
+    rows = []
+    for what, wanted in (("default", dict(batch_size=16, epochs=1)),
+                         ("small batches", dict(epochs=1)), ("and more epochs", {})):
+        alike = [s for s in cells if all(s[key] == value for key, value in wanted.items())]
+        best = min(alike, key=lambda s: s["loss"])
+        half = None
+        if best["sd"] is not None:
+            # seeds of one setting alone: large batches differ more among seeds than small ones
+            half = student_t.ppf(0.975, best["seeds"] - 1) * best["sd"] / math.sqrt(best["seeds"])
+        rows.append((what, best, best["seeds"], best["loss"], half))
+    members = [m for m in found["members"] if m["recipe"] == "cpt" and m["tokens"] == CONTINUED]
+    for average, loss_of, half_of in (
+            ("and their ensemble", lambda m: m["loss_by_k"]["logits"][-1], lambda m: None),
+            ("and its limit", lambda m: m["E"], fit.half_width)):
+        best = min(members, key=loss_of)
+        setting, = [s for s in cells if s["setting"] == best["setting"]]
+        rows.append((average, setting, best["points"], loss_of(best), half_of(best)))
+    return rows
+
+
+def default_losses(found):
+    """{tokens: loss} of the default recipe of continued pre-training at its best lr."""
+    losses = {}
+    for s in found["settings"]:
+        if (s["recipe"], s["epochs"], s["batch_size"]) == ("cpt", 1, 16):
+            losses[s["tokens"]] = min(s["loss"], losses.get(s["tokens"], math.inf))
+    return losses
+
+
+def print_continued(found):
+    """Each recipe's loss, and how many times the tokens the default one needs for it."""
+    losses = default_losses(found)
+    print("| recipe | batch | epochs | lr | seeds or members | loss | the default needs |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for what, s, count, loss, half in continued_rows(found):
+        shown, times = f"{loss:.3f}", fit.measured_efficiency(losses, loss, CONTINUED)["times"]
+        needs = f"{times:.2f} times the tokens"
+        if half is not None:
+            shown += f" +- {half:.3f}"
+            low, high = (fit.measured_efficiency(losses, loss + side * half, CONTINUED)
+                         for side in (1, -1))
+            needs += " ({bound}{times:.2f}".format(**low) + " to {bound}{times:.2f})".format(**high)
+        print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | "
+              f"{count} | {shown} | {needs} |")
+    line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in sorted(losses.items()))
+    print(f"\nThe default recipe: {line} tokens.")
+
+
+def print_claims():
+    """The paper's claims, and what stands for each of them here."""
     found = analysis("ladder,members,efficiency")
     taught = analysis("miniature,distillation")
+    more = analysis("continued")
+    _, _, members, loss, _ = continued_rows(more)[3]
+    times = fit.measured_efficiency(default_losses(more), loss, CONTINUED)["times"]
     rows = [
         ("More epochs and parameters overfit at weight decay 0.1", overfits(found),
          "best 3.75; falls, then rises with N", "ladder"),
@@ -96,11 +157,20 @@ def main():
         ("... of the limit over N and K",
          worth(found, "regularized ensembles, N and K to infinity"), "5.17", "efficiency"),
         ("A student of one size keeps most of it", students(taught), "83% of 8", "distillation"),
+        ("Continued pre-training: small batches, epochs, an ensemble, against the default recipe",
+         f"{members} members are worth {times:.2f} times the data", "17.5", "continued"),
     ]
     print("| claim | here, N and D over 1,000 (95%) | the paper, 200M tokens | `make` |")
     print("| --- | --- | --- | --- |")
     for row in rows:
         print(f"| {' | '.join(row)} |")
+
+
+def main():
+    if sys.argv[1:] == ["continued"]:
+        print_continued(analysis("continued"))
+    else:
+        print_claims()
 
 
 if __name__ == "__main__":
