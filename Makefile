@@ -11,6 +11,7 @@
 # make students    students of three teachers
 # make distillation  what students of 3, 5 and 8 teachers keep of an ensemble's gain
 # make continued   continued pre-training: smaller batches, more epochs, an ensemble
+# make downstream  accuracy against loss of the models that the others left in runs/
 # make efficiency  both recipes at two, four and eight times the tokens: about 30 hours of one core
 #
 # Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for
@@ -25,14 +26,14 @@ OUT = runs/$(STUDY)-$(SIZE)
 # validation now and then: once an epoch, the default, is a tenth of the time of models this small
 EVERY = --eval_every 1000
 OPTIONS = --size $(SIZE) --out $(OUT) --study $(STUDY) $(EVERY)
-# of the two optima of 300k the one that takes half as long and is 0.02 nats worse
+# of the two optima of 300k the one that takes half as long and is a little worse
 MEMBER_300k = --epochs 16 --lr 1e-2 --weight_decay 0.4
 STUDENT_300k = --epochs 16
 MEMBER = --recipe regularized $(MEMBER_$(SIZE))
 
 .PHONY: miniature table data standard-0 standard-1 regularized-0 regularized-1 regularized-2 \
 	ensemble student ladder pilot ensembles \
-	crossover repetition students distillation continued efficiency readme bench test
+	crossover repetition students distillation continued downstream efficiency readme bench test
 # independent runs side by side, one thread each
 miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
@@ -186,6 +187,13 @@ continued: data
 	    $(PY) ensemble.py $$from --tokens 131072 --epochs $$1 --lr $$2 --batch_size 4 \
 	        --members 5 --vary data_seed --jobs $(JOBS) || exit; done
 	$(PY) fit.py runs/continued
+
+# Accuracy against loss of all runs and ensembles of docstrings that are in runs/
+downstream: data
+	for model in $$(ls -d runs/*/docstrings-* runs/*/ensembles/docstrings-*); do \
+	    $(PY) eval.py $$model --tasks continuation --study downstream \
+	        --save runs/downstream.jsonl || exit; done
+	$(PY) fit.py downstream runs/downstream.jsonl --figure runs/downstream.png
 
 readme: .venv/installed
 	$(PY) results/readme.py

@@ -37,7 +37,7 @@ import torch
 import torch.distributed as dist
 
 from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
-from prepare import (PAPER_TOKENS, InputError, Parser, cut_windows, load_data, read_json, run_main,
+from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, load_data, read_json, run_main,
                      sha256_file, write_atomically, write_json)
 
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
@@ -488,7 +488,8 @@ class Run:
             return None
         if self.said is None and self.said_bytes() > 0:
             # in batches of one size, so that a resumed run remembers the same to the last bit
-            batches = self.train.split(self.config.batch_size)
+            batches = Progress("asked the teachers about",
+                               self.train.split(self.config.batch_size), "batches")
             self.said = torch.cat([self.teacher_states(batch.long()) for batch in batches])
         states = self.teacher_states(tokens) if self.said is None else self.said[windows]
         heads = [teacher.head.weight.to(self.device) for teacher in self.teachers]
