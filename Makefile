@@ -137,15 +137,16 @@ distillation: data
 	$(PY) fit.py runs/distillation
 
 # Of each size: epochs of both recipes and the standard one's lr. All as at 209,715 tokens, but for
-# 32 epochs of standard 150k and 300k, which want more of them when there is more text. Of each
-# budget: weight decays, around the one that keeps AdamW's memory in epochs.
+# 32 epochs of standard 150k and 300k, which want more of them when there is more text. Regularized
+# runs start at the lr and the weight decays that were best at 300k: AdamW's memory alone, at the lr
+# of 209,715 tokens, misled.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \
-	    printf '%s\n' "419430 1.6 0.8 0.4" "838860 0.8 0.4 0.2" "1677721 0.4 0.2 0.1" | \
+	    printf '%s\n' "419430 0.4 0.2 0.1" "838860 0.4 0.2 0.1" "1677721 0.2 0.1 0.05" | \
 	    while read -r tokens more decay less; do \
 	        train="$(PY) train.py $(EVERY) --out runs/efficiency --size $$size --tokens $$tokens"; \
-	        regularized="$$train --recipe regularized --lr 3e-3"; \
+	        regularized="$$train --recipe regularized --lr 1e-2"; \
 	        standard_recipe="$$train --recipe standard --lr $$lr --weight_decay 0.1"; \
 	        for seed in 0 1 2; do \
 	            $$regularized --epochs $$epochs --weight_decay $$decay --seed $$seed || exit; \
