@@ -184,7 +184,7 @@ continued: data
 	    "2284775 1 3e-3 16 0" "2284775 1 1e-2 16 0" "2284775 1 1e-2 16 1"; do set -- $$row; \
 	    $(PY) train.py $$from --tokens $$1 --epochs $$2 --lr $$3 --batch_size $$4 --seed $$5 || \
 	        exit; done; \
-	for row in "4 1e-3" "8 1e-3" "4 3e-3" "8 3e-3" "2 1e-2" "4 1e-2"; do set -- $$row; \
+	for row in "4 1e-3" "8 1e-3" "4 3e-3" "8 3e-3"; do set -- $$row; \
 	    $(PY) ensemble.py $$from --tokens 131072 --epochs $$1 --lr $$2 --batch_size 4 \
 	        --members 5 --vary data_seed --jobs $(JOBS) || exit; done
 	$(PY) fit.py runs/continued
