@@ -76,8 +76,9 @@ def worth(found, name):
 
 
 def students(found):
-    """The largest share that a setting of students keeps of its teachers' gain."""
-    best = max((row for row in found["students"] if row["share"]), key=lambda row: row["share"])
+    """The share that students keep of their teachers' gain: of the setting with most seeds."""
+    best = max((row for row in found["students"] if row["share"]),
+               key=lambda row: (row["seeds"], row["share"]))
     text = f"{best['share']:.0%} of {best['k']} members' gain; seeds: {best['seeds']}"
     if best["low"] is not None:
         text += f" ({best['low']:.0%} to {best['high']:.0%})"
