@@ -1346,12 +1346,13 @@ def written_overlap(folder, vocabulary, written):
     encoding = vocabulary.encoding()
 
     def grams_of(part):
-        tokens = np.memmap(folder / f"{part}.bin", token_dtype(vocabulary.size), "r")
+        path, dtype = folder / f"{part}.bin", token_dtype(vocabulary.size)
         starts = written[part].starts
-        ends = itertools.chain(starts[1:], [len(tokens)])
-        for start, end in zip(Progress("compared", starts), ends):
-            text = encoding.decode(tokens[start + 1:end].tolist())
-            yield text_grams(text, 13), start
+        lengths = np.diff(starts, append=written[part].tokens)
+        for start, length in zip(Progress("compared", starts), lengths):
+            # a mapped file would stay in memory as far as it is read
+            tokens = np.fromfile(path, dtype, length, offset=start * dtype.itemsize)
+            yield text_grams(encoding.decode(tokens[1:].tolist()), 13), start
     val_grams = [np.zeros(0, np.uint64)]  # so that there is something to join
     val_grams += [grams for grams, _ in grams_of("val")]
     # a budget that ends inside a document is taken to hold all of it
