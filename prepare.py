@@ -1274,22 +1274,27 @@ def new_data(name):
     Its lock tells a folder that somebody works in from one that a killed process left behind.
     """
     folder, temporary = Path("data") / name, Path("data") / f".{name}.tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    # a lock on the folder itself ends with the process, however that ends
-    lock = os.open(temporary, os.O_RDONLY)
+    lock, mine = None, not temporary.exists()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another process is preparing {folder}; wait for it") from None
-    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        # a lock on the folder itself ends with the process, however that ends
+        lock = os.open(temporary, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mine = False
+            raise InputError(f"another process is preparing {folder}; wait for it") from None
+        mine = True
         for leftover in temporary.iterdir():
             leftover.unlink()
         yield temporary
         # one rename: all or nothing, whenever the process is killed
         os.rename(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        if mine:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def write_all(file, content):

@@ -1209,6 +1209,17 @@ def test_budgets_are_prefixes(world):
 
 # What may go wrong on the way
 
+def test_ctrl_c_before_the_folder_is_locked_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare.os, "open", interrupt)
+    with pytest.raises(KeyboardInterrupt), prepare.new_data("t"):
+        pass
+    monkeypatch.undo()
+    assert not list((tmp_path / "data").iterdir())
+
+
 def test_a_killed_preparation_leaves_nothing(tmp_path):
     """Ctrl-C takes its folder along; SIGKILL cannot, but the next one does, unless its owner
     lives."""
