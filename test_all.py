@@ -1213,7 +1213,7 @@ def test_ctrl_c_before_the_folder_is_locked_leaves_nothing(tmp_path, monkeypatch
     def interrupt(*_):
         raise KeyboardInterrupt
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare.os, "open", interrupt)
+    monkeypatch.setattr(prepare.fcntl, "flock", interrupt)
     with pytest.raises(KeyboardInterrupt), prepare.new_data("t"):
         pass
     monkeypatch.undo()
