@@ -2060,7 +2060,7 @@ def kill_and_resume(begin, folder, kills):
     return met, [line["step"] for line in lines if "git" in line]
 
 
-@pytest.mark.parametrize("compiled, threads", [(0, 2), (1, 1)])
+@pytest.mark.parametrize("compiled, threads", [(0, 1), (1, 1), (1, 2)])
 def test_a_killed_run_resumes_bit_exactly(world, monkeypatch, compiled, threads):
     if compiled and not HAS_COMPILER:
         pytest.skip("no C++ compiler here")
@@ -2568,7 +2568,7 @@ config = model.GPTConfig(vocab_size=128_256, end_of_text=0, context=9,
                          width=8, layers=1, heads=1, kv_heads=1)
 models = [model.GPT(config, seed) for seed in range(8)]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-windows = torch.randint(128_256, (8, 9), dtype=torch.int32)
+windows = torch.randint(128_256, (16, 9), dtype=torch.int32)
 losses = ensemble.subset_losses(models, windows, ensemble.choose_subsets(8))
 assert len(losses["logits"]) == 255
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
