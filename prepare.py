@@ -1274,6 +1274,7 @@ def new_data(name):
     Its lock tells a folder that somebody works in from one that a killed process left behind.
     """
     folder, temporary = Path("data") / name, Path("data") / f".{name}.tmp"
+    # what may be removed at the end: a folder that was not there, or that this process has locked
     lock, mine = None, not temporary.exists()
     try:
         temporary.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,8 @@ import torch
 import torch.distributed as dist
 
 from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
-from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, load_data, read_json, run_main,
-                     sha256_file, write_atomically, write_json)
+from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, load_data, read_json,
+                     run_main, sha256_file, write_atomically, write_json)
 
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
