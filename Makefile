@@ -131,6 +131,8 @@ distillation: data
 	    for seed in 0 1 2; do \
 	        $(PY) distill.py --mode kl --size 300k $(EVERY) --out runs/distillation --seed $$seed \
 	            --teacher $$(ls -d runs/distillation/ensembles/*-k$$members-*) || exit; done; done
+	$(PY) distill.py --mode kl --size 300k $(EVERY) --out runs/distillation --kl_weight 0.9 \
+	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
 	for seed in 1 2 3; do \
 	    $(PY) distill.py --mode kl --size 300k $(EVERY) --out runs/distillation --seed $$seed \
 	        --teacher $$(ls -d runs/distillation/*-e32-lr0.003-wd1.6-s0-*) || exit; done

@@ -118,32 +118,45 @@ def default_losses(found):
     return losses
 
 
+def worth_continued(losses, loss, half):
+    """How many times CONTINUED tokens the default recipe needs for a loss, and for both ends of its
+    interval if it has one."""
+    text = f"{fit.measured_efficiency(losses, loss, CONTINUED)['times']:.2f}"
+    if half is None:
+        return text
+    low, high = ("{bound}{times:.2f}".format(**fit.measured_efficiency(losses, end, CONTINUED))
+                 for end in (loss + half, loss - half))
+    return f"{text} ({low} to {high})"
+
+
 def print_continued(found):
     """Each recipe's loss, and how many times the tokens the default one needs for it."""
     losses = default_losses(found)
-    print("| recipe | batch | epochs | lr | seeds or members | loss | the default needs |")
+    print("| recipe | batch | epochs | lr | seeds or members | loss | tokens the default needs, in "
+          "times |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for what, s, count, loss, half in continued_rows(found):
-        shown, times = f"{loss:.3f}", fit.measured_efficiency(losses, loss, CONTINUED)["times"]
-        needs = f"{times:.2f} times the tokens"
+        shown = f"{loss:.3f}"
         if half is not None:
             shown += f" +- {half:.3f}"
-            low, high = (fit.measured_efficiency(losses, loss + side * half, CONTINUED)
-                         for side in (1, -1))
-            needs += " ({bound}{times:.2f}".format(**low) + " to {bound}{times:.2f})".format(**high)
-        print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | "
-              f"{count} | {shown} | {needs} |")
+        print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | {count} | {shown} | "
+              f"{worth_continued(losses, loss, half)} |")
     line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in sorted(losses.items()))
     print(f"\nThe default recipe: {line} tokens.")
+
+
+def continued(found):
+    """What the ensemble of continued runs is worth, and its limit."""
+    losses = default_losses(found)
+    *_, (_, _, members, loss, half), (_, _, _, limit, half_of_limit) = continued_rows(found)
+    return (f"{members} members {worth_continued(losses, loss, half)} times the data, their limit "
+            f"{worth_continued(losses, limit, half_of_limit)}")
 
 
 def print_claims():
     """The paper's claims, and what stands for each of them here."""
     found = analysis("ladder,members,efficiency")
     taught = analysis("miniature,distillation")
-    more = analysis("continued")
-    _, _, members, loss, _ = continued_rows(more)[3]
-    times = fit.measured_efficiency(default_losses(more), loss, CONTINUED)["times"]
     rows = [
         ("More epochs and parameters overfit at weight decay 0.1", overfits(found),
          "best 3.75; falls, then rises with N", "ladder"),
@@ -159,7 +172,7 @@ def print_claims():
          worth(found, "regularized ensembles, N and K to infinity"), "5.17", "efficiency"),
         ("A student of one size keeps most of it", students(taught), "83% of 8", "distillation"),
         ("Continued pre-training: small batches, epochs, an ensemble, against the default recipe",
-         f"{members} members are worth {times:.2f} times the data", "17.5", "continued"),
+         continued(analysis("continued")), "17.5", "continued"),
     ]
     print("| claim | here, N and D over 1,000 (95%) | the paper, 200M tokens | `make` |")
     print("| --- | --- | --- | --- |")
