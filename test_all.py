@@ -4849,9 +4849,11 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
 @pytest.mark.parametrize("options, message", [
     (("--init_from", "nothing"), "nothing is not a finished run"),
     (("--init_from", "RUN", "--init_seed", 1), "--init_seed decides nothing"),
-    (("--init_from", "RUN", "--size", "600k"), "--size 600k is not that of"),
+    (("--init_from", "RUN", "--size", "600k"), "--size 600k does not go with --init_from"),
+    (("--init_from", "RUN", "--size", train.TrainConfig.size), "of size 150k; leave it out"),
     (("--init_from", "RUN", "--context", 64), "--context 64 is more than the 32 of"),
-    (("--init_from", "RUN", "--recipe", "standard"), "--recipe standard is for fresh weights"),
+    (("--init_from", "RUN", "--recipe", "standard"), "--recipe standard does not go with"),
+    (("--init_from", "RUN", "--recipe", train.TrainConfig.recipe), "of recipe cpt; leave it out"),
     (("--init_from", "RUN", "--data", "other"), "other was made with another tokenizer than"),
     (("--init_from", "hf"), "hf has no tokenizer.json"),
     ((), "give what from as --init_from")])

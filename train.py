@@ -104,7 +104,7 @@ class TrainConfig:
     """All that decides a run, and how it is carried out. resolve() fills what is None or "auto"."""
     # What is learned. Each field here names a run anew.
     data: str = option("docstrings", "data set, a folder of data/", "what")
-    size: str = option("300k", "parameters, as the paper names its models", "what",
+    size: str = option("300k", "parameters, as the paper names its models (default: 300k)", "what",
                        choices=tuple(SIZES))
     init_from: str = option("", "finished run, or Llama in Hugging Face's format, whose weights "
                             "training starts from; it decides the size", "what", identity=False)
@@ -118,8 +118,9 @@ class TrainConfig:
                               "first ones)", "what")
 
     # How it is learned: what the paper's recipes differ in, then what they share.
-    recipe: str = option("regularized", "a label that fills the next three", "recipe",
-                         identity=False, choices=(*TUNED, "member", "cpt"))
+    recipe: str = option("regularized", "a label that fills the next three (default: regularized, "
+                         "with --init_from cpt)", "recipe", identity=False,
+                         choices=(*TUNED, "member", "cpt"))
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe", least=1)
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
     weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)",
@@ -196,15 +197,25 @@ def add_options(parser, defaults=TrainConfig()):
         kind, nargs = f.type, f.metadata["nargs"]
         if nargs:  # several texts
             kind = str
-        groups[name].add_argument(f"--{f.name}", type=kind, default=getattr(defaults, f.name),
+        default = getattr(defaults, f.name)
+        if f.name in ("size", "recipe"):  # what --init_from decides: was it asked for, too?
+            default = None
+        groups[name].add_argument(f"--{f.name}", type=kind, default=default,
                                   choices=f.metadata["choices"], nargs=nargs,
                                   help=f.metadata["help"])
 
 
 def config_from(args):
-    """The resolved TrainConfig of parsed arguments."""
+    """The resolved TrainConfig of parsed arguments. Raises InputError."""
     names = {f.name for f in dataclasses.fields(TrainConfig)}
-    return resolve(TrainConfig(**{k: v for k, v in vars(args).items() if k in names}))
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    config = resolve(TrainConfig(**given))
+    for name in ("size", "recipe"):
+        asked, found = getattr(args, name), getattr(config, name)
+        if asked not in (None, found):
+            raise InputError(f"--{name} {asked} does not go with --init_from {config.init_from}, "
+                             f"of {name} {found}; leave it out")
+    return config
 
 
 def identity(config):
@@ -488,8 +499,9 @@ class Run:
             return None
         if self.said is None and self.said_bytes() > 0:
             # in batches of one size, so that a resumed run remembers the same to the last bit
-            batches = Progress("asked the teachers about",
-                               self.train.split(self.config.batch_size), "batches")
+            batches = self.train.split(self.config.batch_size)
+            if self.rank == 0:  # one line for all processes
+                batches = Progress("asked the teachers about", batches, "batches")
             self.said = torch.cat([self.teacher_states(batch.long()) for batch in batches])
         states = self.teacher_states(tokens) if self.said is None else self.said[windows]
         heads = [teacher.head.weight.to(self.device) for teacher in self.teachers]
@@ -936,16 +948,8 @@ def read_start(config):
     """The Start of --init_from; fills in the config's size, recipe and what it starts from. Raises
     InputError for options that do not go with it."""
     check_init_seed(config)
-    asked = config.size
-    start = find_start(config, *start_path(config))
-    if asked not in (TrainConfig.size, config.size):
-        raise InputError(f"--size {asked} is not that of {config.init_from}, {config.size}; leave "
-                         f"it out")
-    if config.recipe not in (TrainConfig.recipe, "cpt"):
-        raise InputError(f"--recipe {config.recipe} is for fresh weights; --init_from goes with "
-                         f"cpt")
     config.recipe = "cpt"
-    return start
+    return find_start(config, *start_path(config))
 
 
 def find_start(config, folder, of_hub):
@@ -1052,7 +1056,9 @@ def print_progress(run, losses, vals, speed, mfu):
     """One line for who waits."""
     # the mean over members where several train as one
     val = f" val {np.mean(vals):.4f}" if vals else ""
-    left = (run.steps - run.step) * run.seconds / run.step
+    # at the speed of now: the first step, which waits for the compiler, says nothing of the others
+    tokens = (run.steps - run.step) * run.config.batch_size * run.config.context
+    left = len(run.members) * tokens / speed
     say(f"{run.title()}: step {run.step}/{run.steps} loss {np.mean(losses):.4f}{val} | "
         f"{speed:,.0f} tokens/s, MFU {mfu:.0%} | {left:.0f} s left")
 
