@@ -39,7 +39,8 @@ import prepare
 import train
 
 HERE = Path(__file__).parent
-KILLS = int(os.environ.get("KILLS", 2))  # SIGKILLs in each test of them; KILLS=20 pytest -k "killed or two" for more
+# SIGKILLs in each test of them; KILLS=20 pytest -k "killed or two" for more
+KILLS = int(os.environ.get("KILLS", 2))
 HAS_COMPILER = train.use_compile("auto", torch.device("cpu"))
 # torch's compiler uses what torch itself deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
@@ -74,7 +75,10 @@ def call(script, *arguments):
 
 
 def refused(capsys, script, *arguments):
-    """The one line that a refused call prints; asserts exit status 2 and nothing else on standard error."""
+    """The one line that a refused call prints.
+
+    Asserts exit status 2 and nothing else on standard error.
+    """
     capsys.readouterr()
     assert call(script, *arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -90,7 +94,8 @@ def prepared(tmp_path_factory):
     (folder / "tiny.jsonl").write_text("\n".join(lines))
     here = os.getcwd()
     os.chdir(folder)
-    assert call(prepare, "--source", "tiny.jsonl", "--vocab_size", 320, "--val_tokens", 1000, "--name", "tiny") == 0
+    assert call(prepare, "--source", "tiny.jsonl", "--vocab_size", 320, "--val_tokens", 1000,
+                "--name", "tiny") == 0
     os.chdir(here)
     return folder
 
@@ -110,8 +115,8 @@ def world(prepared, tmp_path, monkeypatch):
     return tmp_path
 
 
-TINY = ("--data", "tiny", "--size", "150k", "--tokens", 4096, "--context", 32, "--batch_size", 4, "--epochs", 2,
-        "--lr", 0.003, "--weight_decay", 0.5, "--compile", 0, "--log_every", 8)
+TINY = ("--data", "tiny", "--size", "150k", "--tokens", 4096, "--context", 32, "--batch_size", 4,
+        "--epochs", 2, "--lr", 0.003, "--weight_decay", 0.5, "--compile", 0, "--log_every", 8)
 
 
 def tiny_config(**changes):
@@ -121,13 +126,15 @@ def tiny_config(**changes):
 
 
 def tiny_gpt(seed=0, **changes):
-    settings = dict(vocab_size=60, end_of_text=59, context=24, width=32, layers=2, heads=4, kv_heads=2)
+    settings = dict(vocab_size=60, end_of_text=59, context=24, width=32, layers=2, heads=4,
+                    kv_heads=2)
     return gpt.GPT(gpt.GPTConfig(**{**settings, **changes}), seed)
 
 
 def random_tokens(batch, length, vocab_size=60, seed=0):
     """Uniform tokens with end-of-text (the last id) at the start and at some places inside."""
-    tokens = torch.randint(vocab_size - 1, (batch, length), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(vocab_size - 1, (batch, length), generator=generator)
     tokens[:, 0] = tokens[:, length // 3] = tokens[0, length // 2] = vocab_size - 1
     return tokens
 
@@ -481,7 +488,8 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     lines = json_lines(make_documents(200))
     Path("t.jsonl").write_bytes(lines)
-    for name, mode in (("t.tar", "w"), ("t.tar.gz", "w:gz"), ("t.tgz", "w:gz"), ("u.jsonl.gz", "w:gz")):
+    for name, mode in (("t.tar", "w"), ("t.tar.gz", "w:gz"), ("t.tgz", "w:gz"),
+                       ("u.jsonl.gz", "w:gz")):
         with tarfile.open(name, mode) as archive:
             archive.add("t.jsonl")
     with zipfile.ZipFile("z.zip", "w") as archive:
@@ -516,7 +524,8 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("plain.jsonl.gz", lines, "damaged, cut off, or of another kind than its name says"),
             ("a.parquet", b"PAR1" * 9, "damaged, cut off, or"),
             ("ragged.csv", b"text,n\na,1\nb,2,3\n", "ragged.csv cannot be read (ValueError: more"),
-            ("quote.csv", b'text,n\n"a,1\nb,2\n', "quote.csv cannot be read (Error: unexpected end"),
+            ("quote.csv", b'text,n\n"a,1\nb,2\n',
+             "quote.csv cannot be read (Error: unexpected end"),
             ("broken.json", b'[{"text": "a"}, {"te', "broken.json cannot be read"),
             ("bare.bin", bytes(9999), "not a shard of tokens with a known header (magic 0, version "
                                       "0)"),
@@ -1567,7 +1576,8 @@ def test_the_loss_in_one_operator_has_the_gradients_of_cross_entropy(monkeypatch
     found = torch.autograd.grad((total / 7) ** 2, (x, head.weight))
     exact = dtype == "fp32"
     assert total.dtype == torch.float32
-    assert float(total.detach()) == pytest.approx(float(right.detach()), rel=1e-6 if exact else 1e-3)
+    assert float(total.detach()) == pytest.approx(float(right.detach()),
+                                                  rel=1e-6 if exact else 1e-3)
     for gradient, reference in zip(found, expected):
         assert gradient.dtype == torch.float32
         error = (gradient - reference).norm() / reference.norm()
@@ -1856,8 +1866,10 @@ def test_samples_follow_the_models_distribution():
 
 def test_recipes_hold_the_papers_settings():
     # the paper's member settings (epochs, weight decay) at 200M, 400M, 800M and 1.6B tokens
-    members = {"150m": [(32, .4), (64, .4), (128, .2), (128, .1)], "300m": [(32, .8), (32, .4), (32, .2), (64, .2)],
-               "600m": [(16, 1.6), (16, .8), (32, .2), (32, .4)], "1.4b": [(16, 1.6), (16, 1.6), (16, .8), (16, .4)]}
+    members = {"150m": [(32, .4), (64, .4), (128, .2), (128, .1)],
+               "300m": [(32, .8), (32, .4), (32, .2), (64, .2)],
+               "600m": [(16, 1.6), (16, .8), (32, .2), (32, .4)],
+               "1.4b": [(16, 1.6), (16, 1.6), (16, .8), (16, .4)]}
     for size, rows in members.items():
         for budget, (epochs, weight_decay) in enumerate(rows):
             found = train.recipe_settings("member", size, budget)
@@ -1870,7 +1882,8 @@ def test_recipes_hold_the_papers_settings():
 
 
 def test_learning_rate_schedule():
-    assert [train.lr_at(step, 1000, 2.0) for step in (0, 5, 10)] == [0.0, 1.0, 2.0]  # 1% of 1,000 steps
+    # the warm-up is 1% of 1,000 steps
+    assert [train.lr_at(step, 1000, 2.0) for step in (0, 5, 10)] == [0.0, 1.0, 2.0]
     assert train.lr_at(505, 1000, 2.0) == pytest.approx(1.0) and train.lr_at(1000, 1000, 2.0) == 0.0
     assert train.lr_at(999, 1000, 2.0) < 1e-5 and train.lr_at(0, 50, 2.0) == 2.0
 
@@ -1886,7 +1899,8 @@ def test_epochs_are_permutations():
 
 def test_once_keeps_one_order_and_seeds_are_apart():
     config = train.TrainConfig(batch_size=4, seed=1, synthetic_weight=0.0)
-    once = [train.epoch_order(dataclasses.replace(config, shuffle="once"), epoch, 103) for epoch in (0, 5)]
+    settings = dataclasses.replace(config, shuffle="once")
+    once = [train.epoch_order(settings, epoch, 103) for epoch in (0, 5)]
     assert (once[0] == once[1]).all() and (once[0] == train.epoch_order(config, 0, 103)).all()
     moved = dataclasses.replace(config, seed=7, data_seed=1)
     assert (train.epoch_order(moved, 3, 103) == train.epoch_order(config, 3, 103)).all()
@@ -1899,7 +1913,8 @@ def test_init_seed_and_data_seed_part_what_seed_joins(world):
         base=dict(seed=3), init=dict(seed=3, init_seed=4), data=dict(seed=3, data_seed=4)).items()}
     weights = {name: run.model.head.weight for name, run in runs.items()}
     orders = {name: run.order(1) for name, run in runs.items()}
-    assert torch.equal(weights["base"], weights["data"]) and not torch.equal(weights["base"], weights["init"])
+    assert torch.equal(weights["base"], weights["data"])
+    assert not torch.equal(weights["base"], weights["init"])
     assert (orders["base"] == orders["init"]).all() and (orders["base"] != orders["data"]).any()
     assert len({run.config.seed for run in runs.values()}) == 1
     assert len({train.run_name(run.config) for run in runs.values()}) == 3
@@ -1913,8 +1928,10 @@ def test_document_shuffle_packs_the_same_documents_anew(world):
         windows.append(run.train.flatten().tolist())
         starts = np.flatnonzero(np.array(windows[-1]) == 319)
         documents.append(Counter(tuple(document) for document in np.split(windows[-1], starts)))
-        assert sorted(order.flatten()) == list(range(128)) and Counter(windows[-1]) == Counter(run.tokens.tolist())
-    assert windows[0] != windows[1] and sum((documents[0] & documents[1]).values()) >= len(documents[0]) - 2
+        assert sorted(order.flatten()) == list(range(128))
+        assert Counter(windows[-1]) == Counter(run.tokens.tolist())
+    assert windows[0] != windows[1]
+    assert sum((documents[0] & documents[1]).values()) >= len(documents[0]) - 2
     # the real thing trains and has its own name
     assert train.train(run.config)["steps"] == 64
     assert train.run_name(run.config) != train.run_name(tiny_config())
@@ -1922,10 +1939,12 @@ def test_document_shuffle_packs_the_same_documents_anew(world):
 
 def test_subset_seed_draws_whole_documents_of_the_pool(world):
     data, drawn = prepare.load_data("tiny"), {}
-    pool = {tuple(d) for d in np.split(np.asarray(data.train), np.load(world / "data/tiny/train_docs.npy")[1:])}
+    starts = np.load(world / "data/tiny/train_docs.npy")
+    pool = {tuple(d) for d in np.split(np.asarray(data.train), starts[1:])}
     for seed in (None, 0, 1):
         tokens = train.budget_tokens(tiny_config(subset_seed=seed), data)
-        drawn[seed] = {tuple(d) for d in np.split(tokens, np.flatnonzero(tokens == 319)[1:])[:-1]}  # the last is cut
+        documents = np.split(tokens, np.flatnonzero(tokens == 319)[1:])
+        drawn[seed] = {tuple(d) for d in documents[:-1]}  # the last is cut
         assert len(tokens) == 4096 and drawn[seed] <= pool
     assert len(drawn[0] & drawn[1]) < 0.5 * len(drawn[0]) and drawn[0] != drawn[None]
     assert len({train.run_name(tiny_config(subset_seed=seed)) for seed in (None, 0, 1)}) == 3
@@ -1933,22 +1952,28 @@ def test_subset_seed_draws_whole_documents_of_the_pool(world):
 
 def test_synthetic_windows_have_their_share_and_take_turns():
     config = train.TrainConfig(batch_size=4, synthetic_weight=0.75)
-    orders = np.concatenate([train.epoch_order(config, epoch, 40, 300).flatten() for epoch in range(5)])
+    orders = np.concatenate([train.epoch_order(config, epoch, 40, 300).flatten()
+                             for epoch in range(5)])
     real, synthetic = orders[orders < 40], orders[orders >= 40]
     assert len(synthetic) == 3 * len(real) and set(Counter(real.tolist()).values()) == {5}
-    assert set(Counter(synthetic.tolist()).values()) == {2} and len(set(synthetic)) == 300  # 600 draws from 300
+    # 600 draws from 300
+    assert set(Counter(synthetic.tolist()).values()) == {2} and len(set(synthetic)) == 300
 
 
 def test_steps_equal_hand_written_adamw(world):
-    """Three Run.train_step in float64 from the definitions: mean loss, clipping, schedule, decay of Linears."""
+    """Three Run.train_step in float64 from the definitions: mean loss, clipping, schedule, decay
+    of Linears."""
     config = tiny_config(weight_decay=0.7, lr=0.01)
     run = train.Run(config, None)
     run.model.double()
     run.model.head.weight.data *= 20  # a gradient norm above 1, so that clipping shows
-    weights = {name: p.detach().clone().requires_grad_() for name, p in run.model.named_parameters()}
+    weights = {name: p.detach().clone().requires_grad_()
+               for name, p in run.model.named_parameters()}
     first, second = ({name: torch.zeros_like(p) for name, p in weights.items()} for _ in range(2))
-    decayed = {name for name in weights if name.split(".")[-2] in ("qkv", "out", "gate_up", "down", "head")}
-    assert len(decayed) == 4 * 2 + 1 and not any("norm" in name or "embedding" in name for name in decayed)
+    decayed = {name for name in weights
+               if name.split(".")[-2] in ("qkv", "out", "gate_up", "down", "head")}
+    assert len(decayed) == 4 * 2 + 1
+    assert not any("norm" in name or "embedding" in name for name in decayed)
     for step, order in enumerate(([5, 2, 7, 1], [0, 3, 4, 6], [9, 8, 11, 10]), 1):
         tokens = run.train[order].long()
         logits = torch.func.functional_call(run.model, weights, (tokens,))[:, :-1].double()
@@ -1958,8 +1983,8 @@ def test_steps_equal_hand_written_adamw(world):
         assert norm > 1
         run.step = 10 * step
         found_loss, found_norm = run.train_step(run.model, torch.tensor(order))
-        assert (float(found_loss), float(found_norm)) == (pytest.approx(float(loss.detach()), rel=1e-6),
-                                                          pytest.approx(float(norm), rel=1e-5))
+        assert float(found_loss) == pytest.approx(float(loss.detach()), rel=1e-6)
+        assert float(found_norm) == pytest.approx(float(norm), rel=1e-5)
         lr = 0.01 * (1 + math.cos(math.pi * run.step / 64)) / 2  # 64 steps: no warm-up
         with torch.no_grad():
             for name, p in weights.items():
@@ -1967,7 +1992,8 @@ def test_steps_equal_hand_written_adamw(world):
                 first[name] = 0.9 * first[name] + 0.1 * g
                 second[name] = 0.95 * second[name] + 0.05 * g ** 2
                 p *= 1 - lr * (0.7 if name in decayed else 0)
-                p -= lr * first[name] / (1 - 0.9 ** step) / (torch.sqrt(second[name] / (1 - 0.95 ** step)) + 1e-8)
+                p -= (lr * first[name] / (1 - 0.9 ** step)
+                      / (torch.sqrt(second[name] / (1 - 0.95 ** step)) + 1e-8))
     for name, parameter in run.model.named_parameters():
         assert (parameter - weights[name]).abs().max() < 1e-5 * weights[name].abs().max(), name
 
@@ -1979,8 +2005,10 @@ def test_accumulated_gradients_equal_the_full_batch(world):
         run.model.double()
         run.step = 5
         run.train_step(run.model, torch.tensor([3, 1, 4, 2]))
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()]))
-    assert (weights[0] - weights[1]).abs().max() < 1e-10 and (weights[0] - weights[2]).abs().max() < 1e-10
+        weights.append(torch.cat([parameter.detach().flatten()
+                                  for parameter in run.model.parameters()]))
+    assert (weights[0] - weights[1]).abs().max() < 1e-10
+    assert (weights[0] - weights[2]).abs().max() < 1e-10
 
 
 def test_the_micro_batch_is_the_largest_that_fits(world, monkeypatch):
@@ -2010,15 +2038,18 @@ def test_evaluation_covers_every_window_once():
         logits = model(windows.long())[:, :-1].flatten(0, 1)
     expected = F.cross_entropy(logits.double(), windows[:, 1:].long().flatten())
     for batch_size in (1, 3, 7, 10):
-        assert train.evaluate(model, windows, batch_size) == pytest.approx(float(expected), rel=1e-6)
+        loss = train.evaluate(model, windows, batch_size)
+        assert loss == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_names_identify_what_is_computed(world):
     base = tiny_config()
     same = tiny_config(recipe="member", out="elsewhere", threads=2, log_every=3)
     assert train.run_name(base) == train.run_name(same)
-    others = [tiny_config(**change) for change in (dict(seed=1), dict(lr=1e-3), dict(weight_decay=0.1), dict(epochs=3),
-              dict(tokens=8192), dict(context=16), dict(batch_size=8), dict(doc_mask=0), dict(size="300k"))]
+    changes = (dict(seed=1), dict(lr=1e-3), dict(weight_decay=0.1), dict(epochs=3),
+               dict(tokens=8192), dict(context=16), dict(batch_size=8), dict(doc_mask=0),
+               dict(size="300k"))
+    others = [tiny_config(**change) for change in changes]
     others.append(dataclasses.replace(base, data_hash="another"))
     assert len({train.run_name(config) for config in [base, *others]}) == 11
     assert tiny_config(tokens="8_192").tokens == 8192
@@ -2028,19 +2059,25 @@ def read_rows(folder):
     """The log's measured rows without timings; headers left out."""
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     timings = ("tokens_per_second", "mfu", "seconds")
-    return [{key: value for key, value in row.items() if key not in timings} for row in rows if "git" not in row]
+    return [{key: value for key, value in row.items() if key not in timings}
+            for row in rows if "git" not in row]
 
 
 def start(*arguments, env=None):
     command = [sys.executable, HERE / "train.py", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=env)
 
 
 def kill_and_resume(begin, folder, kills):
-    """Begin a run, kill it with SIGKILL somewhere after its next few log lines, begin it again: `kills` times, then to
-    the end. Returns how many kills met a running process and the steps from which it went on."""
+    """Begin a run and kill it after its next few log lines, `kills` times; then run it to the end.
+
+    Each kill is a SIGKILL at a random moment. Returns how many kills met a running process and the
+    steps from which the run went on.
+    """
     def rows():
-        return (folder / "log.jsonl").read_text().count('"loss"') if (folder / "log.jsonl").exists() else 0
+        log = folder / "log.jsonl"
+        return log.read_text().count('"loss"') if log.exists() else 0
 
     rng, met = np.random.default_rng(0), 0
     for _ in range(kills):
@@ -2070,11 +2107,13 @@ def test_a_killed_run_resumes_bit_exactly(world, monkeypatch, compiled, threads)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     name = train.run_name(tiny_config(epochs=4 * KILLS))
     whole = start(*options, "--out", "whole")
-    met, starts = kill_and_resume(lambda: [start(*options, "--out", "killed")], world / "killed" / name, KILLS)
+    met, starts = kill_and_resume(lambda: [start(*options, "--out", "killed")],
+                                  world / "killed" / name, KILLS)
     assert met == KILLS and len(starts) == KILLS + 1 and 0 == starts[0] < starts[1] < starts[-1]
     assert whole.communicate() and whole.returncode == 0
     assert read_rows(world / "killed" / name) == read_rows(world / "whole" / name)
-    ends = [torch.load(world / out / name / "model.pt", weights_only=True)["weights"] for out in ("whole", "killed")]
+    ends = [torch.load(world / out / name / "model.pt", weights_only=True)["weights"]
+            for out in ("whole", "killed")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert not (world / "killed" / name / "resume.pt").exists()
 
@@ -2085,11 +2124,12 @@ def start_two(*arguments):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [start(*arguments, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    return [start(*arguments, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in (0, 1)]
 
 
 def test_two_processes_have_the_losses_of_one(world):
-    """Same global batch, gradients accumulated; killed and resumed on the way, which changes nothing."""
+    """Same global batch, gradients accumulated; being killed and resumed changes nothing."""
     options = (*TINY, "--epochs", 2 * KILLS, "--micro_batch_size", 1, "--checkpoint_seconds", 0)
     one = train.train(tiny_config(epochs=2 * KILLS, micro_batch_size=1, out="one"))
     whole, killed = (world / out / one["name"] for out in ("whole", "killed"))
@@ -2102,10 +2142,12 @@ def test_two_processes_have_the_losses_of_one(world):
     rows = list(zip(read_rows(whole), read_rows(world / "one" / one["name"]), strict=True))
     for row, right in rows[:20]:  # over many more (KILLS=20) the order of sums drives them apart
         assert row == {key: pytest.approx(value, rel=1e-4) for key, value in right.items()}
-    ends = [torch.load(folder / "model.pt", weights_only=True)["weights"] for folder in (whole, killed)]
+    ends = [torch.load(folder / "model.pt", weights_only=True)["weights"]
+            for folder in (whole, killed)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     for process in start_two(*TINY, "--batch_size", 3):
-        assert "cannot be shared by 2 processes" in process.communicate()[1] and process.returncode == 2
+        assert "cannot be shared by 2 processes" in process.communicate()[1]
+        assert process.returncode == 2
 
 
 def test_torchrun_starts_the_processes(world):
@@ -2115,7 +2157,8 @@ def test_torchrun_starts_the_processes(world):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["machine"]["processes"] == 2 and result["machine"]["micro_batch_size"] == 2
-    assert result["val_loss"] == pytest.approx(train.train(tiny_config(out="alone"))["val_loss"], rel=1e-4)
+    alone = train.train(tiny_config(out="alone"))
+    assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
 
 
 def test_a_finished_run_is_left_alone(world, capsys):
@@ -2125,23 +2168,27 @@ def test_a_finished_run_is_left_alone(world, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert call(train, *TINY) == 0 and "finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert {"val_loss", "train_loss", "params", "params_nonembedding", "tokens", "tokens_seen", "epochs", "lr", "seed",
-            "weight_decay", "tau_epochs", "size", "data", "recipe", "steps", "seconds", "tokens_per_second", "flops",
-            "mfu"} <= set(result)
-    assert result["steps"] == 64 and result["tokens_seen"] == 8192 and result["val_loss"] < math.log(320) - 0.5
+    assert {"val_loss", "train_loss", "params", "params_nonembedding", "tokens", "tokens_seen",
+            "epochs", "lr", "seed", "weight_decay", "tau_epochs", "size", "data", "recipe", "steps",
+            "seconds", "tokens_per_second", "flops", "mfu"} <= set(result)
+    assert result["steps"] == 64 and result["tokens_seen"] == 8192
+    assert result["val_loss"] < math.log(320) - 0.5
     assert result["tau_epochs"] == pytest.approx(1 / (0.003 * 0.5 * 32))
     # the loss is that of the saved weights, over all validation windows
-    windows = torch.from_numpy(prepare.cut_windows(prepare.load_data("tiny").val, 32).astype(np.int64))
+    val = prepare.load_data("tiny").val
+    windows = torch.from_numpy(prepare.cut_windows(val, 32).astype(np.int64))
     with torch.no_grad():
         logits = gpt.GPT.load(folder / "model.pt")(windows)[:, :-1].flatten(0, 1)
-    assert result["val_loss"] == pytest.approx(float(F.cross_entropy(logits, windows[:, 1:].flatten())), rel=1e-6)
+    right = F.cross_entropy(logits, windows[:, 1:].flatten())
+    assert result["val_loss"] == pytest.approx(float(right), rel=1e-6)
 
 
 def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(world, capsys, monkeypatch):
     folder = world / "runs" / train.run_name(tiny_config())
     folder.mkdir(parents=True)
-    code = f"import sys, time; sys.path.insert(0, {str(HERE)!r}); import train; from pathlib import Path\n" \
-           f"with train.claim(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)"
+    code = (f"import sys, time; sys.path.insert(0, {str(HERE)!r}); import train; "
+            "from pathlib import Path\n"
+            f"with train.claim(Path({str(folder)!r})): print('held', flush=True); time.sleep(600)")
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "held\n"
     assert f"in use by process {owner.pid}" in refused(capsys, train, *TINY)
@@ -2153,15 +2200,18 @@ def test_a_folder_in_use_is_refused_and_a_dead_owner_is_not(world, capsys, monke
     # another host's lock counts until its heartbeat has been silent for long enough
     lock = folder / "lock"
     lock.write_text("process 1 on elsewhere")
-    with pytest.raises(prepare.InputError, match="in use by process 1 on elsewhere"), train.claim(folder):
+    with (pytest.raises(prepare.InputError, match="in use by process 1 on elsewhere"),
+          train.claim(folder)):
         pass
     os.utime(lock, (time.time() - train.LOCK_SILENCE - 1,) * 2)
     with train.claim(folder):
         assert f"process {os.getpid()} on " in lock.read_text()
-        with pytest.raises(prepare.InputError, match=f"in use by process {os.getpid()}"), train.claim(folder):
+        with (pytest.raises(prepare.InputError, match=f"in use by process {os.getpid()}"),
+              train.claim(folder)):
             pass
     assert lock.read_text() == ""
-    # who was taken for dead and was only slow stops at its next heartbeat and leaves the new owner's lock alone
+    # who was taken for dead and was only slow stops at its next heartbeat and leaves the new
+    # owner's lock alone
     monkeypatch.setattr(train, "LOCK_SILENCE", 0)
     with pytest.raises(train.InUse, match="which took over"), train.claim(folder) as heartbeat:
         heartbeat()
@@ -2174,7 +2224,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(world, monkeypatch):
     """Its message says whether there is a checkpoint: here none, then one of before."""
     settings = dataclasses.replace(tiny_config(), lr=1e38, checkpoint_seconds=0.0)
     folder = world / "runs" / train.run_name(settings)
-    with pytest.raises(train.Diverged, match=r"not finite from step 1 on.*\(nothing was saved\).*lower --lr"):
+    with pytest.raises(train.Diverged,
+                       match=r"not finite from step 1 on.*\(nothing was saved\).*lower --lr"):
         train.train(settings)
     assert not (folder / "result.json").exists() and not (folder / "resume.pt").exists()
     later = tiny_config(checkpoint_seconds=0.0, seed=1)
@@ -2204,15 +2255,20 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(world, monkeypatch):
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(prepare.InputError, match="resume.pt.*free some disk space"):
         train.train(config)
-    assert torch.load(folder / "resume.pt", weights_only=True)["step"] == 16 and not list(folder.glob(".*.tmp"))
+    assert torch.load(folder / "resume.pt", weights_only=True)["step"] == 16
+    assert not list(folder.glob(".*.tmp"))
     result = train.train(config)
     assert result["val_loss"] == whole["val_loss"]
 
 
 def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatch):
     config = tiny_config(checkpoint_seconds=0.0)
-    monkeypatch.setattr(train, "write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt)
-                        if path.name == "result.json" else prepare.write_json(path, value))
+
+    def interrupted(path, value):
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        return prepare.write_json(path, value)
+    monkeypatch.setattr(train, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):  # stopped just before the end
         train.train(config)
     monkeypatch.undo()
@@ -2231,8 +2287,10 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--colour", "red"], "unrecognized arguments"), (["--size", "7b"], "invalid choice: '7b' (choose from"),
-    (["--data", "nothing"], "no data set data/nothing (there: tiny)"), (["--recipe", "best"], "invalid choice"),
+    (["--colour", "red"], "unrecognized arguments"),
+    (["--size", "7b"], "invalid choice: '7b' (choose from"),
+    (["--data", "nothing"], "no data set data/nothing (there: tiny)"),
+    (["--recipe", "best"], "invalid choice"),
     (["--data", "../data/tiny"], "../data/tiny is a path"),
     (["--weight_decay", "-0.1"], "out of range"), (["--lr", "nan"], "out of range"),
     (["--epochs", "0"], "out of range"), (["--epochs", "two"], "invalid int"),
@@ -2240,7 +2298,8 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
     (["--tokens", "100"], "do not fill one batch"), (["--tokens", "many"], "neither a number"),
     (["--batch_size", "4096"], "do not fill one batch"), (["--compile", "maybe"], "invalid choice"),
     (["--compile", "graphs", "--device", "cpu"], "needs CUDA"),
-    (["--seed", "-1"], "out of range"), (["--context", "0"], "out of range"), (["--batch_size", "0"], "out of range"),
+    (["--seed", "-1"], "out of range"), (["--context", "0"], "out of range"),
+    (["--batch_size", "0"], "out of range"),
     (["--device", "meta"], "cannot be used"), (["--device", "tpu9"], "cannot be used"),
     (["--synthetic", "tiny"], "go together"), (["--dtype", "fp8"], "choose from")])
 def test_bad_options_are_refused(world, capsys, options, message):
@@ -2250,8 +2309,10 @@ def test_bad_options_are_refused(world, capsys, options, message):
 
 def test_compilation_that_was_asked_for_is_not_left_out(world, capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "needs no-such-compiler, which is not here" in refused(capsys, train, *TINY, "--compile", 1)
-    assert train.use_compile("auto", torch.device("cpu")) is False and "running eager" in capsys.readouterr().out
+    message = refused(capsys, train, *TINY, "--compile", 1)
+    assert "needs no-such-compiler, which is not here" in message
+    assert train.use_compile("auto", torch.device("cpu")) is False
+    assert "running eager" in capsys.readouterr().out
 
 
 def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_epochs(world, capsys):
@@ -2263,15 +2324,18 @@ def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_ep
     assert settings[:2] == (32, 3e-3) and where == "300k at 209,715 tokens"
     assert tau(settings, 409) == pytest.approx(tau((32, 3e-3, 1.6), 204), rel=0.02)
     # the same rung of the nearest scale, at the nearest budget
-    assert train.nearest_settings("regularized", "14m", 3_000_000, 400)[1] == "1.4m at 209,715 tokens"
-    assert train.nearest_settings("regularized", "15m", 70_000_000, 2000)[1] == "150m at 838,860,800 tokens"
+    _, where = train.nearest_settings("regularized", "14m", 3_000_000, 400)
+    assert where == "1.4m at 209,715 tokens"
+    _, where = train.nearest_settings("regularized", "15m", 70_000_000, 2000)
+    assert where == "150m at 838,860,800 tokens"
     # the member rule holds there, and the standard recipe's weight decay is 0.1 by definition
     assert train.nearest_settings("member", "300k", 209_715, 204)[0] == (64, 3e-3, 0.8)
     assert train.nearest_settings("standard", "3m", 2_097_152, 512)[0] == (16, 1e-2, 0.1)
     # a student of any size starts, from the nearest rung that has one
     assert train.nearest_settings("student", "600k", 209_715, 204)[1] == "300k at 209,715 tokens"
 
-    assert call(train, "--data", "tiny", "--size", "300k", "--context", 32, "--dry_run", "--json") == 0
+    assert call(train, "--data", "tiny", "--size", "300k", "--context", 32, "--dry_run",
+                "--json") == 0
     said, *_, last = capsys.readouterr().out.splitlines()
     plan, size = json.loads(last), len(prepare.load_data("tiny").train)
     assert f"the budget is all {size:,} train tokens of tiny; regularized 300k is not tuned" in said
@@ -2282,7 +2346,7 @@ def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_ep
 
 
 def test_every_option_that_changes_what_is_computed_makes_another_setting():
-    """Runs count as seeds of one setting by its hash, so no list of keys can forget a new option."""
+    """Runs count as seeds of one setting by its hash: no list of keys can forget a new option."""
     @dataclasses.dataclass
     class WithDropout(train.TrainConfig):
         dropout: float = train.option(0.0, "share of activations set to zero", "recipe")
@@ -2294,14 +2358,15 @@ def test_every_option_that_changes_what_is_computed_makes_another_setting():
     seeds = [dataclasses.replace(base, **{name: 7}) for name in train.SEEDS]
     assert {train.setting_of(config) for config in seeds} == {train.setting_of(base)}
     assert len({train.run_name(config) for config in [base, *seeds]}) == 4
-    changed = {"data": "mine", "size": "600k", "tokens": 8192, "subset_seed": 0, "epochs": 4, "lr": 1e-2,
-               "weight_decay": 0.2, "context": 64, "batch_size": 8, "shuffle": "once", "doc_mask": 0,
-               "synthetic": "sampled", "synthetic_weight": 0.5, "kl_weight": 0.5, "kl_temperature": 2.0, "kl_on": "real",
-               "dtype": "bf16", "data_hash": "a", "synthetic_hash": "b", "teachers": ("a",),
-               "started_from": "a"}
+    changed = {"data": "mine", "size": "600k", "tokens": 8192, "subset_seed": 0, "epochs": 4,
+               "lr": 1e-2, "weight_decay": 0.2, "context": 64, "batch_size": 8, "shuffle": "once",
+               "doc_mask": 0, "synthetic": "sampled", "synthetic_weight": 0.5, "kl_weight": 0.5,
+               "kl_temperature": 2.0, "kl_on": "real", "dtype": "bf16", "data_hash": "a",
+               "synthetic_hash": "b", "teachers": ("a",), "started_from": "a"}
     fields = {f.name for f in dataclasses.fields(base) if f.metadata.get("identity", True)}
     assert fields == {*changed, *train.SEEDS}
-    settings = {train.setting_of(dataclasses.replace(base, **{name: value})) for name, value in changed.items()}
+    settings = {train.setting_of(dataclasses.replace(base, **{name: value}))
+                for name, value in changed.items()}
     assert len(settings | {train.setting_of(base)}) == len(changed) + 1
 
 
@@ -2314,13 +2379,17 @@ def test_the_search_walks_the_papers_grid():
             near = train.neighbours(found[-1], [axis])
             found.append(near[-1] if direction == "up" else near[0])
         return [getattr(c, axis) for c in found]
-    assert walk("lr", "down", 4) == [3e-3, 1e-3, 3e-4, 1e-4, 3e-5] and walk("lr", "up", 2) == [3e-3, 1e-2, 3e-2]
-    assert walk("epochs", "up", 3) == [16, 32, 64, 128] and walk("epochs", "down", 4) == [16, 8, 4, 2, 1]
-    assert walk("weight_decay", "up", 2) == [0.8, 1.6, 3.2] and walk("weight_decay", "down", 4)[-2:] == [0.1, 0.0]
+    assert walk("lr", "down", 4) == [3e-3, 1e-3, 3e-4, 1e-4, 3e-5]
+    assert walk("lr", "up", 2) == [3e-3, 1e-2, 3e-2]
+    assert walk("epochs", "up", 3) == [16, 32, 64, 128]
+    assert walk("epochs", "down", 4) == [16, 8, 4, 2, 1]
+    assert walk("weight_decay", "up", 2) == [0.8, 1.6, 3.2]
+    assert walk("weight_decay", "down", 4)[-2:] == [0.1, 0.0]
     first = dataclasses.replace(config, epochs=1)
     assert [near.epochs for near in train.neighbours(first, ["epochs"])] == [2]
     assert len(train.neighbours(config, list(train.GRID))) == 6
-    with pytest.raises(prepare.InputError, match="--lr 0.002 is not on the search's grid: 1e-05, 3e-05"):
+    with pytest.raises(prepare.InputError,
+                       match="--lr 0.002 is not on the search's grid: 1e-05, 3e-05"):
         train.neighbours(dataclasses.replace(config, lr=2e-3), ["lr"])
 
 
@@ -2350,14 +2419,18 @@ def test_the_search_ends_at_a_local_optimum_and_moves_away_from_a_lucky_seed(mon
     found = train.tune(start, axes, 3, 1, {})
     assert (found.epochs, found.lr, found.weight_decay, found.seed) == (32, 1e-2, 0.4, 5)
 
-    # a bowl flatter than the noise: the near neighbours get all seeds, and a tie is no reason to move
-    asked = make_up_losses(monkeypatch, lambda c: 3.5 + 1e-3 * math.log2(c.epochs / 64) ** 2 + 0.02 * (c.seed % 3))
+    # a bowl flatter than the noise: the near neighbours get all seeds; a tie is no reason to move
+    asked = make_up_losses(monkeypatch, lambda c: 3.5 + 1e-3 * math.log2(c.epochs / 64) ** 2
+                           + 0.02 * (c.seed % 3))
     place = dataclasses.replace(start, epochs=32, seed=0)
     assert train.better_neighbour(place, ["epochs"], 3, 1, {}) is None
-    assert {(c.epochs, c.seed) for c in asked} == {(e, seed) for e in (16, 32, 64) for seed in range(3)}
+    assert {(c.epochs, c.seed) for c in asked} == {
+        (e, seed) for e in (16, 32, 64) for seed in range(3)}
 
-    # neighbours that diverge are no better, and a center that does is refused; the search ends in both cases
-    make_up_losses(monkeypatch, lambda c: 3.5 + 0.01 * c.seed if (c.epochs, c.lr) == (32, 1e-2) else math.inf)
+    # neighbours that diverge are no better, and a center that does is refused; the search ends in
+    # both cases
+    make_up_losses(monkeypatch, lambda c: 3.5 + 0.01 * c.seed if (c.epochs, c.lr) == (32, 1e-2)
+                   else math.inf)
     at_edge = dataclasses.replace(start, epochs=32, lr=1e-2, seed=0)
     assert train.tune(at_edge, ["epochs", "lr"], 3, 1, {}) == at_edge
     make_up_losses(monkeypatch, lambda c: math.inf)
@@ -2368,11 +2441,13 @@ def test_the_search_ends_at_a_local_optimum_and_moves_away_from_a_lucky_seed(mon
 def start_search(*arguments):
     options = (*TINY, "--weight_decay", 0.4, "--tune", "--over", "weight_decay", *arguments)
     command = [sys.executable, HERE / "train.py", *map(str, options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)
 
 
 def test_four_searches_share_the_work_and_two_are_killed(world):
-    """Each run is trained by one of them, what the dead had begun is taken over, all find the same optimum."""
+    """Each run is trained by one of them, what the dead had begun is taken over, all find the same
+    optimum."""
     options = ("--seeds", 2, "--epochs", 4, "--checkpoint_seconds", 0, "--json")
     searches = [start_search(*options) for _ in range(4)]
     begun = []
@@ -2391,17 +2466,21 @@ def test_four_searches_share_the_work_and_two_are_killed(world):
     assert first == second
     runs = [json.loads(path.read_text()) for path in world.glob("runs/tiny*/result.json")]
     losses = {(run["weight_decay"], run["seed"]): run["val_loss"] for run in runs}
-    assert len(losses) == len(runs) == len(list(world.glob("runs/tiny*")))  # every claim ended in a result
-    assert len([line for out, _ in printed for line in out.splitlines() if ": val_loss" in line]) <= len(runs)
+    # every claim ended in a result
+    assert len(losses) == len(runs) == len(list(world.glob("runs/tiny*")))
+    trained = [line for out, _ in printed for line in out.splitlines() if ": val_loss" in line]
+    assert len(trained) <= len(runs)
     center = first["weight_decay"]
     assert first["losses"] == [losses[center, seed] for seed in (0, 1)]
     for neighbour in (center / 2, center * 2):
         values = [losses[key] for key in ((neighbour, 0), (neighbour, 1)) if key in losses]
-        assert np.mean(values) > first["loss"] - 0.1 and values[0] >= losses[center, 0] or len(values) == 2
+        assert (np.mean(values) > first["loss"] - 0.1 and values[0] >= losses[center, 0]
+                or len(values) == 2)
     # asked again, with two at once, it trains nothing
     again = start_search(*options, "--jobs", 2)
     out, _ = again.communicate()
-    assert again.returncode == 0 and ": val_loss" not in out and json.loads(out.splitlines()[-1]) == first
+    assert again.returncode == 0 and ": val_loss" not in out
+    assert json.loads(out.splitlines()[-1]) == first
 
 
 def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys):
@@ -2416,7 +2495,8 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     assert train.run_all([config, diverging], 2, memo) == [3.25, math.inf]
     assert "--over takes some of" in refused(capsys, train, "--tune", "--over", "size", *TINY)
     (world / "data" / "tiny" / "train.bin").write_bytes(b"")
-    with pytest.raises(prepare.InputError, match="-s9-.* failed: .*train.bin is missing or changed"):
+    with pytest.raises(prepare.InputError,
+                       match="-s9-.* failed: .*train.bin is missing or changed"):
         train.run_all([dataclasses.replace(config, seed=9)], 1)
 
 
@@ -2424,7 +2504,8 @@ def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkey
     """Settings that nobody tuned are moved to the nearest place; one that is given off the grid is
     refused before any run."""
     asked = make_up_losses(monkeypatch, lambda config: 3.5)
-    options = ("--data", "tiny", "--size", "300k", "--context", 32, "--compile", 0, "--tune", "--json")
+    options = ("--data", "tiny", "--size", "300k", "--context", 32, "--compile", 0, "--tune",
+               "--json")
     assert call(train, *options) == 0
     *said, last = capsys.readouterr().out.splitlines()
     assert any(line.startswith("the search starts at weight_decay") for line in said)
@@ -2454,7 +2535,8 @@ def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
 def test_dry_run_predicts_and_writes_nothing(world, capsys):
     assert call(train, *TINY, "--dry_run", "--json") == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert not (world / "runs").exists() and plan["steps"] == 64 and plan["flops"] > 6 * 67056 * 8192
+    assert not (world / "runs").exists()
+    assert plan["steps"] == 64 and plan["flops"] > 6 * 67056 * 8192
     assert call(train, *TINY, "--json") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {key: result[key] for key in ("params", "steps", "flops", "name")} == {
@@ -2758,12 +2840,14 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
 
 @pytest.mark.parametrize("vary", [["seed"], ["init_seed", "subset_seed"]])
 def test_stacked_members_equal_separate_runs(world, monkeypatch, vary):
-    """Three members at once against each by itself, all in float64: every logged loss, the weights, the results."""
+    """Three members at once against each by itself, all in float64: every logged loss, the
+    weights, the results."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(train, "GPT", lambda *arguments: gpt.GPT(*arguments).double())
     base = tiny_config(epochs=3, lr=0.02, eval_every=40, log_every=7)
-    together, apart = ([dataclasses.replace(c, out=out) for c in ensemble.member_configs(base, 3, vary)]
-                       for out in ("together", "apart"))
+    together, apart = (
+        [dataclasses.replace(c, out=out) for c in ensemble.member_configs(base, 3, vary)]
+        for out in ("together", "apart"))
     ensemble.train_members(together, 1, stack="1")
     norms, step = [], train.Run.train_step
 
@@ -2774,13 +2858,17 @@ def test_stacked_members_equal_separate_runs(world, monkeypatch, vary):
     monkeypatch.setattr(train.Run, "train_step", noted)
     for config in apart:
         name = train.train(config)["name"]
-        a, b = (torch.load(world / out / name / "model.pt")["weights"] for out in ("together", "apart"))
+        a, b = (torch.load(world / out / name / "model.pt")["weights"]
+                for out in ("together", "apart"))
         assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-9) for key in b)
-        results = [json.loads((world / out / name / "result.json").read_text()) for out in ("together", "apart")]
+        results = [json.loads((world / out / name / "result.json").read_text())
+                   for out in ("together", "apart")]
         for key in ("val_loss", "train_loss"):
             assert results[0][key] == pytest.approx(results[1][key], abs=1e-9)
-        assert results[0].keys() == results[1].keys() and results[0]["machine"] == results[1]["machine"]
-        logs = [[json.loads(line) for line in open(world / out / name / "log.jsonl")] for out in ("together", "apart")]
+        assert results[0].keys() == results[1].keys()
+        assert results[0]["machine"] == results[1]["machine"]
+        logs = [[json.loads(line) for line in open(world / out / name / "log.jsonl")]
+                for out in ("together", "apart")]
         for rows in zip(*([row for row in log if "loss" in row] for log in logs)):
             assert rows[0].keys() == rows[1].keys()
             for key in ("step", "epoch", "lr", "loss", "val_loss"):
@@ -2791,7 +2879,7 @@ def test_stacked_members_equal_separate_runs(world, monkeypatch, vary):
 
 
 def test_a_killed_stack_goes_on(world):
-    """All members at once, killed again and again, end where each by itself does, up to rounding."""
+    """All members at once, killed again and again, end where each alone does, up to rounding."""
     command = [sys.executable, HERE / "ensemble.py", *TINY, "--checkpoint_seconds", 0,
                "--epochs", 4 * KILLS, "--members", 3, "--stack", 1]
 
@@ -2810,8 +2898,8 @@ def test_a_killed_stack_goes_on(world):
 
 def test_a_member_killed_in_training_is_named(world, capsys):
     options = (*TINY, "--epochs", 8, "--members", 2, "--jobs", 2)
-    process = subprocess.Popen([sys.executable, HERE / "ensemble.py", *map(str, options)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, HERE / "ensemble.py", *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     name = train.run_name(tiny_config(epochs=8, seed=1))
     lock = world / "runs" / name / "lock"
     while not (lock.exists() and lock.read_text()):
@@ -2819,18 +2907,22 @@ def test_a_member_killed_in_training_is_named(world, capsys):
     os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
     _, err = process.communicate()
     assert process.returncode == 2 and len(err.strip().splitlines()) == 1
-    assert err.startswith(f"ensemble.py: error: {name} was killed") and "run the same command again" in err
+    assert err.startswith(f"ensemble.py: error: {name} was killed")
+    assert "run the same command again" in err
     assert not (world / "runs" / "ensembles").exists()
-    assert call(ensemble, *options) == 0 and len(list(world.glob("runs/ensembles/*/result.json"))) == 1
+    assert call(ensemble, *options) == 0
+    assert len(list(world.glob("runs/ensembles/*/result.json"))) == 1
 
 
 def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
     assert call(ensemble, *TINY, "--members", 3, "--bench", 10) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["members"] == 3 and report["ratio"] == report["stacked"] / report["one_by_one"] > 0
+    assert report["members"] == 3
+    assert report["ratio"] == report["stacked"] / report["one_by_one"] > 0
     assert not (world / "runs").exists()
     for stack, message in ((0, "diverged; try a lower --lr"), (1, "is not finite from step")):
-        assert message in refused(capsys, ensemble, *TINY, "--lr", 1e30, "--members", 2, "--stack", stack)
+        assert message in refused(capsys, ensemble, *TINY, "--lr", 1e30, "--members", 2,
+                                  "--stack", stack)
     assert not list(world.glob("runs/*/result.json"))
     # the run that went wrong is named, not the first
     real = ensemble.Stack.train_step
@@ -2840,7 +2932,8 @@ def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
         return loss + torch.tensor([0.0, math.nan]), norm
     monkeypatch.setattr(ensemble.Stack, "train_step", poisoned)
     guilty = train.run_name(tiny_config(seed=1))
-    assert f"is not finite from step 0 on in runs/{guilty} (nothing was saved)" in refused(capsys, ensemble, *TINY, "--members", 2, "--stack", 1)
+    message = refused(capsys, ensemble, *TINY, "--members", 2, "--stack", 1)
+    assert f"is not finite from step 0 on in runs/{guilty} (nothing was saved)" in message
     monkeypatch.setenv("RANK", "0")
     assert "starts its own processes" in refused(capsys, ensemble, *TINY, "--members", 2)
 
@@ -2924,7 +3017,8 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     paths = [f"teachers/{name}" for name in teachers]
     assert call(distill, *TINY, "--teacher", *paths, "--mode", "kl", "--json") == 0
     student = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert student["kl_weight"] == 0.5 and student["recipe"] == "kl_student" and "-kl0.5-" in student["name"]
+    assert student["kl_weight"] == 0.5 and student["recipe"] == "kl_student"
+    assert "-kl0.5-" in student["name"]
     assert student["teachers"] == sorted(teachers) and student["synthetic"] == ""
     alone = train.train(tiny_config())
     assert student["val_loss"] != alone["val_loss"] and student["steps"] == alone["steps"]
@@ -2932,8 +3026,10 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     # which teachers, not where they lie or in which order, is what the run is
     def name(**changes):
         return train.run_name(tiny_config(kl_weight=0.5, **changes))
-    assert name(teacher=tuple(paths[::-1])) == name(teacher=tuple(teachers), out="teachers") == student["name"]
-    assert len({name(teacher=(paths[0],)), name(teacher=tuple(paths), kl_temperature=2.0), student["name"]}) == 3
+    assert name(teacher=tuple(paths[::-1])) == student["name"]
+    assert name(teacher=tuple(teachers), out="teachers") == student["name"]
+    assert len({name(teacher=(paths[0],)), name(teacher=tuple(paths), kl_temperature=2.0),
+                student["name"]}) == 3
     # three of them in any order give the same weights to the last bit
     paths.append("teachers/" + train.train(tiny_config(seed=3, out="teachers"))["name"])
     weights = []
@@ -2959,7 +3055,8 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     assert guide.weight.tolist() == [[0.0], [0.25]]
     # what teachers say is remembered, the right windows of it; or asked for anew
     asked = run.teacher_states(run.train[run.real - 1:run.real + 1].long())
-    assert run.said.nbytes == run.said_bytes() > 0 and torch.allclose(guide.states, asked, atol=1e-5)
+    assert run.said.nbytes == run.said_bytes() > 0
+    assert torch.allclose(guide.states, asked, atol=1e-5)
     monkeypatch.setattr(train, "SAID_BYTES", 0)
     run = train.Run(config, None)
     assert torch.equal(run.guide(run.train[:2].long(), torch.tensor([0, 1])).states,
@@ -2974,7 +3071,8 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
                              (("--sample_tokens", 9), "go with --mode sample"),
                              (("--jobs", 2), "go with --mode sample"),
                              (("--teacher", "nothing"), "not a finished run")):
-        assert message in refused(capsys, distill, *TINY, "--teacher", *paths, "--mode", "kl", *options)
+        assert message in refused(capsys, distill, *TINY, "--teacher", *paths, "--mode", "kl",
+                                  *options)
     for options, message in ((("--kl_weight", 0.5), "go with --mode kl"),
                              (("--synthetic_weight", 0), "must be between 0 and 1")):
         assert message in refused(capsys, distill, *TINY, "--teacher", *paths, *options)
@@ -2984,7 +3082,8 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     Path("other.jsonl").write_text("\n".join(lines))
     assert call(prepare, "--source", "other.jsonl", "--vocab_size", 320, "--val_tokens", 1000,
                 "--name", "other") == 0
-    message = refused(capsys, distill, *TINY, "--data", "other", "--teacher", *paths, "--mode", "kl")
+    message = refused(capsys, distill, *TINY, "--data", "other", "--teacher", *paths,
+                      "--mode", "kl")
     assert "was trained on other data than other" in message
 
 
@@ -3081,7 +3180,7 @@ def every_row(law, columns):
 
 
 def synthetic_curves(rows=60):
-    """Three curves of steps 50, 100, ... after a short warm-up: cosine, constant and decay, line."""
+    """Curves of steps 50, 100, ... after a short warm-up: cosine, constant and decay, line."""
     step, curve = np.tile(np.arange(1, rows + 1) * 50.0, 3), np.repeat(list("abc"), rows)
     t = step / (50 * rows)
     decay = np.where(t < 0.7, 1.0, (1 - t) / 0.3 + 0.003)
@@ -3116,8 +3215,9 @@ def synthetic_problem(law, rng, noise):
 
 
 def spoil(columns, y, how, rng):
-    """Points as real tables have them: "outliers" (one run in twenty a third worse), "repeats" (each
-    point three times), "over-fitted" (loss rises again with repetition, more in larger models)."""
+    """Points as real tables have them: "outliers" (one run in twenty a third worse), "repeats"
+    (each point three times), "over-fitted" (loss rises again with repetition, more in larger
+    models)."""
     if how == "outliers":
         return columns, y * np.where(rng.random(len(y)) < 0.05, 1.3, 1.0)
     if how == "repeats":
@@ -3177,8 +3277,9 @@ def checked_methods(law, y):
 
 @pytest.mark.parametrize("name", list(fit.LAWS))
 def test_every_law_is_recovered_and_its_optimum_is_global(name):
-    """With FITS, a line a method: the worst excess over the peer's objective (negative: better), the
-    largest error of a prediction against the truth relative to its mean, seconds of fit and peer."""
+    """With FITS, a line a method: the worst excess over the peer's objective (negative: better),
+    the largest error of a prediction against the truth relative to its mean, seconds of fit and
+    peer."""
     law, slow = fit.LAWS[name], "curve" in fit.LAWS[name].columns
     worst = {}
     for seed in range(FITS):
@@ -3197,7 +3298,8 @@ def test_every_law_is_recovered_and_its_optimum_is_global(name):
             peer = best_of_random_starts(law, columns, y, method, rng, starts)
             seconds = middle - begin, time.process_time() - middle
             error = np.abs(found.prediction - right) / np.abs(right).mean()
-            assert error.max() < 0.02 and np.sqrt((error ** 2).mean()) < 0.003, (method, error.max())
+            assert error.max() < 0.02, (method, error.max())
+            assert np.sqrt((error ** 2).mean()) < 0.003, (method, error.max())
             assert found.objective <= peer * (1 + 1e-6), method
             worst.setdefault(method, []).append([found.objective / peer - 1, error.max(), *seconds])
     for method, rows in worst.items() if FITS > 1 else ():
@@ -3223,7 +3325,8 @@ def test_the_optimum_is_global_on_points_like_those_of_real_tables(name, how):
 
 
 def test_a_narrow_huber_loss_ends_at_the_least_absolute_deviations():
-    """At width 1e-6 hardly a residual is inside: the corner that linear programs find is as good."""
+    """At width 1e-6 hardly a residual is inside: the corner that linear programs find is as
+    good."""
     law = fit.LAWS["chinchilla"]
     columns, y, _ = synthetic_problem(law, np.random.default_rng(3), 0.01)
     corner, narrow = fit.fit(law, columns, y, method="lad"), fit.fit(law, columns, y, delta=1e-6)
@@ -3252,31 +3355,36 @@ def test_power_law_finds_the_optimum_on_noisy_points():
         found = fit.fit_power(x, loss)
         error = ((found["A"] / x ** found["b"] + found["E"] - loss) ** 2).sum()
         best = math.inf
-        for start in ((1, .5, 2), (.1, 1, 3), (.1, 2, 3.4)):  # the paper's method and start, and two more starts
-            popt, _ = curve_fit(lambda x, a, b, e: a / x ** b + e, x, loss, start, bounds=(0, [np.inf, 10, np.inf]),
-                                max_nfev=20_000)
+        # the paper's method and start, and two more starts
+        for start in ((1, .5, 2), (.1, 1, 3), (.1, 2, 3.4)):
+            popt, _ = curve_fit(lambda x, a, b, e: a / x ** b + e, x, loss, start,
+                                bounds=(0, [np.inf, 10, np.inf]), max_nfev=20_000)
             best = min(best, ((popt[0] / x ** popt[1] + popt[2] - loss) ** 2).sum())
         assert error <= best * (1 + 1e-6) + 1e-14
 
 
-PUBLISHED_LIMITS = {  # K -> infinity at 150M, 300M, 600M, 1.4B by tokens: constants of the authors' plotting code
+# K -> infinity at 150M, 300M, 600M, 1.4B by tokens: constants of the authors' plotting code
+PUBLISHED_LIMITS = {
     0.2097152: [3.49494, 3.27298, 3.21223, 3.17397], 0.4194304: [3.39993, 3.1504, 3.0519, 3.00252],
     0.8388608: [3.35758, 3.1019, 2.90583, 2.86801], 1.6777216: [3.29959, 3.01724, 2.82623, 2.75238]}
 
 
 def test_the_papers_ensemble_limits_give_its_joint_limits():
-    joint = {d: fit.limit_of([0.15, 0.3, 0.6, 1.4], limits) for d, limits in PUBLISHED_LIMITS.items()}
-    assert [law["E"] for law in joint.values()] == pytest.approx([3.16899, 2.98001, 2.78931, 2.65680], abs=2e-5)
-    assert [law["b"] for law in joint.values()] == pytest.approx([1.594, 1.291, 0.977, 0.893], abs=1e-3)
+    joint = {d: fit.limit_of([0.15, 0.3, 0.6, 1.4], limits)
+             for d, limits in PUBLISHED_LIMITS.items()}
+    assert [law["E"] for law in joint.values()] == pytest.approx(
+        [3.16899, 2.98001, 2.78931, 2.65680], abs=2e-5)
+    assert [law["b"] for law in joint.values()] == pytest.approx(
+        [1.594, 1.291, 0.977, 0.893], abs=1e-3)
     low, high = joint[0.2097152]["interval"]  # of four points and three parameters: not known well
     assert low < 3.17 < high and high - low > 0.02
     data = fit.limit_of(list(joint), [law["E"] for law in joint.values()])
-    assert (data["A"], data["b"], data["E"]) == tuple(pytest.approx(v, rel=1e-3) for v in (0.9617, 0.2281, 1.7984))
+    assert (data["A"], data["b"], data["E"]) == pytest.approx((0.9617, 0.2281, 1.7984), rel=1e-3)
 
 
 def test_data_efficiency_inverts_the_standard_law():
-    """The standard law for which the paper's 2.29 and 5.17 hold gives its other two factors; what is below its limit
-    has none."""
+    """The standard law for which the paper's 2.29 and 5.17 hold gives its other two factors; what
+    is below its limit has none."""
     law = dict(A=1.2821, b=0.2306, E=1.9115)
     for loss, factor in ((3.43, 2.29), (3.17, 5.17), (3.4623, 2.09), (3.2667, 3.75)):
         assert fit.data_efficiency(law, loss, 3.74974) == pytest.approx(factor, abs=0.01)
@@ -3302,7 +3410,7 @@ def made_budgets(b, sigma, generator):
 
 
 def test_one_exponent_for_all_budgets_against_a_plain_profile():
-    """The shared exponent, the interval of its limits and the test of it, computed anew by scans."""
+    """The shared exponent, its limits' interval and the test of it, computed anew by scans."""
     import scipy.stats
     laws = made_budgets(1.1, 0.01, np.random.default_rng(0))
     shared = fit.share_exponent(laws)
@@ -3337,25 +3445,28 @@ def test_one_exponent_for_all_budgets_against_a_plain_profile():
 
 
 def test_published_coefficients():
-    """Values that the authors print or that follow from theirs: data-constrained (README of its repository),
-    Chinchilla's allocation (both fits), the inference-adjusted optimum of a Chinchilla 70B's quality."""
+    """Values that the authors print or that follow from theirs: data-constrained (README of its
+    repository), Chinchilla's allocation (both fits), the inference-adjusted optimum of a Chinchilla
+    70B's quality."""
     alpha, a, b, e = .3526596, math.exp(6.255414), math.exp(7.3049974), math.exp(.6254804)
     params = dict(alpha=alpha, A=a, B=b, E=e, RD=15.387756, RN=5.309743, n=(a / b) ** (1 / alpha))
-    columns = dict(N=np.array([6.34e9, 8.67e9]), T=np.array([242e9, 178e9]), U=np.array([25e9, 25e9]))
+    columns = dict(N=np.array([6.34e9, 8.67e9]), T=np.array([242e9, 178e9]),
+                   U=np.array([25e9, 25e9]))
     found = fit.predict(fit.LAWS["data_constrained"], params, columns)
     assert found == pytest.approx([2.2256440889984477, 2.2269634075087867], rel=1e-7)
     epoch = dict(A=477.83, B=2143.42, E=1.81722, alpha=.34731, beta=.36717)
     assert fit.allocation(epoch)["a"] == pytest.approx(0.513, abs=2e-3)
     hoffmann = dict(A=406.4, B=410.7, E=1.69, alpha=.336, beta=.283)
     loss = 1.69 + 406.4 / 70e9 ** .336 + 410.7 / 4.255e12 ** .283
-    for inference, n, d in ((1e12, 62.85e9, 4.756e12), (2e12, 57.92e9, 5.203e12), (1e13, 41.55e9, 7.923e12)):
+    for inference, n, d in ((1e12, 62.85e9, 4.756e12), (2e12, 57.92e9, 5.203e12),
+                            (1e13, 41.55e9, 7.923e12)):
         assert fit.optimum_with_inference(hoffmann, loss, inference) == (pytest.approx(n, rel=1e-3),
                                                                          pytest.approx(d, rel=1e-3))
 
 
 def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
-    """S1, S2 and the drop of the multi-power law from every 50th row, shuffled, against the sums over
-    every step of their definitions. Rows kept begin after the warm-up, which is linear."""
+    """S1, S2 and the drop of the multi-power law from every 50th row, shuffled, against the sums
+    over every step of their definitions. Rows kept begin after the warm-up, which is linear."""
     step = np.arange(1, 1001)
     lr = np.interp(step, [0, 200, 1000], [0.0, 1.0, 0.1])
     s1, momentum, s2 = np.cumsum(lr), 0.0, 0.0
@@ -3378,8 +3489,9 @@ def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
     ("lr_annealing", dict(alpha=.5, forget=.003, L0=3.15, A=.524, C=1.9)),
     ("multi_power", dict(alpha=.508, beta=.583, gamma=.641, C=2.066, L0=3.04, A=.525, B=364.0))])
 def test_curves_begin_after_a_warmup(world, capsys, name, truth):
-    """1,500 rows of three curves that begin where their warm-up of 2,160 steps ends, like the public
-    ones: the exponent of the area is right, in seconds. A row without a loss gives another schedule."""
+    """1,500 rows of three curves that begin where their warm-up of 2,160 steps ends, like the
+    public ones: the exponent of the area is right, in seconds. A row without a loss gives another
+    schedule."""
     law, rng = fit.LAWS[name], np.random.default_rng(0)
     step, curve = np.tile(np.linspace(2160, 24000, 500).round(), 3), np.repeat(list("abc"), 500)
     t = (step - 2160) / 21840
@@ -3419,7 +3531,7 @@ def test_curves_begin_after_a_warmup(world, capsys, name, truth):
 
 
 def test_a_bootstrap_draws_whole_curves(world, capsys):
-    """The rows of one curve have an error in common: drawn by row, intervals would be too narrow."""
+    """The rows of a curve have an error in common: drawn by row, intervals would be too narrow."""
     law, rng = fit.LAWS["lr_annealing"], np.random.default_rng(0)
     step, curve = np.tile(np.arange(1, 21) * 100.0, 8), np.repeat(list("abcdefgh"), 20)
     end = np.repeat(rng.uniform(0.1, 0.9, 8), 20)
@@ -3428,8 +3540,10 @@ def test_a_bootstrap_draws_whole_curves(world, capsys):
     loss = fit.predict(law, truth, columns) + np.repeat(rng.normal(0, 0.02, 8), 20)
     found = fit.fit(law, columns, loss)
     drawn = fit.bootstrap(found, 40)
-    assert drawn.drawn_from == 8 and np.std([d["L0"] for d in drawn.draws]) > 0.004  # by row it is 0.002
-    write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20], loss=loss[:20])
+    assert drawn.drawn_from == 8
+    assert np.std([d["L0"] for d in drawn.draws]) > 0.004  # by row it is 0.002
+    write_points(world / "one.csv", step=step[:20], lr=columns["lr"][:20], curve=curve[:20],
+                 loss=loss[:20])
     assert "more than 2 curves" in fit_refuses("lr_annealing", "one.csv", "--bootstrap", 40)
 
 
@@ -3451,7 +3565,8 @@ def test_rows_of_weight_0_are_no_rows(world, capsys):
     problem = fit.Problem(fit.LAWS["power"], {"x": columns["x"]}, y, np.arange(12) < 9)
     assert fit.bootstrap(fit.solve(problem), 5).drawn_from == 9
     write_points(world / "few.csv", N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2], w=[1, 1, 0, 0])
-    assert "3 different points, not 2" in fit_refuses("power", "few.csv", "--x", "N", "--weights", "w")
+    message = fit_refuses("power", "few.csv", "--x", "N", "--weights", "w")
+    assert "3 different points, not 2" in message
 
 
 def profile_interval(law, columns, y, **noise):
@@ -3565,7 +3680,7 @@ def bootstrap_of_twelve(seed):
 
 @functools.lru_cache(maxsize=None)
 def chinchilla_intervals(seed):
-    """{quantity: interval} of Chinchilla's law by its authors' method, for one draw of 40 points."""
+    """{quantity: interval} of Chinchilla's law by its authors' method, for a draw of 40 points."""
     law, (columns, y, _) = fit.LAWS["chinchilla"], chinchilla_points(np.random.default_rng(seed))
     found = fit.bootstrap(fit.fit(law, columns, y), 100)
     return {name: fit.percentile_interval(found, [draw[name] for draw in found.draws], value)
@@ -3612,7 +3727,8 @@ def fit_refuses(*arguments):
 
 def write_points(path, **columns):
     rows = zip(*columns.values())
-    path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -3630,8 +3746,9 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     write_points(world / "points.csv", N=n[:50], D=d[:50], loss=noisy[:50], w=[1] * 50)
     write_points(world / "other.csv", N=n[50:], D=d[50:], loss=noisy[50:])
     report, printed = law_json(
-        capsys, "chinchilla", "points.csv", "--bootstrap", 60, "--predict", "other.csv", "--weights",
-        "w", "--inference", 1e12, "--loss", 2.2, "--compute", 1e21, "--figure", "law.png")
+        capsys, "chinchilla", "points.csv", "--bootstrap", 60, "--predict", "other.csv",
+        "--weights", "w", "--inference", 1e12, "--loss", 2.2, "--compute", 1e21,
+        "--figure", "law.png")
     assert "Huber's loss of logs, width 0.001, the law's own" in printed
     assert (report["method"], report["delta"], report["weights"]) == ("huber", 0.001, "w")
     assert (report["sigma"], report["seed"], report["bootstrap"]) == (None, 0, 60)
@@ -3653,7 +3770,8 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     # the optimum is the closed form's, and its interval holds the truth's
     fitted = {name: one["value"] for name, one in report["params"].items()}
     optimum = report["compute"]
-    assert optimum["N"] == pytest.approx(math.exp(fitted["log_G"]) * (1e21 / 6) ** fitted["a"], rel=1e-4)
+    closed_form = math.exp(fitted["log_G"]) * (1e21 / 6) ** fitted["a"]
+    assert optimum["N"] == pytest.approx(closed_form, rel=1e-4)
     assert 6 * optimum["N"] * optimum["D"] == pytest.approx(1e21)
     right = fit.allocation(truth)
     best_n = math.exp(right["log_G"]) * (1e21 / 6) ** right["a"]
@@ -3661,7 +3779,8 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     assert optimum["loss_low"] < optimum["loss"] < optimum["loss_high"]
     # without the answer, and without intervals of parameters: the same keys
     write_points(world / "ask.csv", N=[1e9], D=[2e10])
-    report, _ = law_json(capsys, "chinchilla", "points.csv", "--predict", "ask.csv", "--method", "ls")
+    report, _ = law_json(capsys, "chinchilla", "points.csv", "--predict", "ask.csv",
+                         "--method", "ls")
     row, = report["predict"]["rows"]
     assert report["predict"]["mae"] is None and "loss" not in row
     assert row["low"] < row["predicted"] < row["high"]
@@ -3674,7 +3793,8 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     assert report["params"]["b"]["value"] == pytest.approx(1.0, rel=1e-4) and report["points"] == 4
     assert report["limit"] == pytest.approx(3.1, abs=1e-4)
     assert (report["sigma"], report["sigma_freedom"]) == (pytest.approx(0.01), 8)
-    same, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a", "--sigma", "0.01:8")
+    same, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a",
+                       "--sigma", "0.01:8")
     assert same["limit_interval"] == report["limit_interval"]
     assert same["limit_interval"][0] < 3.1 < same["limit_interval"][1]
     assert call(fit, "--list") == 0
@@ -3694,16 +3814,16 @@ def test_standard_errors_are_those_of_curve_fit(world, capsys):
 
 
 def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, capsys):
-    """What --where keeps of the fitted points must not choose the points to predict; numbers compare
-    as numbers; several laws, one table of errors that a loop by hand gives too."""
+    """What --where keeps of the fitted points must not choose the points to predict; numbers
+    compare as numbers; several laws, one table of errors that a loop by hand gives too."""
     columns, y, _ = chinchilla_points(np.random.default_rng(0), 60)
     n, d = columns["N"], np.where(np.arange(60) < 50, 1e9, 4e9) * (1 + np.arange(60) % 5)
     y = fit.predict(fit.LAWS["chinchilla"], dict(alpha=.35, beta=.37, A=480., B=2100., E=1.8),
                     dict(N=n, D=d)) * y / y.mean()
     path = write_points(world / "points.csv", N=n, D=d, loss=y)
     path.write_text(path.read_text().replace("1000000000.0,", "1e+09,"))
-    report, _ = law_json(capsys, "chinchilla", "points.csv", "--where", "D<3.5e9", "--predict", "points.csv",
-                         "--method", "ls")
+    report, _ = law_json(capsys, "chinchilla", "points.csv", "--where", "D<3.5e9",
+                         "--predict", "points.csv", "--method", "ls")
     assert report["points"] == int((d < 3.5e9).sum()) and len(report["predict"]["rows"]) == 60
     report, _ = law_json(capsys, "power", "points.csv", "--x", "N", "--where", "D=1000000000")
     assert report["points"] == 10
@@ -3713,7 +3833,8 @@ def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, c
     for name, errors in report["laws"].items():
         for condition, held in (("D>9e9", d > 9e9), ("N<1e8", n < 1e8)):
             kept = fit.fit(fit.LAWS[name], dict(N=n[~held], D=d[~held]), y[~held], method="ls")
-            right = np.abs(fit.predict(fit.LAWS[name], kept.params, dict(N=n, D=d)) - y)[held].mean()
+            predicted = fit.predict(fit.LAWS[name], kept.params, dict(N=n, D=d))
+            right = np.abs(predicted - y)[held].mean()
             assert errors[condition] == pytest.approx(right, rel=1e-4)
     # the law of repeated tokens says where more epochs stop to help
     rows = [dict(N=size, U=1e6, T=1e6 * t, loss=3 - .3 * math.log(t) + worse * (math.log(t)) ** 2)
@@ -3726,15 +3847,17 @@ def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, c
 def test_fixed_and_equal_parameters(world, capsys):
     columns, y, truth = chinchilla_points(np.random.default_rng(0))
     write_points(world / "points.csv", **columns, loss=y)
-    report, printed = law_json(capsys, "chinchilla", "points.csv", "--fix", "E=1.6", "--fix", "alpha=beta")
+    report, printed = law_json(capsys, "chinchilla", "points.csv", "--fix", "E=1.6",
+                               "--fix", "alpha=beta")
     values = {name: one["value"] for name, one in report["params"].items()}
     assert values["E"] == 1.6 and values["alpha"] == values["beta"] and "fixed" in printed
     # against a plain fit of the three that are left
     from scipy.optimize import minimize
 
     def objective(z):
-        r = np.abs(np.log((np.exp(z[0]) * columns["N"] ** -z[2] + np.exp(z[1]) * columns["D"] ** -z[2]
-                           + 1.6) / y))
+        predicted = (np.exp(z[0]) * columns["N"] ** -z[2]
+                     + np.exp(z[1]) * columns["D"] ** -z[2] + 1.6)
+        r = np.abs(np.log(predicted / y))
         return 1e3 * np.where(r < 1e-3, r * r / 2, 1e-3 * (r - 5e-4)).sum()
     best = min(minimize(objective, start, method="Nelder-Mead",
                         options=dict(maxiter=20_000, maxfev=20_000, xatol=1e-9, fatol=1e-13)).fun
@@ -3832,16 +3955,18 @@ def test_a_profile_and_a_bootstrap_that_disagree_say_so(world, capsys):
 
 
 def test_tables_as_people_have_them(world, capsys):
-    """Headers with blanks or other case, chosen columns, D from C and N, blanks where nobody looks."""
+    """Headers with blanks or other case, chosen columns, D from C and N, blanks where nobody
+    looks."""
     columns, y, _ = chinchilla_points(np.random.default_rng(0))
     write_points(world / "good.csv", **columns, loss=y)
     right, _ = law_json(capsys, "chinchilla", "good.csv")
     compute = 6 * columns["N"] * columns["D"]
-    write_points(world / "theirs.csv", **{"Model Size": columns["N"], "c": compute, "smooth loss": y,
-                                          "remark": ["", "x"] * 20})
+    write_points(world / "theirs.csv", **{"Model Size": columns["N"], "c": compute,
+                                          "smooth loss": y, "remark": ["", "x"] * 20})
     report, printed = law_json(capsys, "chinchilla", "theirs.csv", "--columns", "N=Model Size",
                                "loss=smooth loss")
-    assert report["params"]["alpha"]["value"] == pytest.approx(right["params"]["alpha"]["value"], rel=1e-4)
+    alpha = right["params"]["alpha"]["value"]
+    assert report["params"]["alpha"]["value"] == pytest.approx(alpha, rel=1e-4)
     assert "D is from C = 6 N D" in printed and "N is the column Model Size" in printed
     write_points(world / "case.csv", **{" n ": columns["N"], "d": columns["D"], "Loss": y})
     report, _ = law_json(capsys, "chinchilla", "case.csv")
@@ -3874,36 +3999,42 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[.15, .3, 6e8, 1.4e9], loss=[4, 3, 2, 1]), ["--x", "N"], "are units mixed"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "no column a;"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"], "'=2' is no number"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"],
+     "'=2' is no number"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"],
      "goes with chinchilla and --loss"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--x", "N"], "--x names the columns of"),
     ("chinchilla,kaplan", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--figure", "a.png"],
      "--figure goes with one law"),
-    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--pooled", "--sigma", "1", "--method", "ls"],
-     "take one"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]),
+     ["--pooled", "--sigma", "1", "--method", "ls"], "take one"),
     ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]), ["--x", "N", "--hold_out", "N>2"],
      "needs 3 different points, not 2"),
     ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]), ["--x", "N", "--hold_out", "N>9"],
      "holds no row out"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--sigma", "0.1"], "add --method ls"),
-    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--save", "a.jsonl"], "--save is of runs"),
+    ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--save", "a.jsonl"],
+     "--save is of runs"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of --bootstrap"),
-    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"], "a law in N and D: chin"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"],
+     "a law in N and D: chin"),
     ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8],
                         loss=[3, 2, 2, 3, 1.5, 1.5, 1.25, 1.25]),
      ["--inference", "1e9", "--loss", "2"], "these points do not determine"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "left by --where"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "NAME=VALUE, not V"),
     ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"], "--sigma 0 is out of"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"],
+     "--sigma 0 is out of"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--pooled"], "has no column sigma"),
     ("kaplan", dict(N=[1, 2, 4, 9], D=[1, 3, 2, 9], loss=[4, 3, 2, 1]), ["--sigma", "0.1"],
      "a limit E that is sought"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"], "more than 3 points"),
-    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [], "lr is 0 up to the"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"],
+     "more than 3 points"),
+    ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [],
+     "lr is 0 up to the"),
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
     ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?")])
@@ -3925,8 +4056,10 @@ def test_the_copied_file_refuses_in_one_line(tmp_path):
 
 
 def test_reciprocal_law():
-    assert fit.fit_reciprocal([1, 2, 4], [4.0, 3.5, 3.25]) == {"A": pytest.approx(1.0), "E": pytest.approx(3.0)}
-    assert fit.fit_reciprocal([1, 2, 3], [3.553, 3.304, 3.222])["E"] == pytest.approx(3.056, abs=0.001)
+    found = fit.fit_reciprocal([1, 2, 4], [4.0, 3.5, 3.25])
+    assert found == {"A": pytest.approx(1.0), "E": pytest.approx(3.0)}
+    found = fit.fit_reciprocal([1, 2, 3], [3.553, 3.304, 3.222])
+    assert found["E"] == pytest.approx(3.056, abs=0.001)
     for points in ([1, 1], [1.0, 2.0]), ([1, 2], [math.nan, 2.0]), ([0, 1], [1.0, 2.0]):
         with pytest.raises(ValueError):
             fit.fit_reciprocal(*points)
@@ -4178,7 +4311,8 @@ def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
         for neighbour in (far, near):
             settings = fit.mean_settings(made_search(losses | {neighbour: [3.5]}))
             center, = [s for s in settings if s["seeds"] == 2]
-            certified.append(fit.certificate(center, settings, fit.pooled_noise(settings))["certified"])
+            found = fit.certificate(center, settings, fit.pooled_noise(settings))
+            certified.append(found["certified"])
         assert certified == [False, True], axis
 
 
@@ -4871,7 +5005,8 @@ def test_starts_that_do_not_fit_are_refused(world, continued, capsys, options, m
 
 def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys):
     code = "import prepare, model, train, ensemble, distill, fit, eval; print('quiet')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE)},
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(HERE)},
                           capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("quiet\n", "") and not list(tmp_path.iterdir())
     for script in (prepare, train, ensemble, distill, evaluation, fit):

@@ -50,8 +50,8 @@ def losses_by_temperature(models, windows):
 
 
 def first_turn(ensemble, most=100):
-    """The least K above 1 at which A / K^b + E of probability means is below A / K + E of logit means;
-    None up to `most`."""
+    """The least K above 1 at which A / K^b + E of probability means is below A / K + E of logit
+    means; None up to `most`."""
     logits, probs = ensemble["law"], ensemble["free_probs_law"]
     for k in range(2, most + 1):
         if probs["A"] / k ** probs["b"] + probs["E"] < logits["A"] / k + logits["E"]:

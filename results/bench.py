@@ -1,10 +1,10 @@
-"""Tokens/s of this kit beside transformers' LlamaForCausalLM + torch.optim.AdamW: same shapes, one thread, one run.
+"""Tokens/s of this kit beside transformers' LlamaForCausalLM + torch.optim.AdamW.
 
     python results/bench.py 1.5m 6m > results/100/bench.json
 
-Context 256, batch 4, vocabulary 4,096, fp32, documents blocked in both. The contestants take turns, a few steps each,
-so that a drift of the machine's speed meets all of them; a ratio is the median over rounds of that within a round, and
-its spread is the quartiles.
+Same shapes, one thread, one run: context 256, batch 4, vocabulary 4,096, fp32, documents blocked in
+both. The contestants take turns, a few steps each, so that a drift of the machine's speed meets all
+of them; a ratio is the median over rounds of that within a round, and its spread is the quartiles.
 """
 import json
 import statistics
@@ -24,7 +24,8 @@ ROUNDS = 31
 
 def ours(size, compiled):
     model = GPT(GPTConfig(vocab_size=V, end_of_text=V - 1, context=T, **SIZES[size]))
-    optimizer, forward = make_optimizer(model, 0.1), torch.compile(model, dynamic=False) if compiled else model
+    optimizer = make_optimizer(model, 0.1)
+    forward = torch.compile(model, dynamic=False) if compiled else model
 
     def step(windows):
         tokens, targets = inputs_and_targets(windows)
@@ -47,7 +48,8 @@ def transformers_llama(size, compiled):
 
     def step(windows):
         tokens = windows.long()
-        mask = dense_document_mask(tokens, V - 1)  # (B, 1, T, T), boolean: passed on to the fused attention as it is
+        # (B, 1, T, T), boolean: passed on to the fused attention as it is
+        mask = dense_document_mask(tokens, V - 1)
         forward(input_ids=tokens, attention_mask=mask, labels=tokens).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -59,12 +61,14 @@ def main():
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(V - 1, (B, T), generator=generator, dtype=torch.int32)
-    windows[torch.rand(B, T, generator=generator) < 1 / 200] = V - 1  # a document is some 200 tokens long
-    report = {"torch": torch.__version__, "context": T, "batch_size": B, "vocab_size": V, "threads": 1,
-              "rounds": ROUNDS}
+    # a document is some 200 tokens long
+    windows[torch.rand(B, T, generator=generator) < 1 / 200] = V - 1
+    report = {"torch": torch.__version__, "context": T, "batch_size": B, "vocab_size": V,
+              "threads": 1, "rounds": ROUNDS}
     for size in sys.argv[1:]:
-        steps = {f"{name} {mode}": make(size, mode == "compiled") for name, make in (
-            ("limitgpt", ours), ("transformers", transformers_llama)) for mode in ("eager", "compiled")}
+        steps = {f"{name} {mode}": make(size, mode == "compiled")
+                 for name, make in (("limitgpt", ours), ("transformers", transformers_llama))
+                 for mode in ("eager", "compiled")}
         rates = {name: [] for name in steps}
         for step in steps.values():  # compile and warm up
             step(windows), step(windows)
@@ -75,11 +79,13 @@ def main():
                     step(windows)
                 rates[name].append(5 * B * T / (time.perf_counter() - start))
         mine = rates["limitgpt compiled"]
-        quartiles = {name: statistics.quantiles([a / b for a, b in zip(mine, r)], n=4) for name, r in rates.items()}
-        report[size] = {"tokens_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
-                        "limitgpt_compiled_over": {
-                            name: {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
-                            for name, (low, middle, high) in quartiles.items() if name != "limitgpt compiled"}}
+        quartiles = {name: statistics.quantiles([a / b for a, b in zip(mine, r)], n=4)
+                     for name, r in rates.items()}
+        report[size] = {
+            "tokens_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
+            "limitgpt_compiled_over": {
+                name: {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+                for name, (low, middle, high) in quartiles.items() if name != "limitgpt compiled"}}
         print(size, report[size], file=sys.stderr)
     print(json.dumps(report, indent=1))
 

@@ -1,4 +1,4 @@
-"""Run the commands of README.md, LESSON.md and results/README.md anew and put what they print below them.
+"""Run the commands of README.md, LESSON.md and results/README.md anew; put the output below each.
 
     python results/readme.py        # from the folder of README.md, as `make readme` does
 

@@ -102,7 +102,8 @@ def main():
     for name, own in rates.items():
         ratios = [mine / other for mine, other in zip(fastest, own)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"| {name} | {statistics.median(own):,.0f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+        print(f"| {name} | {statistics.median(own):,.0f} "
+              f"| {middle:.2f} ({low:.2f} to {high:.2f}) |")
 
 
 if __name__ == "__main__":
