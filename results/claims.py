@@ -118,12 +118,24 @@ def default_losses(found):
     return losses
 
 
-def worth_continued(losses, loss, half):
-    """How many times CONTINUED tokens the default recipe needs for a loss, and for both ends of its
-    interval if it has one."""
+def default_half_width(found):
+    """Half the 95% interval of the default recipe's losses: of three seeds, with the spread of all
+    its settings of two or more, which differ in their tokens."""
+    several = [s for s in found["settings"] if s["seeds"] > 1
+               and (s["recipe"], s["epochs"], s["batch_size"]) == ("cpt", 1, 16)]
+    freedom = sum(s["seeds"] - 1 for s in several)
+    variance = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several) / freedom
+    return student_t.ppf(0.975, freedom) * math.sqrt(variance / 3)
+
+
+def worth_continued(found, loss, half):
+    """How many times CONTINUED tokens the default recipe needs for a loss, with its 95% interval if
+    the loss has one: the noise of both is counted."""
+    losses = default_losses(found)
     text = f"{fit.measured_efficiency(losses, loss, CONTINUED)['times']:.2f}"
     if half is None:
         return text
+    half = math.hypot(half, default_half_width(found))
     low, high = ("{bound}{times:.2f}".format(**fit.measured_efficiency(losses, end, CONTINUED))
                  for end in (loss + half, loss - half))
     return f"{text} ({low} to {high})"
@@ -131,7 +143,6 @@ def worth_continued(losses, loss, half):
 
 def print_continued(found):
     """Each recipe's loss, and how many times the tokens the default one needs for it."""
-    losses = default_losses(found)
     print("| recipe | batch | epochs | lr | seeds or members | loss | tokens the default needs, in "
           "times |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -140,17 +151,28 @@ def print_continued(found):
         if half is not None:
             shown += f" +- {half:.3f}"
         print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | {count} | {shown} | "
-              f"{worth_continued(losses, loss, half)} |")
-    line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in sorted(losses.items()))
-    print(f"\nThe default recipe: {line} tokens.")
+              f"{worth_continued(found, loss, half)} |")
+    line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in
+                     sorted(default_losses(found).items()))
+    print(f"\nThe default recipe: {line} tokens.\n")
+    print_real_model(found)
+
+
+def print_real_model(found):
+    """SmolLM2's loss as it is, which a run at lr 0 measures, and after it was continued."""
+    of_hub = [s for s in found["settings"] if s["size"].startswith("llama-")]
+    for s in sorted(of_hub, key=lambda s: s["lr"]):
+        how = "as it is"
+        if s["lr"]:
+            how = f"after {s['tokens']:,} tokens at lr {s['lr']:g}, epochs: {s['epochs']}"
+        print(f"- {s['size']}: {s['loss']:.3f} {how}")
 
 
 def continued(found):
     """What the ensemble of continued runs is worth, and its limit."""
-    losses = default_losses(found)
     *_, (_, _, members, loss, half), (_, _, _, limit, half_of_limit) = continued_rows(found)
-    return (f"{members} members {worth_continued(losses, loss, half)} times the data, their limit "
-            f"{worth_continued(losses, limit, half_of_limit)}")
+    return (f"{members} members {worth_continued(found, loss, half)} times the data, their limit "
+            f"{worth_continued(found, limit, half_of_limit)}")
 
 
 def print_claims():
