@@ -129,7 +129,7 @@ def docstrings_of(path):
 
 
 def find_docstrings():
-    """(Python files of CORPUS_PACKAGES as installed, {package: version})."""
+    """(Python files of CORPUS_PACKAGES as installed, {package: version}). Raises InputError."""
     files, versions = [], {}
     for package in CORPUS_PACKAGES:
         spec = importlib.util.find_spec(package)  # finds the folder without importing it
@@ -153,9 +153,8 @@ def read_docstrings(files):
 # --------------------------------------------------------------------------------------------------
 # Documents on disk, without copies
 
-# A corpus may be larger than memory, and it is read several times in several orders: to compare
-# documents, to hash them, to learn a vocabulary, to encode. So the text goes to disk once, as it
-# comes, and every later step works on indices.
+# A corpus may be larger than memory, and is read several times in several orders. So the text goes
+# to disk once, as it comes, and every later step works on indices.
 class DocumentStore:
     """Documents in one file, read in any order; memory holds their places and hashes alone."""
 
@@ -180,8 +179,7 @@ class DocumentStore:
             content = text.strip().encode()
         except UnicodeEncodeError:  # half a surrogate pair has no UTF-8 form
             self.repaired += 1
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            content = whole.strip().encode()
+            return self.add(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         if content:
             write_all(self.file, content)
             # it becomes ordinary tokens, and may have been meant to end the document
@@ -205,16 +203,7 @@ class DocumentStore:
 
 # Copies are found by their hash. Near-copies and the overlap of validation with train are found by
 # runs of words, n-grams, of which only 64-bit hashes are kept: two different ones agree once in
-# 10^19 pairs. Everything from here to the tokenizers is numbers in numpy arrays.
-def gram_hashes(hashes, n):
-    """Hash of every n neighbours of hashes, which their order changes: uint64 (len - n + 1,)."""
-    # a polynomial modulo 2^64 in an odd number
-    grams = np.zeros(max(0, len(hashes) - n + 1), dtype=np.uint64)
-    for i in range(n):
-        grams = grams * np.uint64(0x9E3779B97F4A7C15) + hashes[i:i + len(grams)]
-    return grams
-
-
+# 10^19 pairs.
 def mix(x):
     """Scramble uint64 numbers so that each bit depends on all."""
     x = (x ^ (x >> np.uint64(31))) * np.uint64(0x7FB5D329728EA185)
@@ -222,50 +211,39 @@ def mix(x):
     return x ^ (x >> np.uint64(33))
 
 
-def has_no_spaces(text):
-    """Whether a text puts no spaces between words, to judge by its first 2,000 letters."""
-    head = text[:2000]
-    # DNA, base64, or one long line of Thai
-    if len(head) > LONG_WORDS * len(head.split()):
-        return True
-    # a text that mixes Chinese with English has spaces, and words of a whole sentence
-    return not head.isascii() and len(regex.findall(UNSPACED, head)) > len(head) / 3
-
-
 def text_grams(text, n):
     """Hash of every run of n words of a text, in lower case: uint64 (words - n + 1,). Without
     spaces between words it is runs of 2 n letters, about as much text."""
+    head = text[:2000]
+    # DNA, base64, one long line of Thai; or Chinese, which has words of a sentence among English
+    unspaced = len(head) > LONG_WORDS * len(head.split())
+    if not head.isascii():
+        unspaced |= len(regex.findall(UNSPACED, head)) > len(head) / 3
     # what differs in case or in white space alone is the same text
     words = text.lower().split()
-    if has_no_spaces(text):
-        letters = np.frombuffer("".join(words).encode("utf-32-le"), np.uint32)
-        # the numbers of letters are small and alike; scrambled, few sums of them agree by chance
-        return gram_hashes(mix(letters.astype(np.uint64)), 2 * n)
-    # the checksum of a word is the same in every process, unlike Python's hash()
-    codes = [zlib.crc32(word.encode()) for word in words]
-    return gram_hashes(mix(np.array(codes, np.uint64)), n)
-
-
-def find_sorted(values, known):
-    """(place, found) of values in a sorted array: where each would stand, whether it is there."""
-    place, found = np.searchsorted(known, values), np.zeros(len(values), bool)
-    if len(known):
-        # beyond the last there is nothing to compare with
-        found = known[np.minimum(place, len(known) - 1)] == values
-    return place, found
+    if unspaced:
+        codes, n = np.frombuffer("".join(words).encode("utf-32-le"), np.uint32), 2 * n
+    else:
+        # the checksum of a word is the same in every process, unlike Python's hash()
+        codes = [zlib.crc32(word.encode()) for word in words]
+    # the numbers of letters are small and alike; scrambled, few sums of them agree by chance
+    codes = mix(np.array(codes, np.uint64))
+    grams = np.zeros(max(0, len(codes) - n + 1), np.uint64)
+    for i in range(n):
+        # a polynomial modulo 2^64 in an odd number, which the order of the words changes
+        grams = grams * np.uint64(0x9E3779B97F4A7C15) + codes[i:i + len(grams)]
+    return grams
 
 
 class NearCopies:
     """Remembers the 8-grams of the documents that are kept; of more than MOST_GRAMS an even sample.
-
-    (Templates are common in docstrings, and validation that is nearly in train measures memory, not
-    modelling.)
-    """
+    (Validation that is nearly in train, as templates are, measures memory, not modelling.)"""
 
     def __init__(self, block=2 ** 20):
         self.every = np.uint64(1)  # one gram of so many is remembered
-        # a sorted array is small and a set grows quickly, so grams pass from one to the other
-        self.old, self.recent = np.zeros(0, np.uint64), set()
+        # a sorted array is small and a set grows quickly, so grams pass from one to the other; the
+        # array begins with one that is no text's, since nothing can be looked up in an empty one
+        self.old, self.recent = np.array([2 ** 64 - 1], np.uint64), set()
         self.block = block  # grams in the set before they do
 
     def sample(self, grams):
@@ -277,7 +255,7 @@ class NearCopies:
         grams = self.sample(text_grams(text, 8))
         if self.every > 1 and len(grams) < 4:  # one chance match must not drop a document
             return True
-        _, known = find_sorted(grams, self.old)
+        known = self.old.take(np.searchsorted(self.old, grams), mode="clip") == grams
         others = grams[~known].tolist()
         # a template with other numbers shares most of its runs; two texts about one thing do not
         if known.sum() + sum(gram in self.recent for gram in others) > len(grams) / 2:
@@ -304,21 +282,22 @@ def validation_overlap(train, train_tokens, val_grams):
 
     train: yields (hashes of 13-grams, the token at which their document starts); val_grams: hashes.
     """
-    # validation is small and train is not: so the former is sorted and the latter streams by
-    unique, inverse = np.unique(val_grams, return_inverse=True)
-    if not len(unique):
+    # validation is small and train is not: the former waits in a table and the latter streams by
+    waiting, found = Counter(val_grams.tolist()), []
+    if not waiting:
         return {}
-    # where in train each occurs first; one place more takes what is not in validation
-    first = np.full(len(unique) + 1, train_tokens)
     for grams, start in train:
-        place, found = find_sorted(grams, unique)
-        place[~found] = len(unique)
-        np.minimum.at(first, place, start)
+        # where in train one occurs first is all that counts, so what is found waits no longer
+        for gram in waiting.keys() & grams.tolist():
+            found.append((start, waiting.pop(gram)))
     # the ladder's budgets at its four scales, as far as train goes, and all of it
     scales = itertools.product((1000, 100, 10, 1), (1, 2, 4, 8))
     budgets = [PAPER_TOKENS * times // scale for scale, times in scales]
-    budgets = [budget for budget in budgets if budget < train_tokens] + [train_tokens]
-    return {str(budget): round(float((first[inverse] < budget).mean()), 5) for budget in budgets}
+    shares = {}
+    for budget in [*(budget for budget in budgets if budget < train_tokens), train_tokens]:
+        count = sum(times for start, times in found if start < budget)
+        shares[str(budget)] = round(count / len(val_grams), 5)
+    return shares
 
 
 # --------------------------------------------------------------------------------------------------
