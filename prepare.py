@@ -36,6 +36,7 @@ import itertools
 import json
 import logging
 import lzma
+import math
 import operator
 import os
 import shutil
@@ -514,7 +515,7 @@ def given_vocabulary(choice):
         return rank_vocabulary({bytes([byte]): byte for byte in range(256)})
     if choice == "gpt2":
         # tiktoken downloads them where its cache has none
-        with in_one_line("GPT-2's ranks are not here", "give their cache as TIKTOKEN_CACHE_DIR"):
+        with in_one_line("GPT-2's ranks", "are not here", "give their cache as TIKTOKEN_CACHE_DIR"):
             return rank_vocabulary(tiktoken.get_encoding("gpt2")._mergeable_ranks)
     # Llama 3's ranks are under a licence, so nothing fetches them
     path = Path("tokenizer.model" if choice == "llama3" else choice)
@@ -603,8 +604,8 @@ def encode_documents(encoding, documents, dtype):
 # --------------------------------------------------------------------------------------------------
 # From documents, or from shards of tokens, to train and validation
 
-# what is to be read: lists of files or of the hub's shards (without any for validation some of
-# train is set aside), and the versions of packages where train is their Python files
+# lists of files or of the hub's shards (without any for validation some of train is set aside),
+# and the versions of packages where train is their Python files
 Source = namedtuple("Source", "train val versions")
 
 
@@ -615,19 +616,35 @@ def prepare_documents(folder, source, args):
     store = DocumentStore(folder / "text")
     os.unlink(folder / "text")  # an open file needs no name, and ends with the process
     in_val, without_text = read_documents(store, source, args)
+
     # 2. drop copies, in an order that content alone decides, whatever files it came in
     val, train, facts = drop_copies(store, in_val, args.dedup)
     if not len(train):
         raise InputError(f"all of {' '.join(args.source)} is also in validation; give other text")
     facts["lines_without_text"] = without_text
-    facts["corpus_sha256"] = hash_documents(store, itertools.chain(val, train))
-    # 3. shuffle and split by whole documents
+    digest = hashlib.sha256()
+    for place, i in enumerate(Progress("hashed", itertools.chain(val, train))):
+        # a zero byte between documents: no two lists of them are the same bytes
+        digest.update(b"\0" * (place > 0) + store[i].encode())
+    facts["corpus_sha256"] = digest.hexdigest()
+
+    # 3. shuffle and split by whole documents, before there is a tokenizer: it must not have seen
+    # validation. How many tokens a document has is not known yet: 8 bytes for each are enough, and
+    # what is too much goes back to train
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
+    too_few = InputError(
+        f"{len(val) + len(train):,} documents are too few to set {args.val_tokens:,} validation "
+        "tokens apart; give more text or a smaller --val_tokens")
     if not source.val:
-        # before the tokenizer is trained, which must not see validation
-        aside = count_aside(store, train, args)
+        aside = store.count(train, 8 * args.val_tokens)
+        if not args.val_given:  # a tenth of the text at most
+            tenth = store.size(train).sum() // 10
+            aside = min(aside, max(1, store.count(train, tenth) - 1))
+        if aside > len(train) // 2:
+            raise too_few
         val, train = train[:aside], train[aside:]
+
     # 4. the tokenizer, of what is left for training
     vocabulary = args.vocabulary
     if vocabulary is None:
@@ -636,9 +653,9 @@ def prepare_documents(folder, source, args):
 
     # 5. encode: validation first, to know how many of the documents that were set aside it needs
     encoding, dtype = vocabulary.encoding(), token_dtype(vocabulary.size)
-    tokens = np.concatenate(list(encode_documents(encoding, (store[i] for i in val), dtype)))
+    tokens = np.concatenate([*encode_documents(encoding, (store[i] for i in val), dtype)])
     if len(tokens) < args.val_tokens and args.val_given and not source.val:
-        raise too_few(len(val) + len(train), args)
+        raise too_few
     val_tokens, rest = split_validation([tokens], encoding.eot_token, args.val_tokens)
     chunks = encode_documents(encoding, (store[i] for i in Progress("encoded", train)), dtype)
     if not source.val:
@@ -652,13 +669,13 @@ def prepare_documents(folder, source, args):
 def read_documents(store, source, args):
     """Put the documents of a source into the store. Returns how many are validation, which comes
     first, and how many lines had no text. Raises InputError where there is no text."""
-    reader, most = Reader(args.text_key, args.separator), 0
+    reader, most = Reader(args.text_key, args.separator), math.inf
     if args.tokens:
         # 8 bytes a token are more than enough; a document longer than the budget would be all of it
         most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)
         reader.longest = min(LONGEST, max(args.tokens, 2 * PASSAGE))
     # validation is read whole: how much of it is wanted is known once it is encoded
-    collect_documents(store, reader, source.val, 0)
+    collect_documents(store, reader, source.val, math.inf)
     in_val = len(store)
     if source.versions:
         # all of them, since their files come in any order
@@ -667,12 +684,14 @@ def read_documents(store, source, args):
     else:
         if not source.val and args.separator is None:
             # a book is one document, and one cannot be split into train and validation
-            reader.cut_all = has_few_documents(source.train, args.text_key)
+            some = itertools.chain.from_iterable(map(Reader(args.text_key).read, source.train))
+            if sum(1 for _ in itertools.islice(some, FEW)) < FEW:
+                reader.longest = 0
         collect_documents(store, reader, source.train, most)
     for parts, count in ((source.train, len(store) - in_val), (source.val, in_val)):
         if parts and not count:
             raise InputError(f"no text in {name_some(parts)}; {reader.summary()}")
-    if reader.cut_all:
+    if not reader.longest:
         print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
               "letters, some for train and some for validation")
     if reader.bad:
@@ -685,28 +704,18 @@ def read_documents(store, source, args):
     return in_val, reader.bad
 
 
-def has_few_documents(parts, text_key):
-    documents = itertools.chain.from_iterable(map(Reader(text_key).read, parts))
-    return sum(1 for _ in itertools.islice(documents, FEW)) < FEW
-
-
 def collect_documents(store, reader, parts, most):
-    """Add the documents of all parts; or until they hold `most` bytes (0: all), each part giving an
-    equal share as far as it can."""
-    missing = most
-    # the smallest first: what they lack of their share, the larger ones give
-    for place, part in enumerate(sorted(parts, key=part_size)):
-        begin, share = store.ends[-1], missing / (len(parts) - place)
+    """Add documents until they hold `most` bytes, of each part an equal share if it has as much."""
+    if all(isinstance(part, Path) for part in parts):  # the hub's are about equal
+        # the smallest first: what they lack of their share, the larger ones give
+        parts = sorted(parts, key=os.path.getsize)
+    for place, part in enumerate(parts):
+        begin, share = store.ends[-1], most / (len(parts) - place)
         for text in reader.read(part):
             store.add(text)
-            if most and store.ends[-1] - begin >= share:
+            if store.ends[-1] - begin >= share:
                 break
-        missing -= store.ends[-1] - begin
-
-
-def part_size(part):
-    # of the hub: as if all were equal
-    return os.path.getsize(part) if isinstance(part, Path) else 0
+        most -= store.ends[-1] - begin
 
 
 def drop_copies(store, in_val, near):
@@ -729,40 +738,11 @@ def drop_copies(store, in_val, near):
     return *parts, facts
 
 
-def hash_documents(store, order):
-    """SHA-256 of documents with a zero byte between them."""
-    digest = hashlib.sha256()
-    for place, i in enumerate(Progress("hashed", order)):
-        # so that no two lists of documents are the same bytes
-        digest.update(b"\0" * (place > 0))
-        digest.update(store[i].encode())
-    return digest.hexdigest()
-
-
-def too_few(documents, args):
-    return InputError(f"{documents:,} documents are too few to set {args.val_tokens:,} validation "
-                      "tokens apart; give more text or a smaller --val_tokens")
-
-
-def count_aside(store, order, args):
-    """How many documents of an order may become validation: 8 bytes a token will do; if nobody
-    asked for a number of tokens, a tenth of the text at most."""
-    # how many tokens a document has only encoding can tell, and that comes after this split: so
-    # enough are set aside, and what is too much goes back to train
-    count = store.count(order, 8 * args.val_tokens)
-    if not args.val_given:
-        tenth = store.size(order).sum() // 10
-        count = min(count, max(1, store.count(order, tenth) - 1))
-    if count > len(order) // 2:
-        raise too_few(len(order), args)
-    return count
-
-
 def split_validation(shards, end_of_text, val_tokens):
     """(the first whole documents that hold val_tokens, the rest) of arrays of tokens."""
     val, missing = [], val_tokens
     for i, shard in enumerate(shards):
-        starts = document_starts(shard, end_of_text)
+        starts = np.flatnonzero(shard == end_of_text)
         # the first document that begins where enough tokens are in is the first of the rest
         cut = starts[starts >= missing]
         if len(cut):
@@ -774,10 +754,9 @@ def split_validation(shards, end_of_text, val_tokens):
 def prepare_shards(folder, source, args):
     """What prepare_documents() returns, of tokens as the shards have them."""
     shards = {path: read_shard(path) for path in source.train + source.val}
-    kinds = {end_of_text for _, end_of_text in shards.values()}
-    if len(kinds) > 1:
+    end_of_text, *others = {end_of_text for _, end_of_text in shards.values()}
+    if others:
         raise InputError("the shards are of different vocabularies; prepare each kind by itself")
-    end_of_text, = kinds
     # the header says whose tokens they are
     default = "gpt2" if end_of_text == GPT2_RANKS else "llama3"
     vocabulary = args.vocabulary or given_vocabulary(default)
@@ -826,19 +805,15 @@ class Reader:
 
     def __init__(self, text_key="text", separator=None):
         self.text_key, self.separator = text_key, separator
-        self.longest = LONGEST  # letters of a document before it is cut
-        self.cut_all = False  # documents are few, so each is cut into passages
+        self.longest = LONGEST  # letters of a document; a longer one is cut into passages
         self.bad, self.first = 0, ""  # lines without text, and the first of them
 
     def read(self, part):
-        """Documents of a part, too long ones in passages. Raises InputError for a bad file."""
+        """Documents of a part, long ones in passages. Raises InputError for a bad file."""
         read = self.read_text if kind_of(part) == "text" else self.read_rows
-        with explain_unreadable(part):
+        with in_one_line(part):
             for text in read(part):
-                if len(text) > self.longest or self.cut_all:
-                    yield from cut_passages(text)
-                else:
-                    yield text
+                yield from cut_passages(text) if len(text) > self.longest else [text]
 
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was
@@ -848,18 +823,21 @@ class Reader:
         if self.separator is not None:
             pattern = regex.escape(self.separator)
         text = ""
-        for block in read_blocks(path):
-            # the last piece may go on in the next block
-            *whole, text = regex.split(pattern, text + block)
-            yield from whole
-            if len(text) > LONGEST:
-                *passages, text = cut_passages(text)
-                yield from passages
-                text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
+        with open_text(path) as file:
+            # a block ends where a line does, so that no line that separates is cut in two
+            while block := file.read(2 ** 20) + file.readline(2 ** 20):
+                # the last piece may go on in the next block
+                *whole, text = regex.split(pattern, text + block)
+                yield from whole
+                if len(text) > LONGEST:
+                    *passages, text = cut_passages(text)
+                    yield from passages
+                    text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
         yield text
 
     def read_rows(self, part):
         """The text of each row of a table; the others are counted and the first is noted."""
+        word = "line" if kind_of(part) == "lines" else "row"
         for number, row in enumerate(rows_of(part, self.text_key), 1):
             text = row.get(self.text_key) if isinstance(row, dict) else None
             # numbers and null are no text; a file of them has its text under another key
@@ -867,7 +845,8 @@ class Reader:
                 yield text
             elif row != "":
                 self.bad += 1
-                self.first = self.first or describe_row(part, number, row)
+                shown = "its keys: " + ", ".join(row) if isinstance(row, dict) else str(row)[:60]
+                self.first = self.first or f"{part} {word} {number} ({shown})"
 
     def summary(self):
         """What was left out, in one line."""
@@ -875,14 +854,6 @@ class Reader:
             return "there is nothing but white space"
         return (f'{self.bad:,} lines or rows have no text under the key "{self.text_key}" and were '
                 f"left out, the first is {self.first}; --text_key names another key")
-
-
-def describe_row(part, number, row):
-    word = "line" if kind_of(part) == "lines" else "row"
-    shown = str(row)[:60]
-    if isinstance(row, dict):
-        shown = "its keys: " + ", ".join(row)
-    return f"{part} {word} {number} ({shown})"
 
 
 def cut_passages(text):
@@ -902,44 +873,35 @@ def cut_paragraph(text):
     """Pieces of PASSAGE to twice as many letters that end where a reader would pause."""
     begin, parts = 0, []
     while len(text) - begin > 2 * PASSAGE:
-        cut = begin + PASSAGE  # inside a word, if it has no end (DNA)
         # the best place there is: a line's end, a sentence's end, between two words
-        for end in (r"\n", r"[.!?]\s|[。！？]", r"\s"):
-            found = regex.compile(end).search(text, begin + PASSAGE, begin + 2 * PASSAGE)
-            if found:
-                cut = found.end()
-                break
+        ends = map(regex.compile, (r"\n", r"[.!?]\s|[。！？]", r"\s"))
+        found = (end.search(text, begin + PASSAGE, begin + 2 * PASSAGE) for end in ends)
+        best = next(filter(None, found), None)
+        cut = best.end() if best else begin + PASSAGE  # inside a word without end, such as DNA
         parts.append(text[begin:cut])
         begin = cut
     return [*parts, text[begin:]]
 
 
 @contextlib.contextmanager
-def in_one_line(problem, advice):
-    """Turn any error of the libraries called inside into an InputError: problem (error); advice."""
+def in_one_line(what, problem="cannot be read",
+                advice="is it damaged, cut off, or of another kind than its name says?"):
+    """Turn any error of the libraries called inside into an InputError of one line."""
     try:
         yield
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        # decoding works on pieces, so the place is unknown; what is before it can be searched
+        before = error.object[:error.start][-20:].decode(errors="replace")
+        raise InputError(
+            f"{what} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); convert "
+            "it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
     except Exception as error:
         # what such errors say may be pages long, and the first line says the most
         line, = str(error).strip().splitlines()[:1] or [""]
-        raise InputError(f"{problem} ({type(error).__name__}: {line[:200]}); {advice}") from None
-
-
-@contextlib.contextmanager
-def explain_unreadable(part):
-    """Turn any error of reading a part into an InputError that says what may be wrong with it."""
-    advice = "is it damaged, cut off, or of another kind than its name says?"
-    with in_one_line(f"{part} cannot be read", advice):
-        try:
-            yield
-        except UnicodeDecodeError as error:
-            # decoding works on pieces, so the place is unknown; what is before it can be searched
-            before = error.object[:error.start][-20:].decode(errors="replace")
-            raise InputError(
-                f"{part} is not UTF-8 (byte {error.object[error.start]:#x} after {before!r}); "
-                "convert it first, e.g. with iconv -f LATIN1 -t UTF-8") from None
+        name = type(error).__name__
+        raise InputError(f"{what} {problem} ({name}: {line[:200]}); {advice}") from None
 
 
 def open_binary(path):
@@ -957,32 +919,19 @@ def open_text(path, newline=None):
     return io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline=newline)
 
 
-def read_blocks(path):
-    """Text of a file about a million letters at a time. A block ends where a line does, unless that
-    is longer, so no line that separates documents is cut in two."""
-    with open_text(path) as file:
-        while block := file.read(2 ** 20) + file.readline(2 ** 20):
-            yield block
-
-
 def rows_of(part, text_key):
     """Rows of a part that is no plain text, with the column of that name if it has one."""
     kind = kind_of(part)
     if kind == "hub":
         return part.rows
-    if kind == "lines":
-        return parse_lines(part)
-    if kind == "json":
-        return read_array_or_lines(part)
-    if kind == "csv":
-        return read_csv(part, ",")
-    if kind == "tsv":
-        return read_csv(part, "\t")
     if kind == "parquet":
         return read_parquet(part, text_key)
-    # the builder takes patterns, which a name with brackets is not
-    name, datasets = glob.escape(os.path.abspath(part)), import_datasets(part)
-    return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
+    if kind == "arrow":
+        # the builder takes patterns, which a name with brackets is not
+        name, datasets = glob.escape(os.path.abspath(part)), import_datasets(part)
+        return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
+    readers = {"lines": parse_lines, "json": read_json_rows, "csv": read_csv, "tsv": read_csv}
+    return readers[kind](part)
 
 
 def parse_lines(path):
@@ -996,7 +945,7 @@ def parse_lines(path):
             yield row if isinstance(row, dict) else line.strip()
 
 
-def read_array_or_lines(path):
+def read_json_rows(path):
     """Rows of a .json file: an object in each line if the first is one, or else an array."""
     with contextlib.closing(parse_lines(path)) as lines:
         if isinstance(next(filter(None, lines), None), dict):
@@ -1007,9 +956,10 @@ def read_array_or_lines(path):
     return rows if isinstance(rows, list) else [rows]
 
 
-def read_csv(path, separator):
+def read_csv(path):
     """Rows of a file of comma- or tab-separated values, all of which are text."""
     csv.field_size_limit(2 ** 31 - 1)  # a document may be longer than the module expects
+    separator = "\t" if kind_of(path) == "tsv" else ","
     with open_text(path, newline="") as file:
         for row in csv.DictReader(file, delimiter=separator, strict=True):
             if None in row:  # a comma without quotes around its text
@@ -1064,7 +1014,7 @@ def check_kind(path):
     kind = kind_of(path)
     if kind in ("parquet", "arrow", "tokens"):
         return  # their readers find out
-    with explain_unreadable(path), open_binary(path) as file:
+    with in_one_line(path), open_binary(path) as file:
         head = file.read(4096)
     if head[257:262] == b"ustar":
         raise InputError(f"{path} is a tar archive; unpack it and give the files in it")
@@ -1131,8 +1081,7 @@ def list_folder(folder):
 
 def name_some(parts):
     """The first of some parts, for a message."""
-    names = ", ".join(map(str, parts[:3]))
-    return names + " and more" * (len(parts) > 3)
+    return ", ".join(map(str, parts[:3])) + " and more" * (len(parts) > 3)
 
 
 def choose_parts(parts, val):
@@ -1140,20 +1089,20 @@ def choose_parts(parts, val):
     out. Says what it does. Raises InputError if nothing is left for train."""
     # a single file called test.txt is what somebody wants to train on
     roles = set(parts.values())
-    if len(roles) == 1 and roles & {"val", "test"}:
+    if roles in ({"val"}, {"test"}):
         print(f"all that is there is called {roles.pop()}; it is taken as the text")
         parts = dict.fromkeys(parts, "train")
     # what is given as validation may lie in a folder of the source
     given = {os.path.realpath(str(part)) for part in val}
-    by_role = defaultdict(list)
+    by_role = {"test": [], "val": [], "train": []}
     for part, role in parts.items():
         if os.path.realpath(str(part)) not in given:
             by_role[role or "train"].append(part)
-    left, train = by_role["test"], by_role["train"]
+    left, own, train = by_role.values()
     if val:
-        left = left + by_role["val"]
+        left += own
     else:
-        val = by_role["val"]
+        val = own
     if left:
         print(f"left out, being called test or validation: {name_some(left)}")
     if not train:
@@ -1179,34 +1128,31 @@ class HubShard:
 def reach_hub(repository, by_hand):
     """Ask the hub once, unlike its client's many tries, for a data set. Raises InputError."""
     hub = optional_package("huggingface_hub", repository)
-    with in_one_line(f"the data set {repository} cannot be reached on the hub", by_hand):
+    with in_one_line(f"the data set {repository}", "cannot be reached on the hub", by_hand):
         hub.HfApi().dataset_info(repository, timeout=10)
 
 
 def open_hub(source):
     """{HubShard: role} of a data set on the hub, hf:OWNER/NAME[:CONFIG] or a short name."""
-    source, val = HUB.get(source, (source.removeprefix("hf:"), None))
+    train, val = HUB.get(source, (source.removeprefix("hf:"), None))
     by_hand = "fetch its files (.parquet, .jsonl) elsewhere and give them as --source"
-    if val is None:
-        return list_shards(source, by_hand)
-    # all of a second data set is validation, whatever its splits are called
-    by_hand += f", those of {val} as --val"
-    return list_shards(source, by_hand) | dict.fromkeys(list_shards(val, by_hand), "val")
-
-
-def list_shards(name, by_hand):
-    """{HubShard: role} of a data set OWNER/NAME[:CONFIG]: its splits say what each is for."""
-    datasets = import_datasets(name)
-    repository, _, config = name.partition(":")
-    reach_hub(repository, by_hand)
-    with in_one_line(f"hf:{name} cannot be opened", "for files that are here give their names"):
-        splits = datasets.load_dataset(repository, config or None, streaming=True)
+    if val:
+        by_hand += f", those of {val} as --val"
     shards = {}
-    # by file, so that a budget can be drawn from all of them
-    for split, rows in splits.items():
-        for i in range(rows.num_shards):
-            shard = HubShard(f"hf:{name} {split} {i}", rows.shard(rows.num_shards, i))
-            shards[shard] = role_of(split)
+    for name in filter(None, (train, val)):
+        datasets = import_datasets(name)
+        repository, _, config = name.partition(":")
+        reach_hub(repository, by_hand)
+        with in_one_line(f"hf:{name}", "cannot be opened",
+                         "for files that are here give their names"):
+            splits = datasets.load_dataset(repository, config or None, streaming=True)
+        for split, rows in splits.items():
+            # all of a second data set is validation, whatever its splits are called
+            role = "val" if name == val else role_of(split)
+            # by file, so that a budget can be drawn from all of them
+            for i in range(rows.num_shards):
+                shard = HubShard(f"hf:{name} {split} {i}", rows.shard(rows.num_shards, i))
+                shards[shard] = role
     return shards
 
 
@@ -1224,7 +1170,7 @@ def fetch_fineweb(tokens):
             by_hand = f"fetch {names[0]} and {names[1]} to {names[-1]} elsewhere and give them as "
             reach_hub(repository, by_hand + "--source")
             print(f"fetching {name}", flush=True)
-            with in_one_line(f"{name} of {repository} cannot be fetched",
+            with in_one_line(f"{name} of {repository}", "cannot be fetched",
                              "run the same command again, or give the files as --source"):
                 path = hub.hf_hub_download(repository, name, repo_type="dataset")
         paths[Path(path)] = role_of(name)
