@@ -1180,16 +1180,8 @@ def fetch_fineweb(tokens):
 # --------------------------------------------------------------------------------------------------
 # The format: write and read
 
-# of a part that was written: int64 starts of its documents, its tokens, UTF-8 bytes of its text
-Written = namedtuple("Written", "starts tokens bytes")
-
-
 def token_dtype(vocab_size):
     return np.dtype("<u2" if vocab_size <= 2 ** 16 else "<u4")
-
-
-def document_starts(tokens, end_of_text):
-    return np.flatnonzero(np.asarray(tokens) == end_of_text).astype(np.int64)
 
 
 @contextlib.contextmanager
@@ -1233,35 +1225,27 @@ def write_all(file, content):
         raise cannot_write(file.name, error) from None
 
 
-def write_tokens(folder, part, chunks, vocabulary, most=0):
-    """Write arrays of tokens, `most` in all (0: every one), and where their documents start.
-    Returns what was Written."""
+def write_tokens(folder, part, chunks, vocabulary, most=sys.maxsize):
+    """Write arrays of tokens, `most` in all, and where their documents start. Returns {tokens,
+    bytes of their text, documents: count}."""
     dtype, lengths = token_dtype(vocabulary.size), token_lengths(vocabulary.ranks, vocabulary.size)
-    count, size = 0, 0  # tokens, bytes
-    starts = [np.zeros(0, np.int64)]
+    starts, count, size = [], 0, 0  # documents, tokens, bytes
+    # a shard is long: some megabytes at a time, for the sake of memory
+    pieces = (np.array_split(chunk, 1 + len(chunk) // 2 ** 22) for chunk in chunks)
     with open(folder / f"{part}.bin", "wb", buffering=0) as file:
-        for tokens in cut_pieces(chunks):
+        for tokens in itertools.chain.from_iterable(pieces):
             # a budget ends where it ends, within a document or not
-            if most:
-                tokens = tokens[:most - count]
-            tokens = np.ascontiguousarray(tokens, dtype)
+            tokens = np.ascontiguousarray(tokens[:most - count], dtype)
             write_all(file, tokens)
             # found from the tokens, so that documents and shards need one writer
-            starts.append(document_starts(tokens, vocabulary.end_of_text) + count)
+            starts.append(np.flatnonzero(tokens == vocabulary.end_of_text) + count)
             count += len(tokens)
             size += int(lengths[tokens].sum())
-            if most and count >= most:
+            if count >= most:
                 break
     starts = np.concatenate(starts)
     write_atomically(folder / f"{part}_docs.npy", lambda file: np.save(file, starts))
-    return Written(starts, count, size)
-
-
-def cut_pieces(chunks):
-    """Yields arrays, long ones some megabytes at a time, for the sake of memory."""
-    for chunk in chunks:
-        for begin in range(0, len(chunk), 2 ** 22):
-            yield chunk[begin:begin + 2 ** 22]
+    return {"tokens": count, "bytes": size, "documents": len(starts)}
 
 
 def token_lengths(ranks, vocab_size):
@@ -1273,28 +1257,25 @@ def token_lengths(ranks, vocab_size):
 
 
 def written_overlap(folder, vocabulary, written):
-    """validation_overlap() of the text that was written, {part: Written}."""
-    encoding = vocabulary.encoding()
+    """validation_overlap() of the text that was written; written: {part: counts}."""
+    encoding, dtype = vocabulary.encoding(), token_dtype(vocabulary.size)
 
     def grams_of(part):
-        path, dtype = folder / f"{part}.bin", token_dtype(vocabulary.size)
-        starts = written[part].starts
-        lengths = np.diff(starts, append=written[part].tokens)
+        starts = np.load(folder / f"{part}_docs.npy")
+        lengths = np.diff(starts, append=written[part]["tokens"])
         for start, length in zip(Progress("compared", starts), lengths):
             # a mapped file would stay in memory as far as it is read
-            tokens = np.fromfile(path, dtype, length, offset=start * dtype.itemsize)
+            begin = start * dtype.itemsize
+            tokens = np.fromfile(folder / f"{part}.bin", dtype, length, offset=begin)
             yield text_grams(encoding.decode(tokens[1:].tolist()), 13), start
-    val_grams = [np.zeros(0, np.uint64)]  # so that there is something to join
-    val_grams += [grams for grams, _ in grams_of("val")]
+    val_grams = np.concatenate([np.zeros(0, np.uint64), *(grams for grams, _ in grams_of("val"))])
     # a budget that ends inside a document is taken to hold all of it
-    return validation_overlap(grams_of("train"), written["train"].tokens, np.concatenate(val_grams))
+    return validation_overlap(grams_of("train"), written["train"]["tokens"], val_grams)
 
 
 def finish_data(folder, name, vocabulary, written, meta):
-    """Write the tokenizer and meta.json, which this returns. written: {part: Written}."""
-    lines = []
-    for token, rank in vocabulary.ranks.items():
-        lines.append(base64.b64encode(token) + b" %d\n" % rank)
+    """Write the tokenizer and meta.json, which this returns. written: {part: counts}."""
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in vocabulary.ranks.items()]
     write_atomically(folder / "tokenizer.tiktoken", lambda file: file.writelines(lines))
     # what transformers reads: the file that was given, or one made of the ranks
     content = b""
@@ -1307,9 +1288,8 @@ def finish_data(folder, name, vocabulary, written, meta):
     meta = {"name": name, **meta,
             "vocab_size": vocabulary.size, "end_of_text": vocabulary.end_of_text,
             "pattern": vocabulary.pattern, "dtype": token_dtype(vocabulary.size).name,
-            "tokens": {part: found.tokens for part, found in written.items()},
-            "bytes": {part: found.bytes for part, found in written.items()},
-            "documents": {part: len(found.starts) for part, found in written.items()},
+            **{count: {part: written[part][count] for part in written}
+               for count in ("tokens", "bytes", "documents")},
             "sha256": {file.name: sha256_file(file) for file in sorted(folder.iterdir())}}
     write_json(folder / "meta.json", meta)  # last: a folder without it is no data set
     return meta
