@@ -1519,7 +1519,7 @@ def read_options():
     add("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
 
-    # defaults that depend on the source: the hub's sets are larger than anybody wants whole
+    # the hub's sets are larger than anybody wants whole
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
     args.val_given = args.val_tokens is not None
     if args.tokens is None:
@@ -1574,21 +1574,10 @@ def identify(args, files):
     if tokenizer and file.is_file():
         tokenizer = [tokenizer, sha256_file(file)]
     # left out where they are the default, so that a new option leaves old identities as they are
-    others = {"tokenizer": (tokenizer, None), "tokens": (args.tokens, 0), "dedup": (args.dedup, 1),
-              "val": (args.val, []), "text_key": (args.text_key, "text"),
-              "separator": (args.separator, None)}
-    return identity | {name: value for name, (value, default) in others.items() if value != default}
-
-
-def is_prepared(folder, identity):
-    """Whether a folder holds what was asked for. Raises InputError if it holds anything else."""
-    if not folder.exists():
-        return False
-    if not (folder / "meta.json").exists():
-        raise InputError(f"{folder} is there already and is no data set; give another --name")
-    if load_data(folder.name).meta.get("identity") != identity:
-        raise InputError(f"{folder} holds other data; remove it or give another --name")
-    return True
+    defaults = {"tokenizer": None, "tokens": 0, "dedup": 1, "val": [], "text_key": "text",
+                "separator": None}
+    given = vars(args) | {"tokenizer": tokenizer}
+    return identity | {name: given[name] for name in defaults if given[name] != defaults[name]}
 
 
 def open_source(args, parts, val):
@@ -1617,29 +1606,39 @@ def main():
     # the content of files is part of the request: a changed file is other data
     hashes = {str(file): sha256_file(file) for file in [*files, *val_files]}
     identity, folder = identify(args, hashes or None), Path("data") / args.name
-    if is_prepared(folder, identity):
+    if not folder.exists():
+        meta = make_data(args, files, val_files, identity)
+        report(folder, meta, args)
+    elif not (folder / "meta.json").exists():
+        raise InputError(f"{folder} is there already and is no data set; give another --name")
+    else:
         # asked for again, the same data are no work: any command can be repeated
         meta = load_data(args.name).meta
+        if meta.get("identity") != identity:
+            raise InputError(f"{folder} holds other data; remove it or give another --name")
         print(f"{folder} is prepared already")
-    else:
-        args.vocabulary = None
-        if args.tokenizer:  # better refused now than after reading all
-            args.vocabulary = given_vocabulary(args.tokenizer)
-        with new_data(args.name) as temporary:
-            source = open_source(args, files, val_files)
-            prepare = prepare_documents
-            if kind_of(source.train[0]) == "tokens":
-                prepare = prepare_shards
-            vocabulary, train, val, facts = prepare(temporary, source, args)
-            written = {"train": write_tokens(temporary, "train", train, vocabulary, args.tokens),
-                       "val": write_tokens(temporary, "val", val, vocabulary)}
-            facts["val_13grams_in_train"] = written_overlap(temporary, vocabulary, written)
-            origin = {"identity": identity, "versions": source.versions, "seed": args.seed,
-                      "val_apart": bool(source.val)}
-            meta = finish_data(temporary, args.name, vocabulary, written, origin | facts)
-        report(folder, meta, args)
     if args.json:
         print(json.dumps(meta))
+
+
+def make_data(args, files, val_files, identity):
+    """Write data/NAME; returns the content of its meta.json."""
+    args.vocabulary = None
+    if args.tokenizer:  # better refused now than after reading all
+        args.vocabulary = given_vocabulary(args.tokenizer)
+    with new_data(args.name) as folder:
+        source = open_source(args, files, val_files)
+        prepare = prepare_documents
+        if kind_of(source.train[0]) == "tokens":
+            prepare = prepare_shards
+        vocabulary, train, val, facts = prepare(folder, source, args)
+        most = args.tokens or sys.maxsize
+        written = {"train": write_tokens(folder, "train", train, vocabulary, most),
+                   "val": write_tokens(folder, "val", val, vocabulary)}
+        facts["val_13grams_in_train"] = written_overlap(folder, vocabulary, written)
+        origin = {"identity": identity, "versions": source.versions, "seed": args.seed,
+                  "val_apart": bool(source.val)}
+        return finish_data(folder, args.name, vocabulary, written, origin | facts)
 
 
 def report(folder, meta, args):
@@ -1662,12 +1661,11 @@ def report(folder, meta, args):
     if tokens["train"] < args.tokens:
         warn(f"fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text is read as "
              "far as 8 bytes a token)")
-    large = []
-    for budget, share in meta["val_13grams_in_train"].items():
+    shares = meta["val_13grams_in_train"]
+    for budget, share in shares.items():
         print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train "
               "tokens")
-        if share > 0.05:
-            large.append(int(budget))
+    large = [int(budget) for budget, share in shares.items() if share > 0.05]
     if large:
         warn(f"over 5% of validation occurs in train from {large[0]:,} tokens on, where its loss "
              "also measures memory")
