@@ -813,7 +813,10 @@ class Reader:
         read = self.read_text if kind_of(part) == "text" else self.read_rows
         with in_one_line(part):
             for text in read(part):
-                yield from cut_passages(text) if len(text) > self.longest else [text]
+                if len(text) > self.longest:
+                    yield from cut_passages(text)
+                else:
+                    yield text
 
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was

@@ -76,9 +76,10 @@ def worth(found, name):
 
 
 def students(found):
-    """The share that students keep of their teachers' gain: of the setting with most seeds."""
+    """The share that students keep of the largest ensemble's gain: of the setting with most
+    seeds."""
     best = max((row for row in found["students"] if row["share"]),
-               key=lambda row: (row["seeds"], row["share"]))
+               key=lambda row: (row["k"], row["seeds"], row["share"]))
     text = f"{best['share']:.0%} of {best['k']} members' gain; seeds: {best['seeds']}"
     if best["low"] is not None:
         text += f" ({best['low']:.0%} to {best['high']:.0%})"
