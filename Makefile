@@ -9,7 +9,7 @@
 # make crossover   many members that have memorized their text
 # make repetition  more epochs than are good, three sizes and three budgets
 # make students    students of three teachers
-# make distillation  what students of 3, 5 and 8 teachers keep of an ensemble's gain
+# make distillation  what students of 1, 3, 5 and 8 teachers keep of an ensemble's gain
 # make continued   continued pre-training: smaller batches, more epochs, an ensemble
 # make downstream  accuracy against loss of the models that the others left in runs/
 # make efficiency  both recipes at two, four and eight times the tokens: about 30 hours of one core
@@ -123,19 +123,30 @@ students: data
 	        --out runs/students || exit; done
 	$(PY) fit.py runs/students --where recipe=student
 
-# students by probabilities of ensembles, and of one teacher of their own size
+# Students by probabilities of ensembles and of one teacher of their own size; the same settings
+# without a teacher; what else was tried with eight teachers: share of KL, epochs, their text.
+STUDENT = --size 300k $(EVERY) --out runs/distillation
 distillation: data
 	for members in 3 5 8; do \
 	    $(MEMBERS) --size 300k --recipe regularized --members $$members \
 	        --out runs/distillation || exit; \
 	    for seed in 0 1 2; do \
-	        $(PY) distill.py --mode kl --size 300k $(EVERY) --out runs/distillation --seed $$seed \
+	        $(PY) distill.py --mode kl $(STUDENT) --seed $$seed \
 	            --teacher $$(ls -d runs/distillation/ensembles/*-k$$members-*) || exit; done; done
-	$(PY) distill.py --mode kl --size 300k $(EVERY) --out runs/distillation --kl_weight 0.9 \
-	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
 	for seed in 1 2 3; do \
-	    $(PY) distill.py --mode kl --size 300k $(EVERY) --out runs/distillation --seed $$seed \
+	    $(PY) distill.py --mode kl $(STUDENT) --seed $$seed \
 	        --teacher $$(ls -d runs/distillation/*-e32-lr0.003-wd1.6-s0-*) || exit; done
+	$(PY) train.py $(STUDENT) --epochs 32 --lr 1e-2 --weight_decay 0.2
+	$(PY) distill.py --mode kl $(STUDENT) --kl_weight 0.9 \
+	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
+	eight="--teacher $$(ls -d runs/distillation/ensembles/*-k8-*)"; \
+	for row in "0.9 32 0" "0.9 64 0" "0.9 64 1" "1 64 0"; do set -- $$row; \
+	    $(PY) distill.py --mode kl $(STUDENT) $$eight \
+	        --kl_weight $$1 --epochs $$2 --seed $$3 || exit; done; \
+	$(PY) distill.py $(STUDENT) $$eight \
+	    --epochs 6 --lr 1e-2 --synthetic_weight 0.75 --weight_decay 0.1 || exit; \
+	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 1 --epochs 16 --weight_decay 0.1 \
+	    --synthetic $$(basename data/sampled-docstrings-300k-k8-*) --synthetic_weight 0.75
 	$(PY) fit.py runs/distillation
 
 # Of each size: epochs of both recipes and the standard one's lr. All as at 209,715 tokens, but for
