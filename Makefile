@@ -140,7 +140,7 @@ distillation: data
 	$(PY) distill.py --mode kl $(STUDENT) --kl_weight 0.9 \
 	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
 	eight="--teacher $$(ls -d runs/distillation/ensembles/*-k8-*)"; \
-	for row in "0.9 32 0" "0.9 64 0" "0.9 64 1" "1 64 0"; do set -- $$row; \
+	for row in "0.9 32 0" "0.9 64 0" "0.9 64 1" "0.9 64 2" "1 64 0"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) $$eight \
 	        --kl_weight $$1 --epochs $$2 --seed $$3 || exit; done; \
 	$(PY) distill.py $(STUDENT) $$eight \
