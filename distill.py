@@ -28,7 +28,7 @@ from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, run_main, write_atomically, write_data
 from train import (TrainConfig, add_options, autocast, claim, config_from, expand, load_models,
-                   on_device, resolve, train, use_compile, use_device)
+                   on_device, resolve, say, train, use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -277,9 +277,9 @@ def main():
     else:
         student = resolve(find_or_sample(args))
     result = train(student)
-    print(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
+    say(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
     if args.json:
-        print(json.dumps(result))
+        say(json.dumps(result))
 
 
 if __name__ == "__main__":

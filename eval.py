@@ -905,7 +905,8 @@ def main():
     # An average of several predictions has no weights of its own that could be written.
     if args.export_hf and len(expand(names, args.out)) > 1 and args.average != "weights":
         raise InputError(f"--export_hf writes one run, not {len(expand(names, args.out))}; "
-                         f"--average weights makes one of several")
+                         f"distill.py makes one of several (--average weights, too, where all "
+                         f"continue one run)")
     subject = load_subject(names, args.out, device, args.average)
     report = evaluate(subject, args)
     if args.export_hf:

@@ -2299,6 +2299,7 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
     (["--batch_size", "4096"], "do not fill one batch"), (["--compile", "maybe"], "invalid choice"),
     (["--compile", "graphs", "--device", "cpu"], "needs CUDA"),
     (["--seed", "-1"], "out of range"), (["--context", "0"], "out of range"),
+    (["--tokens", "0"], "--tokens 0 is out of range"),
     (["--batch_size", "0"], "out of range"),
     (["--device", "meta"], "cannot be used"), (["--device", "tpu9"], "cannot be used"),
     (["--synthetic", "tiny"], "go together"), (["--dtype", "fp8"], "choose from")])

@@ -803,10 +803,13 @@ def budget_of(text, scale):
     if label in BUDGETS:
         return PAPER_TOKENS * BUDGETS[label] // scale
     try:
-        return int(label.replace("_", ""))
+        tokens = int(label.replace("_", ""))
     except ValueError:
         raise InputError(f"--tokens {text} is neither a number nor one of "
                          f"{', '.join(BUDGETS)}") from None
+    if tokens < 1:
+        raise InputError(f"--tokens {text} is out of range; it must be at least 1")
+    return tokens
 
 
 def fill_settings(config, data):

@@ -7,8 +7,8 @@ of web text, in one file.
 
 results/memory.json is a list of what it printed. It takes 2.6 times as much of the disk as the
 text, and GPT-2's ranks in tiktoken's cache. Words are drawn from docstrings, so that GPT-2's tokens
-are as long as those of text. How many words a document has is log-normal, with a median of 120 and 250
-on average, so that some are long enough to be remembered by their 8-grams.
+are as long as those of text. How many words a document has is log-normal, with a median of 120 and
+250 on average, so that some are long enough to be remembered by their 8-grams.
 """
 import gzip
 import json
