@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, run_main, write_json
-from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench, claim,
-                   compile_on_cuda, config_from, device_windows, expand, finish,
-                   inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
+from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench,
+                   check_init_seed, claim, compile_on_cuda, config_from, device_windows, expand,
+                   finish, inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
                    run_all, run_folder, run_name, run_steps, use_device)
 
 # Up to so many members the loss at K is the mean over every subset of K; above, there are too many
@@ -623,6 +623,8 @@ def member_configs(first, count, vary):
     for i in range(count):
         seeds = {name: drawn_seed(first, name) + i for name in vary}
         config = dataclasses.replace(first, **seeds)
+        if config.init_from:
+            check_init_seed(config)
         configs.append(config)
         draws.add(tuple(drawn_seed(config, name) for name in VARIABLE if name != "seed"))
     if len(draws) < count:

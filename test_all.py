@@ -4979,6 +4979,7 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
     message = refused(capsys, ensemble, "--members", 2, "--vary", "init_seed", "--init_from",
                       continued, *CPT, "--epochs", 1)
     assert "--init_seed decides nothing in a run with --init_from" in message
+    assert len(list(Path("runs").glob("more-*"))) == 2  # refused before a member was trained
 
 
 @pytest.mark.parametrize("options, message", [

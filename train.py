@@ -1015,7 +1015,6 @@ def check_init_seed(config):
 
 def continued_model(config, end_of_text):
     """A GPT with the weights of --init_from, and this run's context and mask."""
-    check_init_seed(config)  # once more, because an ensemble gives its members seeds
     loaded = load_start(*start_path(config))
     shape = replace(loaded.config, context=config.context, doc_mask=bool(config.doc_mask),
                     end_of_text=end_of_text)
