@@ -219,8 +219,9 @@ bench: .venv/installed-test
 	$(PY) results/sampling.py
 	$(PY) results/fits.py
 
+# two workers, a core each: a second thread of one would wait for the other's core
 test: .venv/installed-test
-	$(PY) -m pytest -q -n 2 test_all.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 test_all.py
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.version_info < (3, 11) and sys.exit('Python 3.11 or later is needed: make PYTHON=...')"
