@@ -110,20 +110,24 @@ def continued_rows(found):
     return rows
 
 
+def default_settings(found):
+    """Settings of the default recipe of continued pre-training, on any number of tokens."""
+    return [s for s in found["settings"]
+            if (s["recipe"], s["epochs"], s["batch_size"]) == ("cpt", 1, 16)]
+
+
 def default_losses(found):
-    """{tokens: loss} of the default recipe of continued pre-training at its best lr."""
+    """{tokens: loss} of the default recipe at its best lr."""
     losses = {}
-    for s in found["settings"]:
-        if (s["recipe"], s["epochs"], s["batch_size"]) == ("cpt", 1, 16):
-            losses[s["tokens"]] = min(s["loss"], losses.get(s["tokens"], math.inf))
+    for s in default_settings(found):
+        losses[s["tokens"]] = min(s["loss"], losses.get(s["tokens"], math.inf))
     return losses
 
 
 def default_half_width(found):
     """Half the 95% interval of the default recipe's losses: of three seeds, with the spread of all
     its settings of two or more, which differ in their tokens."""
-    several = [s for s in found["settings"] if s["seeds"] > 1
-               and (s["recipe"], s["epochs"], s["batch_size"]) == ("cpt", 1, 16)]
+    several = [s for s in default_settings(found) if s["seeds"] > 1]
     freedom = sum(s["seeds"] - 1 for s in several)
     variance = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several) / freedom
     return student_t.ppf(0.975, freedom) * math.sqrt(variance / 3)
