@@ -4951,6 +4951,14 @@ def test_the_papers_setting_is_assumed_and_said(continued, capsys):
     assert "cpt is not tuned at 150k" in capsys.readouterr().out
 
 
+def test_a_decay_that_wipes_the_weights_out_is_said(world, capsys):
+    capsys.readouterr()
+    tiny_config(lr=3e-3, weight_decay=300.0)
+    assert "lr x weight_decay" not in capsys.readouterr().out
+    tiny_config(lr=3e-3, weight_decay=640.0)
+    assert "lr x weight_decay is 1.92" in capsys.readouterr().out
+
+
 def test_a_tied_model_trains_and_its_table_does_not_decay(world, continued):
     model = tiny_gpt(vocab_size=320, end_of_text=319, context=32, tied=True, doc_mask=False)
     gpt.export_hugging_face(model, "tied", (world / "data/tiny/tokenizer.json").read_text())

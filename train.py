@@ -814,7 +814,7 @@ def budget_of(text, scale):
 
 def fill_settings(config, data):
     """Fill tokens, epochs, lr and weight decay where they are not given; say in one line what was
-    assumed beyond the tuned settings."""
+    assumed beyond the tuned settings, and what cannot work."""
     scale, assumed = scale_of(config.size), []
     # own text is often smaller than the paper's budget; who asked for no number gets all of it
     everything = config.tokens is None and len(data.train) < budget_of("200m", scale)
@@ -851,6 +851,10 @@ def fill_settings(config, data):
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
+    share = config.lr * config.weight_decay
+    if share >= 1:  # such as a memory of an epoch gives where an epoch has a step or two
+        assumed.append(f"lr x weight_decay is {share:.3g}: each step takes that share of the "
+                       f"weights away, and nothing is learned; lower --weight_decay")
     if assumed:
         say("; ".join(assumed))
 
