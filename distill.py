@@ -26,9 +26,9 @@ import torch
 
 from ensemble import read_members
 from model import sample
-from prepare import InputError, Parser, run_main, write_atomically, write_data
+from prepare import InputError, Parser, read_json, refuse, run_main, write_atomically, write_data
 from train import (TrainConfig, add_options, autocast, claim, config_from, expand, load_models,
-                   on_device, resolve, say, train, use_compile, use_device)
+                   on_device, resolve, run_folder, say, train, use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -220,10 +220,7 @@ def read_arguments():
     if args.recipe is None:
         args.recipe = "kl_student" if args.mode == "kl" else "student"
     if args.mode == "kl":
-        sampling = args.sample_tokens or args.sample_seed or args.jobs > 1
-        if sampling or args.sample_from == "ensemble":
-            raise InputError("--sample_tokens, --sample_seed, --sample_from and --jobs go with "
-                             "--mode sample")
+        refuse(args, ["sample_tokens", "sample_seed", "sample_from", "jobs"], "in --mode kl")
         if args.synthetic_weight is None:
             args.synthetic_weight = 0.0
         if args.kl_weight is None:
@@ -237,8 +234,7 @@ def read_arguments():
     if args.synthetic:
         raise InputError("--synthetic names a sampled set, and this script samples its own; "
                          "to train on a sampled set again use train.py, or --mode kl")
-    if args.kl_weight is not None or args.kl_temperature != 1 or args.kl_on != "all":
-        raise InputError("--kl_weight, --kl_temperature and --kl_on go with --mode kl")
+    refuse(args, ["kl_weight", "kl_temperature", "kl_on"], "without --mode kl")
     args.kl_weight = 0.0
     return args
 
@@ -272,6 +268,9 @@ def find_or_sample(args):
 
 def main():
     args = read_arguments()
+    if "data" not in args.given:  # the text that the teachers know
+        teacher = run_folder(expand(args.teacher, args.out)[0], args.out)
+        args.data = read_json(teacher / "result.json")["data"]
     if args.mode == "kl":
         student = config_from(args)
     else:

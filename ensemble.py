@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
-from prepare import InputError, Parser, load_data, read_json, run_main, write_json
+from prepare import InputError, Parser, load_data, read_json, refuse, run_main, write_json
 from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench,
                    check_init_seed, claim, compile_on_cuda, config_from, device_windows, expand,
                    finish, inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
@@ -703,8 +703,9 @@ def read_arguments():
     # Two ways to say who the members are, and one of them must be taken.
     if bool(args.runs) == bool(args.members) or args.members < 0:
         raise InputError("give either finished runs or --members K with train options")
-    if args.runs and (args.bench or args.dry_run):
-        raise InputError("--bench and --dry_run go with --members")
+    if args.runs:
+        used = ("runs", "orders", "json", "out", "study", "device", "threads")
+        refuse(args, sorted(args.given.difference(used)), "on finished runs")
     args.vary = args.vary.split(",")
     if not set(args.vary) <= set(VARIABLE):
         raise InputError(f"--vary takes some of {','.join(VARIABLE)}")

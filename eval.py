@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 
 from ensemble import fill_defaults, load_members, shared_facts
-from model import GPT, Stepper, export_hugging_face
+from model import GPT, Stepper, check_export, export_hugging_face
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
-                     import_datasets, load_data, reach_hub, read_json, run_main, token_lengths,
-                     tokenizer_json, write_atomically)
+                     import_datasets, load_data, reach_hub, read_json, refuse, run_main,
+                     token_lengths, tokenizer_json, write_atomically)
 from train import (autocast, device_windows, expand, inputs_and_targets, on_device, short_hash,
                    use_device)
 
@@ -823,6 +823,12 @@ def read_arguments():
     args = parser.parse_args()
     if min(args.sample, args.limit) < 0:
         raise InputError("--sample and --limit must be at least 0")
+    if not args.sample:
+        refuse(args, ["prompt", "seed"], "without --sample")
+    if not args.tasks:
+        refuse(args, ["limit"], "without --tasks")
+    if not args.save:
+        refuse(args, ["study"], "without --save")
     args.tasks = [name for task in args.tasks for name in task.split(",") if name]
     # looked for before the evaluation, which can take a while
     if args.export_hf and importlib.util.find_spec("safetensors") is None:
@@ -861,6 +867,8 @@ def evaluate(subject, args):
     data = subject.data
     if args.data:
         data = load_data(args.data)
+    # all that can be wrong with a task is found before the first answer
+    items = {task: find_items(task, subject, data, args.limit) for task in args.tasks}
     # one name for the same question to the same models, so that a new answer replaces the old one
     request = [subject.names, args.average, args.tasks, args.limit, args.data]
     report = {"kind": "eval", "study": args.study,
@@ -885,8 +893,7 @@ def evaluate(subject, args):
     if args.tasks:
         report["tasks"] = {}
         for task in args.tasks:
-            items = find_items(task, subject, data, args.limit)
-            report["tasks"][task] = run_task(subject, items, task)
+            report["tasks"][task] = run_task(subject, items[task], task)
             print_task(task, report["tasks"][task])
         report["error"] = 1 - np.mean([result["acc"] for result in report["tasks"].values()])
     if args.sample:
@@ -907,6 +914,10 @@ def main():
         raise InputError(f"--export_hf writes one run, not {len(expand(names, args.out))}; "
                          f"distill.py makes one of several (--average weights, too, where all "
                          f"continue one run)")
+    if args.export_hf:
+        check_export(args.export_hf)
+    if args.save and not Path(args.save).absolute().parent.is_dir():
+        raise InputError(f"--save {args.save}: there is no such folder")
     subject = load_subject(names, args.out, device, args.average)
     report = evaluate(subject, args)
     if args.export_hf:

@@ -643,6 +643,18 @@ EXPORTED = {"config.json", "generation_config.json", "model.safetensors", "token
             "tokenizer_config.json"}
 
 
+def check_export(folder):
+    """The folder as an absolute path. Raises OSError where it holds more than an export."""
+    folder = Path(folder).absolute()
+    if folder.exists():
+        # a second file of weights would be read with ours, and nobody's files are removed
+        others = sorted({path.name for path in folder.iterdir()} - EXPORTED)
+        if others:
+            raise OSError(f"{folder} holds {others[0]}, which is no part of an export; give "
+                          f"another folder")
+    return folder
+
+
 def export_hugging_face(model, folder, tokenizer=None):
     """Write a folder that transformers' LlamaForCausalLM and AutoTokenizer load.
 
@@ -653,14 +665,7 @@ def export_hugging_face(model, folder, tokenizer=None):
     from safetensors import SafetensorError  # optional, so imported where it is used
     from safetensors.torch import save_file
 
-    folder = Path(folder).absolute()
-    if folder.exists():
-        # a second file of weights would be read with ours, and nobody's files are removed
-        others = sorted({path.name for path in folder.iterdir()} - EXPORTED)
-        if others:
-            raise OSError(f"{folder} holds {others[0]}, which is no part of an export; give "
-                          f"another folder")
-
+    folder = check_export(folder)
     state = model.state_dict()
     weights = {}
     for ours, theirs in hugging_face_names(model.config).items():

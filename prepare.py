@@ -638,7 +638,7 @@ def prepare_documents(folder, source, args):
         "tokens apart; give more text or a smaller --val_tokens")
     if not source.val:
         aside = store.count(train, 8 * args.val_tokens)
-        if not args.val_given:  # a tenth of the text at most
+        if "val_tokens" not in args.given:  # a tenth of the text at most
             tenth = store.size(train).sum() // 10
             aside = min(aside, max(1, store.count(train, tenth) - 1))
         if aside > len(train) // 2:
@@ -654,7 +654,7 @@ def prepare_documents(folder, source, args):
     # 5. encode: validation first, to know how many of the documents that were set aside it needs
     encoding, dtype = vocabulary.encoding(), token_dtype(vocabulary.size)
     tokens = np.concatenate([*encode_documents(encoding, (store[i] for i in val), dtype)])
-    if len(tokens) < args.val_tokens and args.val_given and not source.val:
+    if len(tokens) < args.val_tokens and "val_tokens" in args.given and not source.val:
         raise too_few
     val_tokens, rest = split_validation([tokens], encoding.eot_token, args.val_tokens)
     chunks = encode_documents(encoding, (store[i] for i in Progress("encoded", train)), dtype)
@@ -694,6 +694,9 @@ def read_documents(store, source, args):
     if not reader.longest:
         print(f"fewer than {FEW} documents: each is cut into passages of about {PASSAGE:,} "
               "letters, some for train and some for validation")
+    elif reader.cut:
+        print(f"documents longer than {reader.longest:,} letters are cut into passages of about "
+              f"{PASSAGE:,}, each a document by itself")
     if reader.bad:
         warn(reader.summary())
     if store.markers:
@@ -806,6 +809,7 @@ class Reader:
     def __init__(self, text_key="text", separator=None):
         self.text_key, self.separator = text_key, separator
         self.longest = LONGEST  # letters of a document; a longer one is cut into passages
+        self.cut = False  # was one longer?
         self.bad, self.first = 0, ""  # lines without text, and the first of them
 
     def read(self, part):
@@ -814,6 +818,7 @@ class Reader:
         with in_one_line(part):
             for text in read(part):
                 if len(text) > self.longest:
+                    self.cut = True
                     yield from cut_passages(text)
                 else:
                     yield text
@@ -833,6 +838,7 @@ class Reader:
                 *whole, text = regex.split(pattern, text + block)
                 yield from whole
                 if len(text) > LONGEST:
+                    self.cut = True
                     *passages, text = cut_passages(text)
                     yield from passages
                     text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
@@ -1399,6 +1405,21 @@ class Parser(argparse.ArgumentParser):
         # argparse would print the whole usage first
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def parse_args(self):
+        """The values of all options; `given` names those that stand on the command line."""
+        args = super().parse_args()
+        # once more into a namespace that has all names, where argparse puts no defaults
+        marked = super().parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args), self)))
+        args.given = {name for name, value in vars(marked).items() if value is not self}
+        return args
+
+
+def refuse(args, options, where):
+    """Raise InputError for options that were given where they have no effect."""
+    idle = [f"--{name}" for name in options if name in args.given]
+    if idle:
+        raise InputError(f"no effect {where}: {', '.join(idle)}; leave that out")
+
 
 def run_main(main):
     """Call main(); bad input and failed files end in one line on standard error and exit status 2,
@@ -1524,10 +1545,9 @@ def read_options():
 
     # the hub's sets are larger than anybody wants whole
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
-    args.val_given = args.val_tokens is not None
     if args.tokens is None:
         args.tokens = PAPER_TOKENS if args.hub else 0
-    if not args.val_given:
+    if args.val_tokens is None:
         args.val_tokens = 2 ** 22 if args.hub else 2 ** 16
     if args.separator is not None:  # as a shell passes it on
         args.separator = args.separator.replace("\\n", "\n").replace("\\t", "\t")
@@ -1545,6 +1565,8 @@ def check_options(args):
     for name, least in (("vocab_size", 257), ("val_tokens", 1), ("tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; at least {least}")
+    if args.tokenizer:
+        refuse(args, ["vocab_size"], "beside --tokenizer")
     if args.source == ["fineweb"] and not args.tokens:
         raise InputError("fineweb is 10 billion tokens: give --tokens above 0")
     if args.separator == "":
@@ -1586,6 +1608,7 @@ def identify(args, files):
 def open_source(args, parts, val):
     """The Source of parts, {path: role}, or of what is no file; val: files. Raises InputError."""
     if args.source == ["docstrings"]:
+        refuse(args, ["separator", "text_key"], "on docstrings")
         files, versions = find_docstrings()
         return Source(files, val, versions)
     if args.source == ["fineweb"]:
@@ -1594,10 +1617,14 @@ def open_source(args, parts, val):
         parts = open_hub(args.source[0])
     train, val = choose_parts(parts, val)
     kinds = set(map(kind_of, train + val))
-    if args.separator is not None and "text" not in kinds:
-        raise InputError("--separator parts the documents in .txt files; there are none")
     if "tokens" in kinds and len(kinds) > 1:
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
+    if "tokens" in kinds:  # whoever made them shuffled and encoded them
+        refuse(args, ["vocab_size", "dedup", "seed"], "on shards of tokens")
+    if "text" not in kinds:
+        refuse(args, ["separator"], "without .txt files")
+    if kinds <= {"text", "tokens"}:
+        refuse(args, ["text_key"], "without rows or lines of JSON")
     return Source(train, val, None)
 
 

@@ -2,6 +2,7 @@
 import bz2
 import csv
 import dataclasses
+import fcntl
 import functools
 import gzip
 import importlib.util
@@ -648,8 +649,38 @@ def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
     assert sorted(sum(texts_of("names-bytes").values(), [])) == names
     Path("a.jsonl").write_bytes(json_lines(names))
     options = ("--source", "a.jsonl", "--tokenizer", "bytes", "--separator")
-    assert "documents in .txt files; there are none" in refused(capsys, prepare, *options, "x")
+    assert "no effect without .txt files: --separator;" in refused(capsys, prepare, *options, "x")
     assert "--separator is empty" in refused(capsys, prepare, *options, "")
+
+
+@pytest.mark.parametrize("source, options, where", [
+    ("docstrings", ("--text_key", "text"), "on docstrings"),
+    ("a.txt", ("--text_key", "body"), "without rows or lines of JSON"),
+    ("a.txt", ("--tokenizer", "bytes", "--vocab_size", 1024), "beside --tokenizer"),
+    ("a.bin", ("--dedup", 0, "--seed", 0), "on shards of tokens"),
+    ("a.bin", ("--separator", "x"), "without .txt files")])
+def test_options_without_an_effect_are_refused(tmp_path, monkeypatch, capsys, source, options,
+                                               where):
+    """Also where the default's own value was given: whoever gave it expects something of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("\n\n".join(make_documents(400)))
+    write_shard(Path("a.bin"), make_shard_tokens(100, 50_256))
+    message = refused(capsys, prepare, "--source", source, "--val_tokens", 1000, *options)
+    idle = [option for option in options[::2] if option != "--tokenizer"]
+    assert f"no effect {where}: {', '.join(idle)}; leave that out" in message
+    assert not list(Path("data").glob("*"))
+
+
+def test_a_long_document_is_said_to_be_cut(tmp_path, monkeypatch, capsys):
+    """Whether it is one of many or all there is, which passages by the hundred then hide."""
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(". ".join(make_documents(2000)))
+    assert os.path.getsize("book.txt") > prepare.LONGEST
+    assert call(prepare, "--source", "book.txt", "--tokenizer", "bytes", "--val_tokens", 9999) == 0
+    assert "documents longer than 524,288 letters are cut into passages" in capsys.readouterr().out
+    Path("many.jsonl").write_bytes(json_lines([*make_documents(500), "a b. " * 2 ** 17]))
+    assert call(prepare, "--source", "many.jsonl", "--tokenizer", "bytes", "--val_tokens", 999) == 0
+    assert "documents longer than 524,288 letters are cut into passages" in capsys.readouterr().out
 
 
 def test_budgets_are_drawn_from_all_files(tmp_path, monkeypatch):
@@ -1244,13 +1275,26 @@ def test_a_killed_preparation_leaves_nothing(tmp_path):
         while not temporary.exists() and process.poll() is None:
             time.sleep(0.001)
         return process
+
+    def begin_and_stop():  # the folder is there a moment before its lock is
+        process = begin()
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            folder = os.open(temporary, os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return process
+            finally:
+                os.close(folder)
+            process.send_signal(signal.SIGCONT)
     process = begin()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130 and err.count("\n") == 1 and "interrupted" in err
     assert not list(data.iterdir())
-    stopped = begin()
-    stopped.send_signal(signal.SIGSTOP)
+    stopped = begin_and_stop()
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert second.returncode == 2 and "another process is preparing data/t" in second.stderr
     stopped.kill()
@@ -2316,10 +2360,17 @@ def test_compilation_that_was_asked_for_is_not_left_out(world, capsys, monkeypat
     assert "running eager" in capsys.readouterr().out
 
 
-def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_epochs(world, capsys):
+def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_epochs(
+        world, capsys, monkeypatch):
     def tau(epochs_and_more, steps):
         return 1 / (epochs_and_more[1] * epochs_and_more[2] * steps)
 
+    # a size of one's own: the nearest by what it stands for, whatever its place in the ladder
+    monkeypatch.setitem(train.SCALE_OF, "50k", 1000)
+    assert train.nearest_settings("standard", "50k", 209_715, 204)[1] == "150k at 209,715 tokens"
+    monkeypatch.setitem(train.SCALE_OF, "small", 1000)
+    with pytest.raises(prepare.InputError, match="small is not named for its parameters"):
+        train.nearest_settings("standard", "small", 209_715, 204)
     # twice the tokens at the same size: 409 steps an epoch instead of 204
     settings, where = train.nearest_settings("regularized", "300k", 419_430, 409)
     assert settings[:2] == (32, 3e-3) and where == "300k at 209,715 tokens"
@@ -2501,6 +2552,22 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
         train.run_all([dataclasses.replace(config, seed=9)], 1)
 
 
+def test_a_budget_that_nobody_asked_for_is_said(world, capsys):
+    """Text of one's own is used as far as the smallest budget, or whole where it is less."""
+    tokens = np.full(300_000, 7, np.uint16)
+    data = prepare.load_data("tiny")
+    prepare.write_data("large", {"train": tokens, "val": data.val}, data.ranks(),
+                       {key: data.meta[key] for key in ("vocab_size", "end_of_text", "pattern")})
+    options = ("--size", "150k", "--compile", 0, "--dry_run")
+    assert call(train, *options, "--data", "large") == 0
+    assert ("the budget is the first 209,715 of 300,000 train tokens of large; --tokens takes more"
+            in capsys.readouterr().out)
+    assert call(train, *options, "--data", "tiny") == 0
+    assert f"all {len(data.train):,} train tokens of tiny" in capsys.readouterr().out
+    assert call(train, *options, "--data", "large", "--tokens", "200m") == 0
+    assert "the budget is" not in capsys.readouterr().out
+
+
 def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkeypatch):
     """Settings that nobody tuned are moved to the nearest place; one that is given off the grid is
     refused before any run."""
@@ -2512,10 +2579,18 @@ def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkey
     assert any(line.startswith("the search starts at weight_decay") for line in said)
     assert all(config.weight_decay in train.GRID["weight_decay"] for config in asked)
     assert json.loads(last)["weight_decay"] == 0.8  # of 0.77
+    # what such an optimum does not say, and where its certificate is to be seen
+    assert "one seed certifies nothing, it may have been lucky; --seeds 3 does" in said
+    assert "--where data=tiny --where recipe=regularized --where tokens=" in said[-1]
+    make_up_losses(monkeypatch, lambda config: -config.epochs)
+    assert call(train, *options[:-1]) == 0
+    assert "epochs 256 is an end of the search's grid" in capsys.readouterr().out
     del asked[:]
     assert "not on the search's grid" in refused(capsys, train, *options, "--weight_decay", 0.3)
     assert not asked
-    assert "go with --tune" in refused(capsys, train, *TINY, "--seeds", 3)
+    assert "no effect without --tune: --seeds;" in refused(capsys, train, *TINY, "--seeds", 3)
+    assert "no effect beside --tune: --dry_run;" in refused(
+        capsys, train, *TINY, "--tune", "--dry_run")
 
 
 def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
@@ -2813,7 +2888,8 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
         assert f"has {key} {value}, {one} has {result[key]}" in message
     assert "has context 16" in refused(capsys, ensemble, one, two)
     assert "is given twice" in refused(capsys, ensemble, one, one)
-    assert "go with --members" in refused(capsys, ensemble, one, "--dry_run")
+    message = refused(capsys, ensemble, one, "--dry_run", "--lr", train.TrainConfig.lr or 0.1)
+    assert "no effect on finished runs: --dry_run, --lr;" in message
     two_members = (*TINY, "--members", 2)
     fixed = ("--init_seed", 1, "--data_seed", 1)
     assert "are copies here" in refused(capsys, ensemble, *two_members, *fixed)
@@ -3069,16 +3145,18 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
                              (("--context", 64, "--out", "other"), "give --context 32"),
                              (("--teacher", paths[0], paths[0]), "given twice"),
                              (("--kl_weight", 0), "go together"),
-                             (("--sample_tokens", 9), "go with --mode sample"),
-                             (("--jobs", 2), "go with --mode sample"),
+                             (("--sample_tokens", 9), "no effect in --mode kl: --sample_tokens"),
+                             (("--jobs", 2), "no effect in --mode kl: --jobs"),
                              (("--teacher", "nothing"), "not a finished run")):
         assert message in refused(capsys, distill, *TINY, "--teacher", *paths, "--mode", "kl",
                                   *options)
-    for options, message in ((("--kl_weight", 0.5), "go with --mode kl"),
+    for options, message in ((("--kl_weight", 0.5), "no effect without --mode kl"),
                              (("--synthetic_weight", 0), "must be between 0 and 1")):
         assert message in refused(capsys, distill, *TINY, "--teacher", *paths, *options)
     assert "goes with --teacher" in refused(capsys, train, *TINY, "--kl_temperature", 2)
     assert "--teacher is missing" in refused(capsys, distill, *TINY)
+    # who names no data means the teachers'
+    assert call(distill, *TINY[2:], "--teacher", *paths, "--mode", "kl") == 0
     lines = [json.dumps({"text": text}) for text in make_documents(600, seed=1)]
     Path("other.jsonl").write_text("\n".join(lines))
     assert call(prepare, "--source", "other.jsonl", "--vocab_size", 320, "--val_tokens", 1000,
@@ -4047,6 +4125,14 @@ def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message
     assert message in refused(capsys, fit, law, tmp_path / "points.csv", *options)
 
 
+def test_a_reader_may_stop_reading(tmp_path):
+    """`fit.py --list | head -1` ends without a word of a broken pipe."""
+    process = subprocess.Popen([sys.executable, HERE / "fit.py", "--list"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == -signal.SIGPIPE
+
+
 def test_the_copied_file_refuses_in_one_line(tmp_path):
     """fit.py alone in a folder, as one copies it."""
     shutil.copy(HERE / "fit.py", tmp_path)
@@ -4422,6 +4508,17 @@ def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
     assert "Runs made twice" in printed and "4.1000" in printed
     assert "1 result(s) of other kinds" in printed
 
+    # losses on other text are in tables of their own, and no figure has both
+    other = made_run(tiny_config(seed=5), 3.0, recipe="another", data="more", data_hash="0")
+    write_result(world, "b", other)
+    assert call(fit) == 0
+    tables = re.split("(?m)^## ", capsys.readouterr().out)
+    assert [table.count("| another") for table in tables] == [1, 1, 1]  # the first: made twice
+    assert {table.split()[0] for table in tables[1:]} == {"tiny", "more"}
+    assert "--figure draws one data set, not 2" in fit_error("--figure", "a.png")
+    assert call(fit, "--where", "data=more", "--figure", "b.png") == 0
+    shutil.rmtree(world / "runs" / "b")
+
     (world / "points.csv").write_text("N,loss\n1,2\n")
     (world / "empty").mkdir()
     for arguments, message in (
@@ -4430,6 +4527,9 @@ def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
             (["empty"], "no finished run in empty; train one first"),
             (["runs", "--where", "tokens=7"], "no finished run in runs with tokens=7"),
             (["--save", "a.json"], "--save a.json must end in .jsonl"),
+            (["--save", "no/a.jsonl"], "--save no/a.jsonl: there is no such folder"),
+            (["--figure", "no/a.png"], "--figure no/a.png: there is no such folder"),
+            (["--predict", "a.csv", "--seed", "0"], "no effect on runs: --seed, --predict;"),
             (["--figure", "a.foo"], "--figure a.foo must end in .png, .pdf or .svg")):
         assert message in fit_error(*arguments)
     for text, message in (
@@ -4752,6 +4852,14 @@ def test_tasks_and_models_that_are_not_there_are_refused(world, capsys, monkeypa
                           ("empty.jsonl", "has no items"),
                           ("piqa.jsonl", "has 1 labels for 2 lines")):
         assert message in refused(capsys, evaluation, name, "--tasks", task)
+    # before any answer, which can take hours
+    Path("full").mkdir()
+    Path("full/mine").touch()
+    for options in (("--tasks", "nothing"), ("--export_hf", "full"), ("--save", "no/a.jsonl")):
+        assert call(evaluation, name, *options) == 2
+        assert "val_loss" not in capsys.readouterr().out
+    for option in ("--prompt", "--seed", "--limit", "--study"):
+        assert "no effect without --" in refused(capsys, evaluation, name, option, 1)
     Path("piqa-labels.lst").write_text("1\n0\n")
     items = evaluation.read_file(Path("piqa.jsonl"), 0)
     assert [item.gold for item in items] == [1, 0]
@@ -4984,6 +5092,8 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
     # near one another, the mean of weights does what the mean of logits does
     assert soup["val_loss"] == pytest.approx(average["val_loss"], abs=0.02)
     assert soup["val_loss"] < result["loss_by_k"]["logits"][0]
+    message = refused(capsys, train, "--init_from", Path("runs/ensembles") / result["name"], *CPT)
+    assert f"is an ensemble; give one run, such as {result['members'][0]}" in message
     message = refused(capsys, ensemble, "--members", 2, "--vary", "init_seed", "--init_from",
                       continued, *CPT, "--epochs", 1)
     assert "--init_seed decides nothing in a run with --init_from" in message

@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import platform
 import queue
+import re
 import resource
 import shutil
 import socket
@@ -38,7 +39,7 @@ import torch.distributed as dist
 
 from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
 from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, load_data, read_json,
-                     run_main, sha256_file, write_atomically, write_json)
+                     refuse, run_main, sha256_file, write_atomically, write_json)
 
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
@@ -104,7 +105,7 @@ class TrainConfig:
     """All that decides a run, and how it is carried out. resolve() fills what is None or "auto"."""
     # What is learned. Each field here names a run anew.
     data: str = option("docstrings", "data set, a folder of data/", "what")
-    size: str = option("300k", "parameters, as the paper names its models (default: 300k)", "what",
+    size: str = option("300k", "parameters, as the paper names its models", "what",
                        choices=tuple(SIZES))
     init_from: str = option("", "finished run, or Llama in Hugging Face's format, whose weights "
                             "training starts from; it decides the size", "what", identity=False)
@@ -118,8 +119,8 @@ class TrainConfig:
                               "first ones)", "what")
 
     # How it is learned: what the paper's recipes differ in, then what they share.
-    recipe: str = option("regularized", "a label that fills the next three (default: regularized, "
-                         "with --init_from cpt)", "recipe", identity=False,
+    recipe: str = option("regularized", "a label that fills the next three; with --init_from it "
+                         "is cpt", "recipe", identity=False,
                          choices=(*TUNED, "member", "cpt"))
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe", least=1)
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
@@ -197,10 +198,7 @@ def add_options(parser, defaults=TrainConfig()):
         kind, nargs = f.type, f.metadata["nargs"]
         if nargs:  # several texts
             kind = str
-        default = getattr(defaults, f.name)
-        if f.name in ("size", "recipe"):  # what --init_from decides: was it asked for, too?
-            default = None
-        groups[name].add_argument(f"--{f.name}", type=kind, default=default,
+        groups[name].add_argument(f"--{f.name}", type=kind, default=getattr(defaults, f.name),
                                   choices=f.metadata["choices"], nargs=nargs,
                                   help=f.metadata["help"])
 
@@ -208,11 +206,10 @@ def add_options(parser, defaults=TrainConfig()):
 def config_from(args):
     """The resolved TrainConfig of parsed arguments. Raises InputError."""
     names = {f.name for f in dataclasses.fields(TrainConfig)}
-    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    config = resolve(TrainConfig(**given))
-    for name in ("size", "recipe"):
+    config = resolve(TrainConfig(**{k: v for k, v in vars(args).items() if k in names}))
+    for name in ("size", "recipe"):  # what --init_from decides
         asked, found = getattr(args, name), getattr(config, name)
-        if asked not in (None, found):
+        if name in args.given and asked != found:
             raise InputError(f"--{name} {asked} does not go with --init_from {config.init_from}, "
                              f"of {name} {found}; leave it out")
     return config
@@ -443,7 +440,7 @@ class Run:
         if self.world > 1:
             # the rotary tables are the same everywhere; gradients need no second copy in buckets
             self.parallel = torch.nn.parallel.DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+                self.model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def order(self, epoch):
         """The windows of each step of an epoch, on the device: (steps, batch_size)."""
@@ -771,13 +768,18 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
     weight decay is scaled so that AdamW's memory in epochs, 1 / (lr x weight_decay x steps per
     epoch), stays what it was there: that is what holds over budgets. The standard recipe keeps 0.1.
     """
-    def rung(size):
-        return list(LADDER[SCALE_OF[size]]["sizes"]).index(size)
+    def stands_for(size):  # thousands of parameters at scale 1, alike for all of a rung
+        number = re.fullmatch(r"([\d.]+)([kmb])", size)
+        if not number:
+            raise InputError(f"size {size} is not named for its parameters, as 50k would be; "
+                             "rename it, or give --epochs, --lr and --weight_decay")
+        thousands = {"k": 1, "m": 1e3, "b": 1e6}[number[2]]
+        return round(float(number[1]) * thousands * SCALE_OF[size])
 
     def distance(place):
         other, multiple = place
         relative = tokens * SCALE_OF[size] / (PAPER_TOKENS * multiple)
-        return (abs(rung(other) - rung(size)),
+        return (abs(math.log(stands_for(other) / stands_for(size))),
                 abs(math.log(SCALE_OF[other] / SCALE_OF[size])),
                 abs(math.log(relative)))
 
@@ -817,11 +819,15 @@ def fill_settings(config, data):
     assumed beyond the tuned settings, and what cannot work."""
     scale, assumed = scale_of(config.size), []
     # own text is often smaller than the paper's budget; who asked for no number gets all of it
-    everything = config.tokens is None and len(data.train) < budget_of("200m", scale)
-    if everything:
+    default = config.tokens is None
+    config.tokens = budget_of("200m" if default else config.tokens, scale)
+    if default and len(data.train) < config.tokens:
         config.tokens = len(data.train)
         assumed.append(f"the budget is all {config.tokens:,} train tokens of {config.data}")
-    config.tokens = budget_of("200m" if config.tokens is None else config.tokens, scale)
+    # docstrings are known to hold several budgets
+    elif default and len(data.train) > config.tokens and config.data != "docstrings":
+        assumed.append(f"the budget is the first {config.tokens:,} of {len(data.train):,} train "
+                       f"tokens of {config.data}; --tokens takes more")
 
     # what is given stays, what is missing comes from the table of tuned settings, or near it
     names = ("epochs", "lr", "weight_decay")
@@ -932,10 +938,11 @@ def check_teachers(config, data):
 
 @dataclass
 class Start:
-    """What training starts from: its shape, and the text of its tokenizer.json, or the SHA-256 of
-    its tokenizer.tiktoken."""
+    """What training starts from: its shape, the text of its tokenizer.json or the SHA-256 of its
+    tokenizer.tiktoken, and the folder that holds its tokenizer."""
     config: GPTConfig
     tokenizer: str
+    folder: Path
 
 
 def scale_of(size):
@@ -972,14 +979,18 @@ def find_start(config, folder, of_hub):
         model = load_start(folder, of_hub)
         config.started_from = digest.hexdigest()[:12]
         config.size = f"llama-{model.parameter_count() / 1e6:.3g}m"
-        return Start(model.config, path.read_text())
+        return Start(model.config, path.read_text(), folder)
     result = read_json(folder / "result.json")
+    if result.get("members"):
+        raise InputError(f"--init_from {folder} is an ensemble; give one run, such as "
+                         f"{result['members'][0]}")
     source = load_data(result["data"])  # which alone knows the run's tokenizer
     if source.fingerprint() != result["data_hash"]:
         raise InputError(f"{source.folder} is not the data that {result['name']} was trained on; "
                          f"prepare that again")
     config.started_from, config.size = result["name"], result["size"]
-    return Start(load_start(folder, of_hub).config, source.meta["sha256"]["tokenizer.tiktoken"])
+    return Start(load_start(folder, of_hub).config, source.meta["sha256"]["tokenizer.tiktoken"],
+                 source.folder)
 
 
 def load_start(folder, of_hub):
@@ -1001,8 +1012,7 @@ def check_start(config, data, start):
         same = own.read_text() == start.tokenizer
     if not same:
         raise InputError(f"{config.data} was made with another tokenizer than {config.init_from} "
-                         f"reads; prepare it with --tokenizer and a folder with that "
-                         f"tokenizer.json")
+                         f"reads; prepare it with --tokenizer {start.folder}")
     if data.meta["vocab_size"] > start.config.vocab_size:
         raise InputError(f"{config.data} has {data.meta['vocab_size']} different tokens, "
                          f"{config.init_from} knows {start.config.vocab_size}")
@@ -1678,7 +1688,14 @@ def search(config, args):
           f"{center.lr:g}, weight decay {center.weight_decay:g}, loss {np.mean(losses):.4f} over "
           f"{len(losses)} seed(s)")
     sources = [str(source) for source in (committed, Path(config.out)) if source.exists()]
-    print(f"its certificate: python fit.py {' '.join(sources)}")
+    for axis in axes:
+        if getattr(center, axis) in (GRID[axis][0], GRID[axis][-1]):
+            print(f"{axis} {getattr(center, axis):g} is an end of the search's grid: what lies "
+                  "beyond was not tried")
+    if args.seeds == 1:
+        print("one seed certifies nothing, it may have been lucky; --seeds 3 does")
+    print(f"its certificate: python fit.py {' '.join(sources)} --where data={center.data} "
+          f"--where recipe={center.recipe} --where tokens={center.tokens} --table Certificates")
     return {"name": run_name(center), **asdict(center), "loss": np.mean(losses), "losses": losses}
 
 
@@ -1700,8 +1717,10 @@ def main():
                         help="time so many steps and print JSON; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
-    if not args.tune and (args.over or args.seeds != 1 or args.jobs != 1):
-        raise InputError("--over, --seeds and --jobs go with --tune; one run has one --seed")
+    if args.tune:
+        refuse(args, ["dry_run", "bench"], "beside --tune")
+    else:
+        refuse(args, ["over", "seeds", "jobs"], "without --tune")
     config = config_from(args)
     if args.dry_run or args.bench:
         with explain_out_of_memory(config):
