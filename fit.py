@@ -24,6 +24,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -1282,7 +1283,9 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
             return None
         if there not in (None, name):
             notes.append(f"{name} is the column {there}")
-        # a column of the table counts before a constant of --set
+        # a table of points to predict may have what is constant in the other
+        if there is not None and name in constants:
+            notes.append(f"{name} is the column {there} of {path}, not --set's {constants[name]}")
         cells = [(row.get(there, constants.get(name)), place) for row, place in rows]
         if name == "curve":
             return np.array([str(cell) for cell, _ in cells])
@@ -2044,7 +2047,14 @@ def load_pyplot(path):
         import matplotlib.pyplot as plt
     except ImportError:
         raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
+    check_folder("--figure", path)
     return plt
+
+
+def check_folder(option, path):
+    """Raises ValueError, before any work, where there is no folder for a file."""
+    if not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no such folder")
 
 
 def list_laws():
@@ -3214,22 +3224,43 @@ def runs_command(args):
         load_pyplot(args.figure)  # refuses before any work
     if args.save and Path(args.save).suffix != ".jsonl":
         raise ValueError(f"--save {args.save} must end in .jsonl")
+    if args.save:
+        check_folder("--save", args.save)
     results = read_results(args.what, args.where)
     # saved before they are counted once: a study keeps its own line of a shared run
     if args.save:
         save_results(args.save, results)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runs, ensembles = count_once(results)
-        found = analyse(runs, ensembles)
-        print_tables(found)
+        by_data = {}
+        for rows in grouped(runs + ensembles, ("data_hash",)):
+            of_runs = [row for row in rows if row["kind"] == "run"]
+            found = analyse(of_runs, [row for row in rows if row["kind"] == "ensemble"])
+            by_data[f"{rows[0].get('data')} ({rows[0]['data_hash']})"] = found
+        # losses on different text do not compare
+        for data, found in by_data.items():
+            if len(by_data) > 1:
+                print(f"## {data}\n")
+            print_tables(found)
     show_tables(printed.getvalue(), args.table)
-    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
     print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
+    if args.figure and len(by_data) != 1:
+        raise ValueError(f"--figure draws one data set, not {len(by_data)}; choose one with "
+                         "--where data=NAME")
     if args.figure:
         draw_claims(args.figure, found)
+    reports = {data: report_of(found) for data, found in by_data.items()}
+    if len(reports) == 1:
+        return report_of(found)
+    return {"data": reports}
+
+
+def report_of(found):
+    """What --json says of analyse()."""
     keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
     of_certificates = (*keys, "neighbours", "certified")
+    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
     return {"points": [pick(point, keys) for point in found["points"]],
             "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
             "laws": over_n + found["members"] + found["data"],
@@ -3262,6 +3293,7 @@ def main():
                       help="also merge the results into this file, one a line")
     runs.add_argument("--table", action="append", default=[], metavar="WORDS",
                       help="print only the tables whose title has these words")
+    of_runs = set(vars(parser.parse_args([])))
     add_law_options(parser)
     args = parser.parse_args()
     if args.list:
@@ -3269,12 +3301,19 @@ def main():
     if names_laws(args.what):
         report = law_command(args)
     else:
+        idle = [f"--{name}" for name, value in vars(args).items()
+                if name not in of_runs and value != parser.get_default(name)]
+        if idle:
+            raise ValueError(f"no effect on runs: {', '.join(idle)}; leave that out, or name a law "
+                             "and its points")
         report = runs_command(args)
     if args.json:
         print(json.dumps(report, allow_nan=False))
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # `| head` may end this, without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         main()
     except (ValueError, OSError) as error:  # bad input: the message says what and what to do

@@ -80,7 +80,11 @@ def main():
     use_device("cpu", torch.get_num_threads())
     rows = []
     for folder in map(Path, sys.argv[1:]):
-        rows.append(row_of(folder, json.loads((folder / "result.json").read_text())))
+        ensemble = json.loads((folder / "result.json").read_text())
+        if len(ensemble["members"]) < 3:
+            print(f"{folder} has too few members for its laws")
+            continue
+        rows.append(row_of(folder, ensemble))
     keys = ("params", "epochs", "weight_decay", "vary", "k")
     print_table(TITLE, sorted(rows, key=lambda row: [row[key] for key in keys]), COLUMNS)
 

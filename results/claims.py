@@ -212,6 +212,8 @@ def print_claims():
 def main():
     if sys.argv[1:] == ["continued"]:
         print_continued(analysis("continued"))
+    elif sys.argv[1:]:
+        sys.exit(f"claims.py: error: {sys.argv[1]} has no table; give continued or nothing")
     else:
         print_claims()
 
