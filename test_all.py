@@ -5144,6 +5144,48 @@ def committed_results(**wanted):
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
+def hacked(script, name, *changes):
+    """A script with lines put in before others of it, as a module."""
+    text = (HERE / script).read_text()
+    for before, lines in changes:
+        assert text.count(before) == 1
+        text = text.replace(before, lines + before)
+    Path(f"{name}.py").write_text(text)
+    spec = importlib.util.spec_from_file_location(name, f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_the_readme_says_of_hacking_works(world, capsys):
+    block = (HERE / "README.md").read_text().split("## Hack it\n\n```\n")[1].split("```")[0]
+    option, law, benchmark = re.split("(?m)^# .*\n(?:# .*\n)*", block)[1:]
+    field, use = option.split("\n", 1)
+    more = hacked("train.py", "more_options", ("    seed: int = ", field + "\n"),
+                  ("\n        # an epoch is one pass over the real tokens", use))
+    losses = {}
+    for beta2 in (0.95, 0.5):
+        assert call(more, *TINY, "--beta2", beta2, "--json") == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        losses[beta2] = result["val_loss"]
+        same = result["name"] == train.run_name(tiny_config())
+        assert same == (beta2 == 0.95) and result["setting"]
+    assert losses[0.95] == train.train(tiny_config())["val_loss"] != losses[0.5]
+
+    laws = hacked("fit.py", "more_laws", ('    "power": Law(', law))
+    x = np.arange(1, 9)
+    write_points(Path("points.csv"), epochs=x, loss=2 * np.exp(-0.5 * x) + 3)
+    assert call(laws, "exponential", "points.csv", "--x", "epochs", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    values = {name: one["value"] for name, one in found["params"].items()}
+    assert values == pytest.approx({"b": 0.5, "A": 2, "E": 3}, rel=1e-4)
+
+    Path("mine.jsonl").write_text(benchmark)
+    name = train.run_name(tiny_config())
+    assert call(evaluation, name, "--tasks", "mine.jsonl", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["tasks"]["mine.jsonl"]["items"] == 1
+
+
 def test_readmes_show_what_their_commands_print(tmp_path):
     """`make readme` on a copy changes nothing; the figures that a README shows are committed."""
     (tmp_path / "results" / "1000").mkdir(parents=True)
