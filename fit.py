@@ -3236,7 +3236,7 @@ def runs_command(args):
         for rows in grouped(runs + ensembles, ("data_hash",)):
             of_runs = [row for row in rows if row["kind"] == "run"]
             found = analyse(of_runs, [row for row in rows if row["kind"] == "ensemble"])
-            by_data[f"{rows[0].get('data')} ({rows[0]['data_hash']})"] = found
+            by_data[f"{rows[0].get('data')} ({rows[0].get('data_hash')})"] = found
         # losses on different text do not compare
         for data, found in by_data.items():
             if len(by_data) > 1:

@@ -477,14 +477,17 @@ class GPT(nn.Module):
             head = 3 * logits
             if logits > CHUNK_LOGITS:
                 # one chunk, and of the head's weight: a copy in bf16, a chunk's gradient in bf16,
-                # their sum in fp32 (see head_loss)
-                head = 2 * CHUNK_LOGITS + 8 * self.head.weight.numel()
-            return state + copies + 52 * wide + head
-        # Eager blocks keep 27 fp32 numbers per token, layer and unit of width for the backward pass
-        # (counted with autograd's hooks: 26.7 to 27.2), in bf16 two thirds of these bytes.
-        kept = 27 * 4 if dtype == "fp32" else 18 * 4
-        # the logits of a chunk in fp32, with their gradient
-        return state + kept * wide + 2 * 4 * min(logits, CHUNK_LOGITS)
+                # and sums of these in fp32 (see head_loss)
+                head = 2 * CHUNK_LOGITS + 24 * self.head.weight.numel()
+            return state + copies + 48 * wide + head
+        # Fitted to peaks of eager passes. Bytes per token, layer and unit of width that blocks keep
+        # for the backward pass, bytes of a chunk's logits (the product, in fp32, their log-softmax,
+        # its gradient), and of a number of the mask, which each layer keeps to add to its scores.
+        kept, chunk, number = 64, 14, 2
+        if dtype == "fp32":
+            kept, chunk, number = 104, 12, 4
+        mask = number * tokens * c.context * c.layers * c.doc_mask
+        return state + kept * wide + chunk * min(logits, CHUNK_LOGITS) + mask
 
     # Weights in and out
 

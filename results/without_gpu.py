@@ -4,6 +4,7 @@
     python results/without_gpu.py interpret             # run the generated kernels on the CPU
     python results/without_gpu.py memory                # peak memory of the ladder, in minutes
     python results/without_gpu.py memory 150m 128256 4  # of one size, in passes of 4 windows
+    python results/without_gpu.py eager                 # the same peaks where nothing is compiled
 
 --short: the first case of a mode alone. It needs the CPU build of torch 2.13 with triton 3.7.1
 beside it, and g++. A few lines of C++ make torch believe in a CUDA device and torch.cuda answers as
@@ -238,10 +239,10 @@ def recording_backend(gm, inputs):
     return compile_fx.compile_fx(gm, inputs, inner_compile=inner)
 
 
-def trace(config, batch, autocast, mode=None, passes=1):
+def trace(config, batch, autocast, mode=None, passes=1, compiled=True):
     """Compile a training pass for CUDA and run it on fake tensors: (model, tokens, targets).
 
-    passes: how many add up their gradients.
+    passes: how many add up their gradients; compiled: False to run it eagerly.
     """
     torch._dynamo.reset()
     for kept in (KERNELS, WRAPPERS, RECORDS):
@@ -254,7 +255,9 @@ def trace(config, batch, autocast, mode=None, passes=1):
                 model = kit.GPT(config)
                 tokens = torch.zeros(batch, config.context, dtype=torch.long)
                 targets = torch.zeros(batch, config.context, dtype=torch.long)
-            forward = torch.compile(model, backend=recording_backend, dynamic=False)
+            forward = model
+            if compiled:
+                forward = torch.compile(model, backend=recording_backend, dynamic=False)
             number = autocast or torch.bfloat16
             for _ in range(passes):
                 with torch.autocast("cuda", dtype=number, enabled=autocast is not None):
@@ -464,7 +467,20 @@ class Counted(FakeTensorMode):
         self.now -= self.alive.pop(place)
 
 
-def memory(size, vocab_size, windows):
+def efficient_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False):
+    """What eager attention with a mask is on a GPU: a fused kernel, which torch does not choose for
+    fake tensors. The mask becomes what is added to the scores, and is kept in each layer."""
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    number = torch.float32
+    if torch.is_autocast_enabled("cuda"):
+        number = torch.get_autocast_dtype("cuda")
+    added = torch.zeros_like(attn_mask, dtype=number).expand(-1, q.shape[1], -1, -1)
+    q, k, v = (x.to(number) for x in (q, k, v))
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, added, True)[0]
+
+
+def memory(size, vocab_size, windows, dtype="bf16", compiled=True):
     """Print the peak of a step in passes of some windows, AdamW's moments included, beside what
     GPT.training_bytes estimates."""
     rung = kit.LADDER[kit.SCALE_OF[size]]
@@ -473,18 +489,18 @@ def memory(size, vocab_size, windows):
     # gradients of the first pass are there in the second, where there is one
     passes = min(2, rung["batch_size"] // windows)
     counter = Counted(allow_non_fake_inputs=True)
-    model, *_ = trace(config, windows, torch.bfloat16, counter, passes)
+    autocast = torch.bfloat16 if dtype == "bf16" else None
+    model, *_ = trace(config, windows, autocast, counter, passes, compiled)
     peak = counter.peak + 8 * model.parameter_count()
-    estimate = model.training_bytes(windows * config.context, "bf16", compiled=True)
-    print(f"| {size} | {vocab_size:,} | {windows} | {peak / 1e9:.4f} | {estimate / 1e9:.4f} | "
-          f"{estimate / peak:.2f} |", flush=True)
+    estimate = model.training_bytes(windows * config.context, dtype, compiled)
+    way = f"{'compiled' if compiled else 'eager'} {dtype}"
+    print(f"| {way} | {size} | {vocab_size:,} | {windows} | {peak / 1e9:.4f} | "
+          f"{estimate / 1e9:.4f} | {estimate / peak:.2f} |", flush=True)
 
 
-def memory_table():
+def memory_table(dtype="bf16", compiled=True):
     """Every size of the ladder, with the windows a pass that a card of 80 GB gets."""
     vocabularies = {1: (128256, 50257), 10: (8192,), 100: (4096,), 1000: (1024,)}
-    print("| size | vocabulary | windows a pass | peak GB | estimate GB | ratio |")
-    print("|---|---|---|---|---|---|")
     for size, scale in kit.SCALE_OF.items():
         rung = kit.LADDER[scale]
         for vocab_size in vocabularies[scale]:
@@ -492,9 +508,9 @@ def memory_table():
                 model = kit.GPT(kit.GPTConfig(vocab_size=vocab_size, end_of_text=0,
                                               context=rung["context"], **kit.SIZES[size]))
             windows = rung["batch_size"]
-            while model.training_bytes(windows * rung["context"], "bf16", True) > 0.7 * 85e9:
+            while model.training_bytes(windows * rung["context"], dtype, compiled) > 0.7 * 85e9:
                 windows //= 2
-            memory(size, vocab_size, windows)
+            memory(size, vocab_size, windows, dtype, compiled)
 
 
 if __name__ == "__main__":
@@ -505,7 +521,13 @@ if __name__ == "__main__":
         compile_all()
     elif MODE == "interpret":
         interpret_all()
+    elif MODE == "eager":
+        torch.nn.functional.scaled_dot_product_attention = efficient_attention
+        memory_table("bf16", compiled=False)
+        memory_table("fp32", compiled=False)
     elif len(sys.argv) > 2:
         memory(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
         memory_table()
+    sys.stdout.flush()
+    os._exit(0)  # threads of a device that is not there may not be joined
