@@ -3044,14 +3044,48 @@ def draw(path, x_label, lines, levels=()):
         figure.legend(loc="outside right upper", fontsize=8)
     else:
         axis.legend(fontsize=8)
-    drawn = io.BytesIO()  # in memory first: a figure is there whole or not at all
-    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+    save_figure(path, figure)
     plt.close(figure)
+
+
+def draw_bars(path, ratios):
+    """Data efficiency of each recipe at each budget, with its interval where it has one (paper,
+    section on data efficiency). What lies beyond the measured losses is a bar up to their end."""
+    plt = load_pyplot(path)
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    recipes = list(dict.fromkeys(ratio["recipe"] for ratio in ratios))
+    budgets = sorted({ratio["tokens"] for ratio in ratios})
+    width = 0.8 / len(recipes)
+    for i, recipe in enumerate(recipes):
+        mine = agreeing(ratios, {"recipe": recipe}, ["recipe"])
+        places = [budgets.index(ratio["tokens"]) + (i + 0.5) * width - 0.4 for ratio in mine]
+        times = [ratio["measured"]["times"] for ratio in mine]
+        bars = axis.bar(places, times, width, label=recipe, color=f"C{i}", alpha=0.7)
+        axis.bar_label(bars, ["{bound}{times:.2f}".format(**ratio["measured"]) for ratio in mine],
+                       label_type="center", rotation=90, fontsize=8)
+        for place, ratio in zip(places, mine):
+            if ratio["measured_interval"]:
+                ends = [end["times"] for end in ratio["measured_interval"]]
+                side = place + width / 4  # beside the number
+                axis.plot([side, side], ends, color="black", lw=1, marker="_")
+    axis.axhline(1, color="0.5", ls=":", lw=1)  # as good as the standard recipe
+    axis.set(xticks=range(len(budgets)), xticklabels=[f"{tokens:,}" for tokens in budgets],
+             xlabel="unique tokens D", ylabel="times the data that the standard recipe needs")
+    figure.legend(loc="outside upper center", fontsize=8, ncols=2)
+    save_figure(path, figure)
+    plt.close(figure)
+
+
+def save_figure(path, figure):
+    """Write a figure whole or not at all, so in memory first."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
     write_atomically(path, drawn.getvalue())
 
 
 def draw_claims(path, found):
-    """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data."""
+    """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data,
+    NAME-bars."""
     points, members = found["points"], found["members"]
     over_n = []
     if len({p["params"] for p in points}) > 1:
@@ -3070,6 +3104,9 @@ def draw_claims(path, found):
         if figure[1]:
             draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
             drawn += 1
+    if found["efficiencies"]:
+        draw_bars(Path(path).with_stem(f"{Path(path).stem}-bars"), found["efficiencies"])
+        drawn += 1
     if not drawn:
         print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
 
@@ -3287,7 +3324,8 @@ def main():
                         help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     parser.add_argument("--figure", help="of a law: also draw points, law and residuals; of runs: "
-                        "also draw NAME-epochs, -sizes, -members, -data; a NAME.png, .pdf or .svg")
+                        "also draw NAME-epochs, -sizes, -members, -data, -bars; a NAME.png, .pdf "
+                        "or .svg")
     runs = parser.add_argument_group("of runs")
     runs.add_argument("--save", metavar="FILE.jsonl",
                       help="also merge the results into this file, one a line")

@@ -4261,6 +4261,8 @@ def test_fit_command_over_runs(world, capsys):
     printed = capsys.readouterr().out
     *_, last = printed.splitlines()
     out, tables = json.loads(last), markdown_tables(printed)
+    assert {path.name for path in world.glob("a-*.png")} == {
+        "a-sizes.png", "a-members.png", "a-data.png", "a-bars.png"}
 
     # the limits that were put in: over N, over N and K, over D
     laws = {(law["claim"], law["recipe"], str(law["tokens"])): law
