@@ -31,14 +31,14 @@ MEMBER_300k = --epochs 16 --lr 1e-2 --weight_decay 0.4
 STUDENT_300k = --epochs 16
 MEMBER = --recipe regularized $(MEMBER_$(SIZE))
 
-.PHONY: miniature table data standard-0 standard-1 regularized-0 regularized-1 regularized-2 \
+.PHONY: miniature table data standard regularized-0 regularized-1 regularized-2 \
 	ensemble student ladder pilot ensembles \
 	crossover repetition students distillation continued downstream efficiency readme bench test
 # independent runs side by side, one thread each
 miniature: .venv/installed
 	@$(MAKE) --no-print-directory -j$(JOBS) table
 
-table: student standard-0 standard-1
+table: student standard
 	@$(PY) fit.py $(OUT) --save $(OUT)/miniature.jsonl --figure $(OUT)/miniature.png \
 	    > $(OUT)/miniature.md
 	@cat $(OUT)/miniature.md
@@ -46,14 +46,11 @@ table: student standard-0 standard-1
 data: .venv/installed
 	$(PY) prepare.py
 
-standard-0 standard-1: standard-%: data
-	$(PY) train.py $(OPTIONS) --recipe standard --seed $*
+standard: data
+	$(PY) train.py $(OPTIONS) --recipe standard
 
 regularized-0 regularized-1 regularized-2: regularized-%: data
 	$(PY) train.py $(OPTIONS) $(MEMBER) --seed $*
-
-# one of them waits, to fill the second core while the student is trained
-standard-1: | ensemble
 
 # the members are the regularized runs at three seeds
 ensemble: regularized-0 regularized-1 regularized-2

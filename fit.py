@@ -3282,6 +3282,10 @@ def runs_command(args):
     show_tables(printed.getvalue(), args.table)
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
     print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
+    contexts = sorted({run["context"] for run in runs if run.get("context")})
+    if len(contexts) > 1:
+        print(f"Runs of context {', '.join(map(str, contexts))} are compared here, though a longer "
+              "one sees more; --where context=N keeps one.")
     if args.figure and len(by_data) != 1:
         raise ValueError(f"--figure draws one data set, not {len(by_data)}; choose one with "
                          "--where data=NAME")
