@@ -5213,6 +5213,36 @@ def test_readmes_show_what_their_commands_print(tmp_path):
     assert studies <= shown
 
 
+def test_losses_on_validation_apart_from_train(world, capsys, monkeypatch):
+    """results/overlap.py against a search for 13 words in a row."""
+    name = train.train(tiny_config())["name"]
+    monkeypatch.syspath_prepend(HERE / "results")
+    overlap = importlib.import_module("overlap")
+    data, texts = prepare.load_data("tiny"), {}
+    for part in ("train", "val"):
+        tokens = getattr(data, part)
+        starts = [*np.flatnonzero(tokens == data.meta["end_of_text"]), len(tokens)]
+        texts[part] = [data.tokenizer().decode(tokens[a + 1:b].tolist()).lower().split()
+                       for a, b in itertools.pairwise(starts)]
+    found = overlap.documents_of(data, "val", len(data.val))
+    assert [text.lower().split() for text in found] == texts["val"]
+    # one of them is in train again, in other letters
+    texts["train"].append(["x", *texts["val"][3][:13]])
+    monkeypatch.setattr(overlap, "documents_of", lambda data, part, most: (
+        " ".join(words).upper() for words in texts[part]))
+    runs = {tuple(words[i:i + 13]) for words in texts["train"] for i in range(len(words) - 12)}
+    expected = [not any(tuple(words[i:i + 13]) in runs for i in range(len(words) - 12))
+                for words in texts["val"]]
+    apart = overlap.documents_apart(data, 10 ** 6)
+    assert apart.tolist() == expected and not apart[3] and apart.sum() > 5
+    monkeypatch.setattr(overlap, "load_data", lambda _: data)
+    monkeypatch.setattr(sys, "argv", ["overlap.py", "1000000", name])
+    overlap.main()
+    (row,), = markdown_tables(capsys.readouterr().out).values()
+    result = json.loads((world / "runs" / name / "result.json").read_text())
+    assert float(row["all"]) == pytest.approx(result["val_loss"], abs=1e-4) != float(row["apart"])
+
+
 def test_every_study_has_a_target():
     makefile = (HERE / "Makefile").read_text()
     readme = (HERE / "results" / "README.md").read_text("utf-8")
