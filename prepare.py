@@ -633,9 +633,11 @@ def prepare_documents(folder, source, args):
     # what is too much goes back to train
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
-    too_few = InputError(
-        f"{len(val) + len(train):,} documents are too few to set {args.val_tokens:,} validation "
-        "tokens apart; give more text or a smaller --val_tokens")
+    cure = "give more text or a smaller --val_tokens"
+    if facts["near_copies"]:
+        cure += ", or --dedup 0, which keeps near-copies"
+    too_few = InputError(f"{len(val) + len(train):,} documents are too few to set "
+                         f"{args.val_tokens:,} validation tokens apart; {cure}")
     if not source.val:
         aside = store.count(train, 8 * args.val_tokens)
         if "val_tokens" not in args.given:  # a tenth of the text at most

@@ -729,6 +729,10 @@ def test_what_goes_as_copies_is_said(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "651 documents were read; 1 copies and 0 near-copies" in out and "gone" not in err
     assert sum(prepare.load_data("all").meta["documents"].values()) == 650
+    # templates alone leave nothing, and the message names what would
+    Path("t.jsonl").write_bytes(json_lines(reports))
+    assert call(prepare, "--source", "t.jsonl", "--tokenizer", "bytes") == 2
+    assert "--dedup 0, which keeps near-copies" in capsys.readouterr().err
 
 
 def test_format_on_disk(world):
