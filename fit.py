@@ -2154,19 +2154,24 @@ def mean_settings(runs):
 
 
 def pooled_noise(settings):
-    """{recipe: (standard deviation of one run, its degrees of freedom)}, pooled over the settings
-    that have several seeds."""
-    # two or three seeds a setting say little; together those of a recipe say enough
+    """{task: (standard deviation of one run, its degrees of freedom)}, pooled over the settings of
+    a recipe and budget that have several seeds; over those of all budgets where one has none.
+    task: the values of TASK."""
+    # two or three seeds a setting say little; together those of a recipe and budget say enough
     noise = {}
-    for group in grouped(settings, ("recipe",)):
-        freedom, squares = 0, 0.0
-        for s in group:
-            if s["seeds"] > 1:
-                freedom += s["seeds"] - 1
-                squares += (s["seeds"] - 1) * s["sd"] ** 2
-        if freedom:
-            noise[group[0]["recipe"]] = math.sqrt(squares / freedom), freedom
+    for recipe in grouped(settings, ("recipe",)):
+        for task in grouped(recipe, TASK):
+            several = [s for s in task if s["seeds"] > 1] or [s for s in recipe if s["seeds"] > 1]
+            freedom = sum(s["seeds"] - 1 for s in several)
+            if freedom:
+                squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
+                noise[task_of(task[0])] = math.sqrt(squares / freedom), freedom
     return noise
+
+
+def task_of(item):
+    """What tells one task of a recipe from another: its values of TASK."""
+    return tuple(item.get(name) for name in TASK)
 
 
 def best_of(settings, by=BEST_OF):
@@ -2224,7 +2229,7 @@ def compare(center, other, axis, noise):
         return {**found, "verdict": "not run"}
     margins = [other["by_seed"][seeds] - center["by_seed"][seeds] for seeds in sorted(common)]
     margin = float(np.mean(margins))
-    sd, _ = noise[center["recipe"]]
+    sd, _ = noise[task_of(center)]
     if abs(margin) <= 2 * sd * math.sqrt(2 / len(margins)):
         verdict = "tie"
     elif margin > 0:
@@ -2238,7 +2243,7 @@ def certificates(settings, noise):
     """The certificate of each best setting and, beyond it, of other local optima: certified, and no
     tie with a better one that is certified as well. None where no seeds say what a tie is."""
     found = []
-    known_noise = [s for s in settings if s["recipe"] in noise]
+    known_noise = [s for s in settings if task_of(s) in noise]
     for group in grouped(known_noise, (*TASK, "params")):
         # from the best on, so that a plateau is reported once, by its lowest point
         optima, certified = [], set()
@@ -2313,7 +2318,7 @@ def size_laws(points, noise):
             continue
         # a mean over seeds is as much surer as it has seeds
         seeds = column(group, "seeds").astype(float)
-        sigma, freedom = noise.get(first["recipe"], (None, 0))
+        sigma, freedom = noise.get(task_of(first), (None, 0))
         line = {"x": column(group, "params").tolist(), "loss": loss.tolist(),
                 "weights": seeds.tolist()}
         law = limit_of(*line.values(), sigma, freedom)
@@ -2422,15 +2427,19 @@ def share_exponent(laws):
     """
     shared = []
     for group in grouped(laws, ("claim", "average", "recipe", "data_hash")):
-        sigma, freedom = group[0]["sigma"], group[0]["freedom"]
-        if len(group) < 2 or sigma is None or not any(map(is_power_law, group)):
+        sigma, freedom = group[0]["sigma"], min(law["freedom"] for law in group)
+        unknown = any(law["sigma"] is None for law in group)
+        if len(group) < 2 or unknown or not any(map(is_power_law, group)):
             continue
-        rows = []  # (budget, N, loss, weight)
+        rows, apart = [], 0.0  # (budget, N, loss, weight)
         for i, law in enumerate(group):
-            rows += zip([i] * law["points"], *law["line"].values())
+            # budgets differ in noise: weights are such that of weight 1 it is the first one's
+            surer = (sigma / law["sigma"]) ** 2
+            x, loss, weights = map(np.array, law["line"].values())
+            rows += zip([i] * law["points"], x, loss, surer * weights)
+            apart += surer * squares_around(law, law["line"])
         budget, x, loss, weights = np.array(rows, dtype=float).T
         columns = {"x": x, "budget": budget}
-        apart = sum(squares_around(law, law["line"]) for law in group)
         for own, law in enumerate(group):
             law_of_all = power_of_budgets(len(group), own)
             found = solve(Problem(law_of_all, columns, loss, weights, "ls"))
@@ -2508,7 +2517,7 @@ def student_shares(runs, ensembles, noise):
             continue
         row["ensemble"] = ensemble["loss_by_k"]["logits"][-1]
         row["share"] = (row["single"] - s["loss"]) / (row["single"] - row["ensemble"])
-        half = half_width_of_share(row, alone, ensemble["law"]["se"], noise.get(s["recipe"]))
+        half = half_width_of_share(row, alone, ensemble["law"]["se"], noise.get(task_of(s)))
         if half is not None:
             row["low"], row["high"] = row["share"] - half, row["share"] + half
     return rows
@@ -3303,7 +3312,8 @@ def report_of(found):
     of_certificates = (*keys, "neighbours", "certified")
     over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
     return {"points": [pick(point, keys) for point in found["points"]],
-            "sigma": {recipe: sigma for recipe, (sigma, _) in found["noise"].items()},
+            "sigma": [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
+                      for task, (sigma, freedom) in found["noise"].items()],
             "laws": over_n + found["members"] + found["data"],
             "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],

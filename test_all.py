@@ -3500,6 +3500,7 @@ def test_one_exponent_for_all_budgets_against_a_plain_profile():
     """The shared exponent, its limits' interval and the test of it, computed anew by scans."""
     import scipy.stats
     laws = made_budgets(1.1, 0.01, np.random.default_rng(0))
+    laws[1] |= {"sigma": 0.02, "freedom": 20}  # noisier, and better known to be
     shared = fit.share_exponent(laws)
 
     def squares(law, b, limit=None):
@@ -3507,7 +3508,7 @@ def test_one_exponent_for_all_budgets_against_a_plain_profile():
         columns = np.stack([(x / 1e5) ** -b, np.ones(4)], 1)
         if limit is not None:
             columns, y = columns[:, :1], y - limit
-        return np.linalg.lstsq(columns, y, rcond=None)[1][0]
+        return np.linalg.lstsq(columns, y, rcond=None)[1][0] * (0.01 / law["sigma"]) ** 2
 
     grid = np.geomspace(0.2, 2, 400)
     total = [sum(squares(law, b) for law in laws) for b in grid]
@@ -4281,8 +4282,8 @@ def test_fit_command_over_runs(world, capsys):
               if law["claim"] == "N and K" and law["tokens"] == 200_000
               and law["average"] == "logits"]
     assert tiered == pytest.approx([level + 1.2] * 2, abs=1e-4)
-    assert out["sigma"] == {recipe: pytest.approx(0.01 / 2 ** 0.5)
-                            for recipe in ("regularized", "standard")}
+    assert {one["recipe"] for one in out["sigma"]} == {"regularized", "standard"}
+    assert all(one["sigma"] == pytest.approx(0.01 / 2 ** 0.5) for one in out["sigma"])
     data = {law["recipe"]: law for law in out["laws"] if law["claim"] == "D"}
     assert data["standard, best N"]["E"] == pytest.approx(1.805, abs=1e-3)
     limit = data["regularized ensembles, N and K to infinity"]["E"]
@@ -4413,6 +4414,19 @@ def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
         assert certified == [False, True], axis
 
 
+def test_noise_is_that_of_the_budget_or_else_of_all():
+    losses = {(8, 3e-3, 0.1): [3.0, 3.02], (16, 3e-3, 0.1): [3.1, 3.12, 3.14]}
+    runs = made_search(losses)
+    for tokens, by_seed in ((8192, [2.0, 2.2]), (9999, [1.0])):
+        runs += [{**run, "tokens": tokens, "setting": tokens}
+                 for run in made_search({(8, 3e-3, 0.1): by_seed})]
+    noise = fit.pooled_noise(fit.mean_settings(runs))
+    by_tokens = {task[-1]: found for task, found in noise.items()}
+    assert by_tokens[4096] == (pytest.approx(math.sqrt((2e-4 + 2 * 4e-4) / 3)), 3)
+    assert by_tokens[8192] == (pytest.approx(0.02 ** 0.5), 1)
+    assert by_tokens[9999] == (pytest.approx(math.sqrt((2e-4 + 2 * 4e-4 + 0.02) / 4)), 4)
+
+
 def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
     center, sd = (8, 3e-3, 0.1), math.sqrt(2) * 0.01
     losses = {center: [3.0, 3.02], (16, 3e-3, 0.1): [3.01, 3.03], (4, 3e-3, 0.1): [3.1],
@@ -4425,7 +4439,7 @@ def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
         one, = [s for s in settings if tuple(s[axis] for axis in fit.AXES) == place]
         found = fit.certificate(one, settings, noise)
         verdicts = {f"{n['axis']} {n['side']}": n for n in found["neighbours"]}
-        return found["certified"], verdicts, noise["regularized"][0]
+        return found["certified"], verdicts, noise[fit.task_of(one)][0]
 
     certified, found, noise = certify(losses)
     assert certified and noise == pytest.approx(sd)
