@@ -146,27 +146,32 @@ distillation: data
 	    --synthetic $$(basename data/sampled-docstrings-300k-k8-*) --synthetic_weight 0.75
 	$(PY) fit.py runs/distillation
 
-# Of each size: epochs of both recipes and the standard one's lr. All as at 209,715 tokens, but for
-# 32 epochs of standard 150k and 300k, which want more of them when there is more text. Regularized
-# runs start at the lr and the weight decays that were best at 300k: AdamW's memory alone, at the lr
-# of 209,715 tokens, misled.
+# Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for 32
+# epochs of standard 150k and 300k, which want more of them when there is more text. The regularized
+# recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Last, what a
+# higher lr does.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \
-	    printf '%s\n' "419430 0.4 0.2 0.1" "838860 0.4 0.2 0.1" "1677721 0.2 0.1 0.05" | \
+	    printf '%s\n' "419430 1.6 0.8 0.4" "838860 0.8 0.4 0.2" "1677721 0.4 0.2 0.1" | \
 	    while read -r tokens more decay less; do \
-	        train="$(PY) train.py $(EVERY) --out runs/efficiency --size $$size --tokens $$tokens"; \
-	        regularized="$$train --recipe regularized --lr 1e-2"; \
-	        standard_recipe="$$train --recipe standard --lr $$lr --weight_decay 0.1"; \
+	        place="$(EVERY) --out runs/efficiency --size $$size --tokens $$tokens"; \
+	        regularized="$$place --recipe regularized --lr 3e-3"; \
+	        standard_recipe="$$place --recipe standard --lr $$lr --weight_decay 0.1"; \
+	        $(PY) ensemble.py $$regularized --epochs $$epochs --weight_decay $$decay \
+	            --members 3 --jobs $(JOBS) || exit; \
 	        for seed in 0 1 2; do \
-	            $$regularized --epochs $$epochs --weight_decay $$decay --seed $$seed || exit; \
-	            $$standard_recipe --epochs $$standard --seed $$seed || exit; done; \
+	            $(PY) train.py $$standard_recipe --epochs $$standard --seed $$seed || exit; done; \
 	        for other in $$more $$less; do \
-	            $$regularized --epochs $$epochs --weight_decay $$other || exit; done; \
-	        $$regularized --epochs $$((epochs / 2)) --weight_decay $$decay || exit; \
+	            $(PY) train.py $$regularized --epochs $$epochs --weight_decay $$other || exit; done; \
+	        for other in $$((epochs / 2)) $$((epochs * 2)); do \
+	            $(PY) train.py $$regularized --epochs $$other --weight_decay $$decay || exit; done; \
 	        for other in $$((standard / 2)) $$((standard * 2)); do \
-	            $$standard_recipe --epochs $$other || exit; done; \
+	            $(PY) train.py $$standard_recipe --epochs $$other || exit; done; \
 	    done || exit; done
+	for seed in 0 1 2; do $(PY) train.py $(EVERY) --out runs/efficiency --size 300k \
+	    --tokens 419430 --recipe regularized --epochs 32 --lr 1e-2 --weight_decay 0.2 \
+	    --seed $$seed || exit; done
 	$(PY) fit.py runs/efficiency
 
 # Continued pre-training: on mathematics, after other docstrings. Rows: tokens, epochs, lr, batch
