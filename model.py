@@ -457,7 +457,8 @@ class GPT(nn.Module):
         # forward, twice that backward. The embedding is a lookup and costs nothing.
         linears = (module for module in self.modules() if isinstance(module, nn.Linear))
         weights = sum(linear.weight.numel() for linear in linears)
-        # Attention's two products are 12 x layers x width x context; causality spares half.
+        # Attention's two products are 12 x layers x width x context; causality spares half. What
+        # the document mask spares as well is counted here, so MFU lies above the truth.
         return 6 * weights + 6 * c.layers * c.width * c.context
 
     def training_bytes(self, tokens, dtype, compiled=False):
