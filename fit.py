@@ -2773,7 +2773,8 @@ def print_ensembles(members):
                 {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
                  "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
                  "95%": "+-{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
-                 "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}", "KL": "{kl:.2f}"})
+                 "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}",
+                 "KL of pairs": "{kl:.2f}"})
     print_limit_grid(members)
     rows = [{**m, **by_count(m["apart"])} for m in vary_differences(members)]
     print_table("Members that differ in something else minus members that differ in seed, logit "
@@ -2782,8 +2783,8 @@ def print_ensembles(members):
                  "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
                  "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
     for small, large, rows in predictions(members):
-        print_table(f"{large['points']} {large['recipe']} members of {large['size']}, and what "
-                    f"{small['points']} predict: A / K + E for logit means, A / K^b + E for "
+        print_table(f"{large['points']} members of {large['size']}, recipe {large['recipe']}, and "
+                    f"what {small['points']} predict: A / K + E for logit means, A / K^b + E for "
                     f"probability means", rows,
                     {"K": "{k}", "logits": "{logits:.3f}", "probs": "{probs:.3f}",
                      "predicted logits": "{predicted:.3f}",
@@ -2794,7 +2795,8 @@ def print_students(rows):
     """A line for each setting of students: what they keep of their teachers' gain."""
     print_table("Students of K teachers: their loss, the teachers' alone, the ensemble's, and the "
                 "share of the gain that is kept, with its 95% interval", rows,
-                {**SETTING, "text": "{synthetic_weight:g}", "KL": "{kl_weight:g}", "K": "{k}",
+                {**SETTING, "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
+                 "K": "{k}",
                  "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
                  "single": "{single:.4f}", "ensemble": "{ensemble:.4f}", "kept": "{share:.0%}",
                  "95%": "{low:.0%} to {high:.0%}"})

@@ -2400,9 +2400,11 @@ def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_ep
     plan, size = json.loads(last), len(prepare.load_data("tiny").train)
     assert f"the budget is all {size:,} train tokens of tiny; regularized 300k is not tuned" in said
     assert "--tune" in said and plan["steps"] == 32 * (size // 32 // 4)
-    # where all settings are given or tuned nothing is said
+    # where all settings are given or tuned nothing is said of them; of N, where it is not the name's
     assert call(train, *TINY, "--dry_run", "--json") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    said, last = capsys.readouterr().out.splitlines()
+    assert said == (f"150k has {json.loads(last)['params']:,} parameters with the vocabulary of 320 "
+                    "of tiny, not those it is named for")
 
 
 def test_every_option_that_changes_what_is_computed_makes_another_setting():
@@ -5184,9 +5186,8 @@ def hacked(script, name, *changes):
 
 def test_what_the_readme_says_of_hacking_works(world, capsys):
     block = (HERE / "README.md").read_text().split("## Hack it\n\n```\n")[1].split("```")[0]
-    option, law, benchmark = re.split("(?m)^# .*\n(?:# .*\n)*", block)[1:]
-    field, use = option.split("\n", 1)
-    more = hacked("train.py", "more_options", ("    seed: int = ", field + "\n"),
+    field, use, law, benchmark = re.split("(?m)^# .*\n(?:# .*\n)*", block)[1:]
+    more = hacked("train.py", "more_options", ("    seed: int = ", field),
                   ("\n        # an epoch is one pass over the real tokens", use))
     losses = {}
     for beta2 in (0.95, 0.5):

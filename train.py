@@ -761,6 +761,14 @@ def recipe_settings(recipe, size, budget):
     return tuned[budget] if budget < len(tuned) else None
 
 
+def named_parameters(size):
+    """The parameters that a size is named for, 1,400,000 of 1.4m; None if it is not."""
+    number = re.fullmatch(r"([\d.]+)([kmb])", size)
+    if number is None:
+        return None
+    return round(float(number[1]) * {"k": 10 ** 3, "m": 10 ** 6, "b": 10 ** 9}[number[2]])
+
+
 def nearest_settings(recipe, size, tokens, steps_per_epoch):
     """(settings, where they are from) when nobody tuned a recipe at this size and budget.
 
@@ -768,13 +776,12 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
     weight decay is scaled so that AdamW's memory in epochs, 1 / (lr x weight_decay x steps per
     epoch), stays what it was there: that is what holds over budgets. The standard recipe keeps 0.1.
     """
-    def stands_for(size):  # thousands of parameters at scale 1, alike for all of a rung
-        number = re.fullmatch(r"([\d.]+)([kmb])", size)
-        if not number:
+    def stands_for(size):  # parameters at scale 1, alike for all of a rung
+        named = named_parameters(size)
+        if named is None:
             raise InputError(f"size {size} is not named for its parameters, as 50k would be; "
                              "rename it, or give --epochs, --lr and --weight_decay")
-        thousands = {"k": 1, "m": 1e3, "b": 1e6}[number[2]]
-        return round(float(number[1]) * thousands * SCALE_OF[size])
+        return named * SCALE_OF[size]
 
     def distance(place):
         other, multiple = place
@@ -857,6 +864,14 @@ def fill_settings(config, data):
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
+    # N counts the rows of the vocabulary, so with another one a size is no longer the ladder's
+    named, vocabulary = named_parameters(config.size), data.meta["vocab_size"]
+    if named and not config.init_from:
+        with torch.device("meta"):  # shapes without memory
+            count = GPT(model_shape(config, data)).parameter_count()
+        if not 0.8 < count / named < 1.25:
+            assumed.append(f"{config.size} has {count:,} parameters with the vocabulary of "
+                           f"{vocabulary:,} of {config.data}, not those it is named for")
     share = config.lr * config.weight_decay
     if share >= 1:  # such as a memory of an epoch gives where an epoch has a step or two
         assumed.append(f"lr x weight_decay is {share:.3g}: each step takes that share of the "

@@ -39,11 +39,11 @@ def overfits(found):
     """The standard recipe: its best loss, and how it changes with N and with more epochs."""
     best = min(at_budget(found["points"], recipe="standard"), key=lambda point: point["loss"])
     trend, = at_budget(found["trends"], recipe="standard")
-    longer = [setting["loss"] for setting in at_budget(
-        found["settings"], recipe="standard", size=best["size"], lr=best["lr"],
-        weight_decay=best["weight_decay"], epochs=2 * best["epochs"])]
+    certificate, = [one for one in found["certificates"] if one["setting"] == best["setting"]]
+    longer, = [neighbour for neighbour in certificate["neighbours"]
+               if (neighbour["axis"], neighbour["side"]) == ("epochs", "up")]
     return (f"best {best['loss']:.2f}; {trend['slope']:+.3f} +- {trend['error']:.3f} nats a "
-            f"doubling of N; twice the epochs {longer[0] - best['loss']:+.2f}")
+            f"doubling of N; twice the epochs {longer['margin']:+.2f}")
 
 
 def regularized(found):
@@ -71,8 +71,10 @@ def worth(found, name):
     ratio = "{bound}{times:.2f}".format(**rows[0]["measured"])
     if not rows[0]["measured_interval"]:
         return ratio
-    low, high = ("{bound}{times:.2f}".format(**end) for end in rows[0]["measured_interval"])
-    return f"{ratio} ({low} to {high})"
+    low, high = rows[0]["measured_interval"]
+    if high["bound"]:  # it reaches beyond all that was measured
+        return "not determined, at least {times:.2f}".format(**low)
+    return f"{ratio} {interval(low['times'], high['times'])}"
 
 
 def students(found):
@@ -80,10 +82,10 @@ def students(found):
     seeds."""
     best = max((row for row in found["students"] if row["share"]),
                key=lambda row: (row["k"], row["seeds"], row["share"]))
-    text = f"{best['share']:.0%} of {best['k']} members' gain; seeds: {best['seeds']}"
+    text = f"{best['share']:.0%}"
     if best["low"] is not None:
         text += f" ({best['low']:.0%} to {best['high']:.0%})"
-    return text
+    return text + f" of {best['k']} members' gain, {best['seeds']} seeds"
 
 
 def continued_rows(found):
