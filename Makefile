@@ -137,9 +137,10 @@ distillation: data
 	$(PY) distill.py --mode kl $(STUDENT) --kl_weight 0.9 \
 	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
 	eight="--teacher $$(ls -d runs/distillation/ensembles/*-k8-*)"; \
-	for row in "0.9 32 0" "0.9 64 0" "0.9 64 1" "0.9 64 2" "1 64 0"; do set -- $$row; \
-	    $(PY) distill.py --mode kl $(STUDENT) $$eight \
-	        --kl_weight $$1 --epochs $$2 --seed $$3 || exit; done; \
+	for row in "0.9 32 0.2 0" "0.9 64 0.2 0" "0.9 64 0.2 1" "0.9 64 0.2 2" "0.9 128 0.2 0" \
+	    "0.9 64 0.4 0" "1 64 0.2 0"; do set -- $$row; \
+	    $(PY) distill.py --mode kl $(STUDENT) $$eight --lr 1e-2 \
+	        --kl_weight $$1 --epochs $$2 --weight_decay $$3 --seed $$4 || exit; done; \
 	$(PY) distill.py $(STUDENT) $$eight \
 	    --epochs 6 --lr 1e-2 --synthetic_weight 0.75 --weight_decay 0.1 || exit; \
 	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 1 --epochs 16 --weight_decay 0.1 \

@@ -3,9 +3,10 @@
     python results/bench.py 1.5m 6m > results/100/bench.json
 
 Same shapes, one thread, one run: context 256, batch 4, vocabulary 4,096, fp32, documents blocked in
-both. The contestants take turns, a few steps each, so that a drift of the machine's speed meets all
+both; beside them transformers as most people run it, plain causal. The contestants take turns, a few steps each, so that a drift of the machine's speed meets all
 of them; a ratio is the median over rounds of that within a round, and its spread is the quartiles.
 """
+import functools
 import json
 import statistics
 import sys
@@ -16,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model import GPT, GPTConfig, SIZES, dense_document_mask  # noqa: E402
-from train import inputs_and_targets, make_optimizer  # noqa: E402
+from train import inputs_and_targets, make_optimizer, processor_name  # noqa: E402
 
 B, T, V = 4, 256, 4096
 ROUNDS = 31
@@ -36,7 +37,7 @@ def ours(size, compiled):
     return step
 
 
-def transformers_llama(size, compiled):
+def transformers_llama(size, compiled, blocked=True):
     from transformers import LlamaConfig, LlamaForCausalLM
     shape = SIZES[size]
     model = LlamaForCausalLM(LlamaConfig(
@@ -48,8 +49,9 @@ def transformers_llama(size, compiled):
 
     def step(windows):
         tokens = windows.long()
-        # (B, 1, T, T), boolean: passed on to the fused attention as it is
-        mask = dense_document_mask(tokens, V - 1)
+        mask = None
+        if blocked:  # (B, 1, T, T), boolean: passed on to the fused attention as it is
+            mask = dense_document_mask(tokens, V - 1)
         forward(input_ids=tokens, attention_mask=mask, labels=tokens).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -64,10 +66,13 @@ def main():
     # a document is some 200 tokens long
     windows[torch.rand(B, T, generator=generator) < 1 / 200] = V - 1
     report = {"torch": torch.__version__, "context": T, "batch_size": B, "vocab_size": V,
-              "threads": 1, "rounds": ROUNDS}
+              "threads": 1, "rounds": ROUNDS, "processor": processor_name()}
+    contestants = {"limitgpt": ours, "transformers": transformers_llama,
+                   "transformers plain causal": functools.partial(transformers_llama,
+                                                                  blocked=False)}
     for size in sys.argv[1:]:
         steps = {f"{name} {mode}": make(size, mode == "compiled")
-                 for name, make in (("limitgpt", ours), ("transformers", transformers_llama))
+                 for name, make in contestants.items()
                  for mode in ("eager", "compiled")}
         rates = {name: [] for name in steps}
         for step in steps.values():  # compile and warm up
