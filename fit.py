@@ -2433,7 +2433,7 @@ def share_exponent(laws):
             continue
         rows, apart = [], 0.0  # (budget, N, loss, weight)
         for i, law in enumerate(group):
-            # budgets differ in noise: weights are such that of weight 1 it is the first one's
+            # budgets differ in noise; so weighted, a point of weight 1 has the first one's
             surer = (sigma / law["sigma"]) ** 2
             x, loss, weights = map(np.array, law["line"].values())
             rows += zip([i] * law["points"], x, loss, surer * weights)
