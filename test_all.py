@@ -4226,7 +4226,7 @@ def test_what_a_student_keeps_of_its_teachers_gain(world):
     law = {"A": 0.3, "E": 3.15, "se": 0.02}
     together = {"members": ["x/b", "x/a", "x/c"], "law": law,
                 "loss_by_k": {"logits": [3.45, 3.30, 3.25], "probs": [3.45, 3.32, 3.28]}}
-    noise = {"kl_student": (0.012, 6)}
+    noise = {fit.task_of(students[0]): (0.012, 6)}
     row, = fit.student_shares(runs + students, [together], noise)
 
     def share(student, single, ensemble):
@@ -4384,7 +4384,7 @@ def test_runs_that_differ_in_an_option_are_never_averaged_as_seeds(prepared, mon
     alike = made_run(later(**dataclasses.asdict(config) | {"lr": 0.001}), 2.0)
     settings = fit.mean_settings([*seeds, wider, alike])
     center, = [s for s in settings if s["seeds"] == 2]
-    found = fit.certificate(center, settings, {"regularized": (0.1, 1)})["neighbours"]
+    found = fit.certificate(center, settings, {fit.task_of(center): (0.1, 1)})["neighbours"]
     assert {(n["side"], n["verdict"]) for n in found} == {("down", "better"), ("up", "not run")}
 
 
@@ -4613,7 +4613,7 @@ def test_what_members_say_of_more_and_of_other_members(capsys):
         "seed+subset_seed", "-0.500", "-0.500")
     half = math.hypot(0.01 * 4.3027, 0.01 * 2.3646)  # Student's t with two and seven degrees
     assert row["95%"] == f"+-{half:.3f}"
-    title = next(title for title in tables if title.startswith("8 member members"))
+    title = next(title for title in tables if title.startswith("8 members of"))
     assert len(tables[title]) == 8
     assert tables[title][7] == {
         "K": "8", "logits": "2.625", "probs": f"{2 + 0.5 / 8 ** 0.5:.3f}",
