@@ -2400,11 +2400,12 @@ def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_ep
     plan, size = json.loads(last), len(prepare.load_data("tiny").train)
     assert f"the budget is all {size:,} train tokens of tiny; regularized 300k is not tuned" in said
     assert "--tune" in said and plan["steps"] == 32 * (size // 32 // 4)
-    # where all settings are given or tuned nothing is said of them; of N, where it is not the name's
+    # where all settings are given or tuned nothing is said of them, but of N, which is another
     assert call(train, *TINY, "--dry_run", "--json") == 0
     said, last = capsys.readouterr().out.splitlines()
-    assert said == (f"150k has {json.loads(last)['params']:,} parameters with the vocabulary of 320 "
-                    "of tiny, not those it is named for")
+    count = json.loads(last)["params"]
+    assert said == (f"150k has {count:,} parameters with the vocabulary of 320 of tiny, not those "
+                    "it is named for")
 
 
 def test_every_option_that_changes_what_is_computed_makes_another_setting():
