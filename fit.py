@@ -3012,7 +3012,8 @@ def draw_limits_beside(axis, lines):
 
 def draw_laws(axis, lines):
     """Each law ten times beyond its points, its limit dashed, the limit's interval (else the range
-    of limits with one point left out) as a band. A limit far below all points is left out."""
+    of limits with one point left out) as a band. A limit far below all points is left out, and one
+    that is not told from 0."""
     for line in lines:
         x = np.geomspace(min(line.x), 10 * max(line.x), 100)
         axis.plot(x, line.law["A"] / x ** line.law["b"] + line.law["E"], color=line.color,
@@ -3020,7 +3021,8 @@ def draw_laws(axis, lines):
     # the heights of points and laws; a limit of 0 would press them into a corner
     low, high = axis.get_ylim()
     lowest, margin = low, (high - low) / 50
-    for line in lines:
+    told = [line for line in lines if not line.law["interval"] or line.law["interval"][0] > 0]
+    for line in told:
         if line.law["E"] > 2 * low - high:
             lowest = min(lowest, line.law["E"] - margin)
         axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)

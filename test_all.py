@@ -4508,6 +4508,18 @@ def test_epochs_and_one_setting_at_several_sizes(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"a-epochs.svg", "a-sizes.svg"}
 
 
+def test_a_limit_that_is_not_told_from_0_is_not_drawn():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    lines = []
+    for low in (2.5, 0.0):
+        law = {"A": 10.0, "b": 0.2, "E": 2.7, "interval": (low, 2.9), "leave_one_out": None}
+        lines.append(fit.Line("", [1e5, 1e6], [3.7, 3.3], "o", "C0", law=law))
+    axis = Figure().subplots()
+    fit.draw_laws(axis, lines)
+    assert len(axis.patches) == 1 and len(axis.lines) == 3  # two laws, one limit with its band
+
+
 def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
     k3 = {"logits": [3.5, 3.3, 3.2], "probs": [3.5, 3.3, 3.2]}
     k2 = {"logits": [3.5, 3.3], "probs": [3.5, 3.3]}
