@@ -2074,6 +2074,8 @@ STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 LEAST = 0.1  # the least weight decay above 0 that is searched
 
+ENOUGH_DEGREES = 5  # of freedom: with them a 95% interval is 2.6 standard errors a side, not 12.7
+
 STANDARD_LINE = "standard, best N"  # what data efficiency is counted against
 
 # what is compared with what: runs of one recipe on the same text
@@ -2155,14 +2157,17 @@ def mean_settings(runs):
 
 def pooled_noise(settings):
     """{task: (standard deviation of one run, its degrees of freedom)}, pooled over the settings of
-    a recipe and budget that have several seeds; over those of all budgets where one has none.
-    task: the values of TASK."""
+    a recipe and budget; over those of all budgets where one has fewer than ENOUGH_DEGREES. task:
+    the values of TASK."""
+    def degrees(group):
+        return sum(s["seeds"] - 1 for s in group)
+
     # two or three seeds a setting say little; together those of a recipe and budget say enough
     noise = {}
     for recipe in grouped(settings, ("recipe",)):
         for task in grouped(recipe, TASK):
-            several = [s for s in task if s["seeds"] > 1] or [s for s in recipe if s["seeds"] > 1]
-            freedom = sum(s["seeds"] - 1 for s in several)
+            pool = task if degrees(task) >= ENOUGH_DEGREES else recipe
+            several, freedom = [s for s in pool if s["seeds"] > 1], degrees(pool)
             if freedom:
                 squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
                 noise[task_of(task[0])] = math.sqrt(squares / freedom), freedom
@@ -2561,11 +2566,11 @@ def predictions(members):
     return found
 
 
-def lines_over_data(points, over_n, shared, members):
+def lines_over_data(points, noise, over_n, shared, members):
     """The loss of each recipe by unique tokens D, [{"recipe", "data_hash", "tokens", "loss",
     "intervals"}, lists by D]: the standard recipe's best over N, every other recipe's limit over
     N, the limit over N and K, and of ensembles the best measured and the least limit over K
-    (paper, section on data efficiency)."""
+    (paper, section on data efficiency). Intervals are 95%, None where no noise is known."""
     lines = {}  # {(name, data hash): {tokens: (loss, interval)}}
 
     def add(name, item, loss, interval=None):
@@ -2576,7 +2581,11 @@ def lines_over_data(points, over_n, shared, members):
     # the standard recipe has no limit over N to speak of: larger models do not help it
     for p in points:
         if p["recipe"] == "standard":
-            add(STANDARD_LINE, p, p["loss"])
+            interval = None
+            if task_of(p) in noise:
+                sd, freedom = noise[task_of(p)]
+                interval = t_interval(p["loss"], sd / math.sqrt(p["seeds"]), freedom + 1)
+            add(STANDARD_LINE, p, p["loss"], interval)
     # the common exponent where there is one and the data do not reject it
     common = [law for law in shared if law["p"] >= 0.05]
     for law in over_n:
@@ -2587,7 +2596,10 @@ def lines_over_data(points, over_n, shared, members):
             add(f"{law['recipe']}, N to infinity", law, law["E"], law["interval"])
     for m in members:
         if m["tokens"] and m["vary"] == "seed":
-            add("ensembles, best measured", m, m["loss_by_k"]["logits"][-1])
+            loss, interval = m["loss_by_k"]["logits"][-1], None
+            if m["interval"]:  # the noise of K members is taken as that of their limit, no smaller
+                interval = [loss - half_width(m), loss + half_width(m)]
+            add("ensembles, best measured", m, loss, interval)
     for m in best_ensembles(members):
         add("ensembles, best N, K to infinity", m, m["E"], m["interval"])
 
@@ -2619,8 +2631,8 @@ def is_power_law(law):
 
 def efficiencies(lines, laws):
     """How many times the data the standard recipe needs for what each other line over D reaches: by
-    interpolation between its measured losses, with the interval of the line's limit carried over,
-    and by its law over D, with the range when one of the law's points is left out."""
+    interpolation between its measured losses, with a 95% interval, and by its law over D, with the
+    range when one of the law's points is left out."""
     rows = []
     for line in lines:
         standard = agreeing(lines, {**line, "recipe": STANDARD_LINE}, ("recipe", "data_hash"))
@@ -2637,10 +2649,11 @@ def efficiencies(lines, laws):
             row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
                    "standard_loss": own, "measured": measured_efficiency(own_losses, loss, tokens),
                    "measured_interval": None, "by_law": None, "by_law_range": None}
-            if interval:
+            low_high = widen(interval, loss, standard[0])
+            if low_high:
                 # the higher the loss, the less data it is worth
                 row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
-                                            for end in reversed(interval)]
+                                            for end in reversed(low_high)]
             if law:
                 row["by_law"] = efficiency_by(law[0], loss, own)
                 ratios = [efficiency_by(one, loss, own) for one in law[0]["left_out"]]
@@ -2649,6 +2662,19 @@ def efficiencies(lines, laws):
                     row["by_law_range"] = [min(reached), max(reached)]
             rows.append(row)
     return rows
+
+
+def widen(interval, loss, standard):
+    """The 95% interval of a loss, wider by the noise of the standard recipe's line where that
+    reaches the loss; None where either noise is unknown."""
+    if interval is None or None in standard["intervals"]:
+        return None
+    # half the interval of the standard loss there, between those of the budgets beside it
+    halves = [(high - low) / 2 for low, high in standard["intervals"]]
+    losses, halves = zip(*sorted(zip(standard["loss"], halves)))
+    half = float(np.interp(loss, losses, halves))
+    low, high = interval
+    return [loss - math.hypot(loss - low, half), loss + math.hypot(high - loss, half)]
 
 
 def efficiency_by(law, loss, own):
@@ -2875,7 +2901,7 @@ def print_efficiencies(ratios):
             row["law_low"], row["law_high"] = ratio["by_law_range"]
         rows.append(row)
     print_table("Data efficiency: times the data that the standard recipe needs for the same loss, "
-                "between its measured losses (95%: that of the limit) and by its law over D", rows,
+                "between its measured losses (95%: noise of both) and by its law over D", rows,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "loss": "{loss:.3f}",
                  "standard": "{standard_loss:.3f}", "measured": "{times}", "95%": "{known}",
                  "by its law": "{by_law:.2f}",
@@ -3227,7 +3253,7 @@ def analyse(runs, ensembles):
     members = member_laws(ensembles)
     tiered = tiered_laws(members)
     shared = share_exponent(sizes + tiered)
-    lines = lines_over_data(points, sizes + tiered, shared, members)
+    lines = lines_over_data(points, noise, sizes + tiered, shared, members)
     data = data_laws(lines)
     return {"settings": settings, "noise": noise, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),

@@ -3489,6 +3489,36 @@ def test_data_efficiency_inverts_the_standard_law():
         assert found == {"times": pytest.approx(times), "bound": bound}
 
 
+def test_data_efficiency_interval_counts_the_noise_of_both_recipes():
+    """Of many experiments with a known ratio nearly 95% of the intervals hold it, whichever recipe
+    is the noisier; with the noise of one recipe alone far fewer would."""
+    generator, tokens = np.random.default_rng(0), [1, 2, 4, 8]
+    truth = {count: 4 - 0.5 * math.log2(count) for count in tokens}
+    for own, other, most in ((0.03, 0.01, 0.85), (0.01, 0.03, 0.97)):
+        held = narrow = 0
+        for _ in range(400):
+            runs = [{"recipe": "standard", "data_hash": "", "tokens": count, "params": 1,
+                     "setting": count, "epochs": 1, "lr": 1, "weight_decay": 1, "seed": seed,
+                     "val_loss": loss + own * generator.standard_normal()}
+                    for count, loss in truth.items() for seed in range(3)]
+            points = fit.best_of(fit.mean_settings(runs))
+            lines = fit.lines_over_data(points, fit.pooled_noise(points), [], [], [])
+            loss = truth[1] - 0.7 + other * generator.standard_normal()
+            interval = [loss - 1.96 * other, loss + 1.96 * other]
+            lines.append({"recipe": "other", "data_hash": "", "tokens": [1], "loss": [loss],
+                          "intervals": [interval]})
+            row, = fit.efficiencies(lines, [])
+            low, high = (end["times"] for end in row["measured_interval"])
+            held += low <= 2 ** (0.7 / 0.5) <= high
+            lines[0]["intervals"] = [[loss, loss] for loss in lines[0]["loss"]]
+            row, = fit.efficiencies(lines, [])
+            low, high = (end["times"] for end in row["measured_interval"])
+            narrow += low <= 2 ** (0.7 / 0.5) <= high
+        assert 0.92 < held / 400 < 0.99
+        assert narrow / 400 < most
+    assert fit.widen(None, 3.0, lines[0]) is None
+
+
 def made_budgets(b, sigma, generator):
     """Laws over N at two budgets whose exponents differ by the factor b, four sizes each."""
     laws = []
@@ -4420,16 +4450,17 @@ def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
 
 
 def test_noise_is_that_of_the_budget_or_else_of_all():
-    losses = {(8, 3e-3, 0.1): [3.0, 3.02], (16, 3e-3, 0.1): [3.1, 3.12, 3.14]}
+    """A budget whose seeds say too little of noise, or nothing, takes that of all budgets."""
+    losses = {(8, 3e-3, 0.1): [3.0, 3.02], (16, 3e-3, 0.1): [3.1, 3.12, 3.14, 3.16, 3.18]}
     runs = made_search(losses)
     for tokens, by_seed in ((8192, [2.0, 2.2]), (9999, [1.0])):
         runs += [{**run, "tokens": tokens, "setting": tokens}
                  for run in made_search({(8, 3e-3, 0.1): by_seed})]
     noise = fit.pooled_noise(fit.mean_settings(runs))
     by_tokens = {task[-1]: found for task, found in noise.items()}
-    assert by_tokens[4096] == (pytest.approx(math.sqrt((2e-4 + 2 * 4e-4) / 3)), 3)
-    assert by_tokens[8192] == (pytest.approx(0.02 ** 0.5), 1)
-    assert by_tokens[9999] == (pytest.approx(math.sqrt((2e-4 + 2 * 4e-4 + 0.02) / 4)), 4)
+    assert by_tokens[4096] == (pytest.approx(math.sqrt((2e-4 + 4 * 1e-3) / 5)), 5)
+    of_all = (pytest.approx(math.sqrt((2e-4 + 4 * 1e-3 + 0.02) / 6)), 6)
+    assert by_tokens[8192] == by_tokens[9999] == of_all
 
 
 def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):

@@ -75,8 +75,8 @@ def worth(found, name):
         text = "{bound}{times:.2f}".format(**row["measured"])
         if row["measured_interval"]:
             low, high = row["measured_interval"]
-            text += f" {interval(low['times'], high['times'])}"
-            if high["bound"]:  # it reaches beyond all that was measured
+            text += " ({times:.2f} to ".format(**low) + "{bound}{times:.2f})".format(**high)
+            if row["measured"]["bound"]:  # beyond all that was measured
                 text = "at least {times:.2f}".format(**low)
         if row["tokens"] > TOKENS:
             text = f"at {row['tokens'] / TOKENS:.0f} times the text {text}"
