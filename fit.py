@@ -2875,8 +2875,8 @@ def print_laws(laws):
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
-        if not is_power_law(row):
-            row["known"] += "; A or b at its bound: no power law"
+        if not is_power_law(row):  # a step or a level: its numbers would be taken for a law's
+            row.update(A=None, b=None, E=None, known="no power law: A or b ran to its bound")
         if "p" in row:
             verdict = "rejected" if row["p"] < 0.05 else "not rejected"
             row["x"] += ", one b for all budgets"
