@@ -4432,6 +4432,49 @@ def made_search(losses, recipe="regularized"):
     return runs
 
 
+def test_what_the_best_weight_decay_follows(world, monkeypatch):
+    """results/timescale.py finds the powers that were put in, and each search's optimum; of a
+    search whose best is at an end it says nothing."""
+    monkeypatch.syspath_prepend(HERE / "results")
+    timescale = importlib.import_module("timescale")
+    rng, runs, optima = np.random.default_rng(0), [], {}
+    params = {"150k": 150_000, "600k": 600_000}
+
+    def run_of(config, loss):
+        steps = config.tokens / config.context / config.batch_size
+        runs.append(made_run(
+            config, loss, study="ladder", data_hash="same", params=params[config.size],
+            tau_epochs=1 / (config.lr * config.weight_decay * steps)))
+
+    for size, tokens, lr, epochs in itertools.product(
+            ("150k", "600k"), (4096, 16384), (1e-3, 4e-3), (4, 16)):
+        config = train.TrainConfig(size=size, tokens=tokens, lr=lr, epochs=epochs, context=32,
+                                   batch_size=4, recipe="regularized")
+        best = 0.4 * (lr / 1e-3) ** -0.8 * (tokens / 4096) ** -0.9 * (epochs / 4) ** 0.5
+        if size == "600k":
+            best = best * 2
+        optima[size, tokens, lr, epochs] = best
+        for factor, seed in itertools.product((0.31, 0.62, 1.24, 2.48), (0, 1)):
+            decay = best * factor
+            loss = 3 + 0.2 * math.log(decay / best) ** 2 + 1e-4 * rng.standard_normal()
+            run_of(dataclasses.replace(config, weight_decay=decay, seed=seed), loss)
+    for decay, loss in ((0.1, 3.2), (0.2, 3.1), (0.4, 3.0)):
+        run_of(dataclasses.replace(config, weight_decay=decay, epochs=32, seed=0), loss)
+    fit.save_results("made.jsonl", runs)
+    monkeypatch.setattr(timescale, "RESULTS", "made.jsonl")
+    rows = timescale.read_searches()
+    assert len(rows) == len(optima)
+    for row in rows:
+        best = optima[row["size"], row["tokens"], row["lr"], row["epochs"]]
+        assert row["decay"] == pytest.approx(best, rel=5e-3)
+        assert row["low"] < row["decay"] < row["high"] < row["low"] * 1.01
+        steps = row["tokens"] / 32 / 4  # an epoch
+        assert row["tau"] == pytest.approx(1 / (row["lr"] * row["decay"] * steps), rel=1e-3)
+    powers = {row["of"]: row["value"] for row in timescale.exponents(rows)}
+    expected = {"lr": -0.8, "steps per epoch": -0.9, "epochs": 0.5, "parameters N": 0.5}
+    assert powers == pytest.approx(expected, abs=0.01)
+
+
 def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
     """One epoch and no weight decay are places like any other: from 64 epochs they are no step."""
     for axis, far, near in (("epochs", (1, 3e-3, 0.2), (32, 3e-3, 0.2)),
@@ -5267,8 +5310,8 @@ def test_readmes_show_what_their_commands_print(tmp_path):
         for name_of_figure in re.findall(r"\]\((\S+\.png)\)", texts[name]):
             assert (HERE / name).parent.joinpath(name_of_figure).exists()
     (tmp_path / "results" / "100").mkdir()
-    for name in ("fit.py", "results/1000.jsonl", "results/claims.py", "results/100/bench.json",
-                 *texts):
+    for name in ("fit.py", "results/1000.jsonl", "results/claims.py", "results/timescale.py",
+                 "results/100/bench.json", *texts):
         shutil.copy(HERE / name, tmp_path / name)
     subprocess.run([sys.executable, HERE / "results" / "readme.py"], cwd=tmp_path, check=True)
     for name, text in texts.items():
