@@ -1991,7 +1991,7 @@ def best_found(found):
 def draw_law(path, name, found):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
-    plt = load_pyplot(path)
+    figure = new_figure(path, 6, 6)
     law, columns, y = found.problem.law, found.problem.columns, found.problem.y
     # the horizontal axis: what varies most, by factors
     chief = "step"
@@ -2005,8 +2005,7 @@ def draw_law(path, name, found):
         settings.append(", ".join(map(" ".join, zip(others, texts))))
     if len(set(settings)) > 8:  # too many for lines: one colour, and a cross where the law lies
         settings, style, how = [""] * len(y), "x", "crosses"
-    figure, (top, below) = plt.subplots(2, 1, figsize=(6, 6), layout="constrained", sharex=True,
-                                        height_ratios=(3, 1))
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for setting in dict.fromkeys(settings):
         same = [i for i in np.flatnonzero(found.problem.weights) if settings[i] == setting]
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
@@ -2033,22 +2032,27 @@ def draw_law(path, name, found):
     below.set(xlabel=chief, ylabel="residual", xscale=scale)
     if style == "-" and others:
         top.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
-def load_pyplot(path):
-    """matplotlib's pyplot for a figure of this name. Raises ValueError."""
+def new_figure(path, width=7, height=4.5):
+    """An empty figure, in inches, for a file of this name. Raises ValueError."""
     if Path(path).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--figure {path} must end in .png, .pdf or .svg")
     try:
-        import matplotlib
-        matplotlib.use("Agg")  # figures go to files, so no screen is needed
-        import matplotlib.pyplot as plt
+        # not of pyplot, which wants a screen and keeps every figure
+        from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
     check_folder("--figure", path)
-    return plt
+    return Figure((width, height), layout="constrained")
+
+
+def save_figure(path, figure):
+    """Write a figure whole or not at all, so in memory first."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
+    write_atomically(path, drawn.getvalue())
 
 
 def check_folder(option, path):
@@ -3060,8 +3064,8 @@ def draw_laws(axis, lines):
 
 def draw(path, x_label, lines, levels=()):
     """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
-    plt = load_pyplot(path)
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(path)
+    axis = figure.subplots()
     axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
     for line in lines:
         draw_points(axis, line)
@@ -3084,14 +3088,13 @@ def draw(path, x_label, lines, levels=()):
     else:
         axis.legend(fontsize=8)
     save_figure(path, figure)
-    plt.close(figure)
 
 
 def draw_bars(path, ratios):
     """Data efficiency of each recipe at each budget, with its interval where it has one (paper,
     section on data efficiency). What lies beyond the measured losses is a bar up to their end."""
-    plt = load_pyplot(path)
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(path)
+    axis = figure.subplots()
     recipes = list(dict.fromkeys(ratio["recipe"] for ratio in ratios))
     budgets = sorted({ratio["tokens"] for ratio in ratios})
     width = 0.8 / len(recipes)
@@ -3112,14 +3115,6 @@ def draw_bars(path, ratios):
              xlabel="unique tokens D", ylabel="times the data that the standard recipe needs")
     figure.legend(loc="outside upper center", fontsize=8, ncols=2)
     save_figure(path, figure)
-    plt.close(figure)
-
-
-def save_figure(path, figure):
-    """Write a figure whole or not at all, so in memory first."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
-    write_atomically(path, drawn.getvalue())
 
 
 def draw_claims(path, found):
@@ -3297,7 +3292,7 @@ def runs_command(args):
     """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
     JSON."""
     if args.figure:
-        load_pyplot(args.figure)  # refuses before any work
+        new_figure(args.figure)  # refuses before any work
     if args.save and Path(args.save).suffix != ".jsonl":
         raise ValueError(f"--save {args.save} must end in .jsonl")
     if args.save:

@@ -831,8 +831,8 @@ def fill_settings(config, data):
     if default and len(data.train) < config.tokens:
         config.tokens = len(data.train)
         assumed.append(f"the budget is all {config.tokens:,} train tokens of {config.data}")
-    # docstrings are known to hold several budgets
-    elif default and len(data.train) > config.tokens and config.data != "docstrings":
+    # the default data set is known to hold several budgets
+    elif default and len(data.train) > config.tokens and config.data != TrainConfig.data:
         assumed.append(f"the budget is the first {config.tokens:,} of {len(data.train):,} train "
                        f"tokens of {config.data}; --tokens takes more")
 
@@ -847,7 +847,7 @@ def fill_settings(config, data):
             settings = CONTINUED
             assumed.append(f"cpt is not tuned at {config.size}: {CONTINUED[0]} epochs, lr "
                            f"{CONTINUED[1]:g} and weight decay {CONTINUED[2]:g} are the paper's, "
-                           f"of a model of 3B; --tune finds better ones")
+                           f"of a model of 3B; --tune searches around them")
         elif config.tokens in budgets:
             settings = recipe_settings(config.recipe, config.size, budgets.index(config.tokens))
         if settings is None:
@@ -859,7 +859,7 @@ def fill_settings(config, data):
             if missing == list(names) and config.recipe != "standard":
                 kept = ", with AdamW's memory in epochs kept"
             assumed.append(f"{config.recipe} {config.size} is not tuned at {config.tokens:,} "
-                           f"tokens: {values} come from {where}{kept}; --tune finds better ones")
+                           f"tokens: {values} come from {where}{kept}; --tune searches around them")
             config.assumed = tuple(missing)
         for name, value in zip(names, settings):
             if name in missing:
