@@ -207,6 +207,7 @@ continued: data
 
 # Accuracy against loss of all runs and ensembles of docstrings that are in runs/
 downstream: data
+	$(PY) train.py --size 300k --recipe standard --epochs 1 $(EVERY) --out runs/single_epoch
 	for model in $$(ls -d runs/*/docstrings-* runs/*/ensembles/docstrings-*); do \
 	    $(PY) eval.py $$model --tasks continuation --study downstream \
 	        --save runs/downstream.jsonl || exit; done

@@ -599,6 +599,7 @@ def bench_stack(configs, steps):
             "ratio": stacked["tokens_per_second"] / alone["tokens_per_second"],
             "peak_memory": stacked["peak_memory"], "machine": alone["machine"]}
 
+
 # --------------------------------------------------------------------------------------------------
 # Command line
 
