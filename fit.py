@@ -2825,8 +2825,9 @@ def print_students(rows):
     """A line for each setting of students: what they keep of their teachers' gain."""
     print_table("Students of K teachers: their loss, the teachers' alone, the ensemble's, and the "
                 "share of the gain that is kept, with its 95% interval", rows,
-                {**SETTING, "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
-                 "K": "{k}",
+                {**SETTING, "text tokens": "{synthetic_tokens:,}",
+                 "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
+                 "T": "{kl_temperature:g}", "K": "{k}",
                  "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
                  "single": "{single:.4f}", "ensemble": "{ensemble:.4f}", "kept": "{share:.0%}",
                  "95%": "{low:.0%} to {high:.0%}"})
@@ -2996,6 +2997,29 @@ def epoch_lines(curves):
     return lines
 
 
+def student_lines(students):
+    """Loss of students by text against the tokens that their teachers wrote, a line a share of
+    them."""
+    by_text = [s for s in students if s.get("synthetic_tokens") and not s["kl_weight"]]
+    lines = []
+    for i, line in enumerate(grouped(by_text, ("k", "size", "synthetic_weight"))):
+        best = best_of(line, ("synthetic_tokens",))
+        best.sort(key=lambda s: s["synthetic_tokens"])
+        lines.append(Line(f"{line[0]['synthetic_weight']:g} of an epoch, {line[0]['size']}",
+                          column(best, "synthetic_tokens"), column(best, "loss"), MARKERS[i],
+                          f"C{i}", joined=True))
+    return lines
+
+
+def student_levels(students):
+    """{what: loss} of the teachers of students by text, alone and together."""
+    levels = {}
+    for s in students:
+        if s.get("synthetic_tokens") and s["ensemble"]:
+            levels |= {"one teacher": s["single"], f"{s['k']} teachers": s["ensemble"]}
+    return levels
+
+
 def data_lines(lines, laws):
     """Loss against D of each recipe, with its law where it has one; nothing of one budget alone. A
     limit that is not told from 0 is left out."""
@@ -3119,7 +3143,7 @@ def draw_bars(path, ratios):
 
 def draw_claims(path, found):
     """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data,
-    NAME-bars."""
+    NAME-students, NAME-bars."""
     points, members = found["points"], found["members"]
     over_n = []
     if len({p["params"] for p in points}) > 1:
@@ -3132,7 +3156,9 @@ def draw_claims(path, found):
     figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
                "sizes": ("parameters N", over_n),
                "members": ("members K (hollow: probability means)", member_lines(members), levels),
-               "data": ("unique tokens D", data_lines(found["lines"], found["data"]))}
+               "data": ("unique tokens D", data_lines(found["lines"], found["data"])),
+               "students": ("tokens that the teachers wrote", student_lines(found["students"]),
+                            student_levels(found["students"]))}
     drawn = 0
     for claim, figure in figures.items():
         if figure[1]:
@@ -3363,8 +3389,8 @@ def main():
                         help="print every law: formula, columns, source")
     parser.add_argument("--json", action="store_true", help="print everything as the last line")
     parser.add_argument("--figure", help="of a law: also draw points, law and residuals; of runs: "
-                        "also draw NAME-epochs, -sizes, -members, -data, -bars; a NAME.png, .pdf "
-                        "or .svg")
+                        "also draw NAME-epochs, -sizes, -members, -data, -students, -bars; a "
+                        "NAME.png, .pdf or .svg")
     runs = parser.add_argument_group("of runs")
     runs.add_argument("--save", metavar="FILE.jsonl",
                       help="also merge the results into this file, one a line")

@@ -3038,7 +3038,8 @@ def test_distillation_from_teachers_to_student(world, capsys):
     student = json.loads(capsys.readouterr().out.splitlines()[-1])
     sampled = prepare.load_data(student["synthetic"])
     windows = prepare.cut_windows(sampled.train, 32)
-    assert len(sampled.train) == 6016 and sampled.train.max() <= 319
+    assert len(sampled.train) == student["synthetic_tokens"] == 6016
+    assert sampled.train.max() <= 319
     assert (windows[:, 0] == 319).all()
     assert np.array_equal(sampled.val, prepare.load_data("tiny").val)
     assert student["steps"] == 2 * round(128 / 0.4) // 4 and student["recipe"] == "student"
@@ -4277,6 +4278,21 @@ def test_what_a_student_keeps_of_its_teachers_gain(world):
     assert row["single"] == pytest.approx(3.45) and row["share"] is None
     row, = fit.student_shares(runs[1:] + students, [together], noise)
     assert row["single"] is None and row["share"] is None
+
+    # the figure of students by text: the best of each number of tokens, a line a share of text
+    texts = []
+    for weight, tokens, epochs, loss in ((0.5, 4096, 1, 3.4), (0.5, 8192, 1, 3.35),
+                                         (0.5, 8192, 2, 3.45), (0.75, 4096, 1, 3.42)):
+        config = dataclasses.replace(
+            tiny_config(epochs=epochs), recipe="student", synthetic=f"of{tokens}",
+            synthetic_weight=weight, sampled_from=("c", "a", "b"))
+        texts.append(made_run(config, loss, name=f"{weight} {tokens} {epochs}",
+                              synthetic_tokens=tokens))
+    rows = fit.student_shares(runs + students + texts, [together], noise)
+    half, three_quarters = fit.student_lines(rows)
+    assert (list(half.x), list(half.y)) == ([4096, 8192], [3.4, 3.35])
+    assert (list(three_quarters.x), list(three_quarters.y)) == ([4096], [3.42])
+    assert fit.student_levels(rows) == {"one teacher": pytest.approx(3.45), "3 teachers": 3.25}
 
 
 def markdown_tables(text):

@@ -690,6 +690,8 @@ def finish(run):
               **asdict(config), **run.cost(), "val_loss": val_loss, "train_loss": train_loss,
               "seconds": run.seconds, "tau_epochs": tau, "tokens_per_second": speed,
               "mfu": speed * run.model.flops_per_token() / rate, "machine": run.machine}
+    if config.synthetic:  # how many there are to draw on; fewer or more may have been seen
+        result["synthetic_tokens"] = run.synthetic * config.context
     if run.rank == 0:
         # in this order: a kill between the lines leaves a run that is not finished
         write_atomically(run.folder / "model.pt", run.model.save)
