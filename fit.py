@@ -2698,7 +2698,8 @@ SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epoc
 
 def print_table(title, rows, columns):
     """A Markdown table under its title; nothing where there are no rows. columns: {header: template
-    of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent."""
+    of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent, and a
+    column of empty cells is left out."""
     if not rows:
         return
     texts = []  # column by column
@@ -2708,6 +2709,8 @@ def print_table(title, rows, columns):
         for row in rows:
             known = all(row.get(name) is not None for name in names)
             cells.append(template.format(**row) if known else "")
+        if not any(cells):
+            continue
         # words to the left, numbers to the right; padded, so that a terminal shows a table as well
         words = any(re.search("^[a-z]|[a-z]{4}", cell) for cell in cells)
         width = max(3, *map(len, [header, *cells]))
