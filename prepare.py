@@ -634,6 +634,8 @@ def prepare_documents(folder, source, args):
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
     cure = "give more text or a smaller --val_tokens"
+    if len(val) + len(train) == 1:
+        cure = "give more text, or the --separator that parts its documents"
     if facts["near_copies"]:
         cure += ", or --dedup 0, which keeps near-copies"
     too_few = InputError(f"{len(val) + len(train):,} documents are too few to set "
@@ -699,6 +701,9 @@ def read_documents(store, source, args):
     elif reader.cut:
         print(f"documents longer than {reader.longest:,} letters are cut into passages of about "
               f"{PASSAGE:,}, each a document by itself")
+    if args.separator is not None and not reader.parted:
+        raise InputError(f"--separator {args.separator!r} stands in no .txt; give what parts the "
+                         f"documents there, or leave it out")
     if reader.bad:
         warn(reader.summary())
     if store.markers:
@@ -812,6 +817,7 @@ class Reader:
         self.text_key, self.separator = text_key, separator
         self.longest = LONGEST  # letters of a document; a longer one is cut into passages
         self.cut = False  # was one longer?
+        self.parted = False  # was the separator anywhere?
         self.bad, self.first = 0, ""  # lines without text, and the first of them
 
     def read(self, part):
@@ -838,6 +844,7 @@ class Reader:
             while block := file.read(2 ** 20) + file.readline(2 ** 20):
                 # the last piece may go on in the next block
                 *whole, text = regex.split(pattern, text + block)
+                self.parted = self.parted or bool(whole)
                 yield from whole
                 if len(text) > LONGEST:
                     self.cut = True
@@ -856,7 +863,11 @@ class Reader:
                 yield text
             elif row != "":
                 self.bad += 1
-                shown = "its keys: " + ", ".join(row) if isinstance(row, dict) else str(row)[:60]
+                shown = repr(row)[:60]
+                if isinstance(row, dict):
+                    shown = "its keys: " + ", ".join(row)
+                    if self.text_key in row:  # a number, a list, null
+                        shown = f"there is {json.dumps(text)[:60]}"
                 self.first = self.first or f"{part} {word} {number} ({shown})"
 
     def summary(self):
@@ -1551,7 +1562,8 @@ def read_options():
         args.tokens = PAPER_TOKENS if args.hub else 0
     if args.val_tokens is None:
         args.val_tokens = 2 ** 22 if args.hub else 2 ** 16
-    if args.separator is not None:  # as a shell passes it on
+    if args.separator is not None:  # as a shell passes it on; files are read with \n for \r\n
+        args.separator = args.separator.replace("\\r\\n", "\n").replace("\r\n", "\n")
         args.separator = args.separator.replace("\\n", "\n").replace("\\t", "\t")
     args.name = args.name or default_name(args)
     check_options(args)
@@ -1596,10 +1608,11 @@ def identify(args, files):
                 "val_tokens": args.val_tokens, "seed": args.seed}
     tokenizer = args.tokenizer
     file = Path("tokenizer.model" if tokenizer == "llama3" else tokenizer or "")
-    if tokenizer and file.is_dir():
-        file = file / "tokenizer.json"
-    if tokenizer and file.is_file():
-        tokenizer = [tokenizer, sha256_file(file)]
+    files_of_it = [file]
+    if tokenizer and file.is_dir():  # the second says which token ends a text
+        files_of_it = [file / "tokenizer.json", file / "tokenizer_config.json"]
+    if tokenizer and files_of_it[0].is_file():
+        tokenizer = [tokenizer, *(sha256_file(one) for one in files_of_it if one.is_file())]
     # left out where they are the default, so that a new option leaves old identities as they are
     defaults = {"tokenizer": None, "tokens": 0, "dedup": 1, "val": [], "text_key": "text",
                 "separator": None}
@@ -1648,6 +1661,11 @@ def main():
         meta = load_data(args.name).meta
         if meta.get("identity") != identity:
             raise InputError(f"{folder} holds other data; remove it or give another --name")
+        # the default takes what there is, up to as many; a number that is given is meant
+        found = meta["tokens"]["val"]
+        if "val_tokens" in args.given and not meta.get("val_apart") and found < args.val_tokens:
+            raise InputError(f"{folder} has {found:,} validation tokens, not {args.val_tokens:,}; "
+                             f"remove it or give another --name")
         print(f"{folder} is prepared already")
     if args.json:
         print(json.dumps(meta))
@@ -1693,6 +1711,8 @@ def report(folder, meta, args):
     if tokens["train"] < args.tokens:
         warn(f"fewer than {args.tokens:,} train tokens in {' '.join(args.source)} (text is read as "
              "far as 8 bytes a token)")
+    if "val_tokens" in args.given and tokens["val"] < args.val_tokens:
+        warn(f"fewer than {args.val_tokens:,} validation tokens in what is validation")
     shares = meta["val_13grams_in_train"]
     for budget, share in shares.items():
         print(f"  of the validation 13-grams {share:.2%} occur in the first {int(budget):,} train "
