@@ -20,6 +20,8 @@ import json
 import math
 import os
 import re
+import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,11 @@ def error_over_documents(nats, documents):
     return math.sqrt(draws / (draws - 1) * (residuals ** 2).sum()) / nats.size
 
 
+def perplexity_of(loss):
+    """e^loss, or the largest float where that is beyond it."""
+    return math.exp(min(loss, math.log(sys.float_info.max)))
+
+
 def loss_by_position(nats, windows, end_of_text, doc_mask):
     """Mean loss by how many tokens a prediction sees, in powers of two: [{from, to, loss, ...}].
 
@@ -310,7 +317,7 @@ def validate(subject, data):
     text_bytes = int(subject.token_bytes()[windows[:, 1:]].sum())
     bits = nats.size / math.log(2) / text_bytes
     report = {"data": data.folder.name, "val_loss": loss, "val_loss_se": error,
-              "perplexity": math.exp(loss), "bits_per_byte": loss * bits,
+              "perplexity": perplexity_of(loss), "bits_per_byte": loss * bits,
               "bits_per_byte_se": error and error * bits, "val_tokens": len(tokens),
               "window": windows.shape[1],  # longer windows give lower losses
               "loss_by_position": loss_by_position(nats, windows, end_of_text,
@@ -446,7 +453,7 @@ def read_file(path, limit):
                 if limit and len(rows) == limit:
                     break
                 rows.append(json.loads(line))
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OSError, zlib.error) as error:  # not all .gz are whole
         raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
     # PIQA was published as questions and, in another file, a label a line
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
@@ -718,7 +725,7 @@ def run_task(subject, items, name):
     if right_norm:
         result["acc_norm"], result["acc_norm_se"] = mean_and_error(right_norm)
     if all(len(log) == 1 for log in logs):  # LAMBADA's second figure
-        result["perplexity"] = math.exp(-np.mean(logs))
+        result["perplexity"] = perplexity_of(-np.mean(logs))
     return result
 
 
@@ -823,6 +830,8 @@ def read_arguments():
     args = parser.parse_args()
     if min(args.sample, args.limit) < 0:
         raise InputError("--sample and --limit must be at least 0")
+    if not 0 <= args.seed < 2 ** 63:
+        raise InputError("--seed must be at least 0 and below 2^63")
     if not args.sample:
         refuse(args, ["prompt", "seed"], "without --sample")
     if not args.tasks:
@@ -837,18 +846,35 @@ def read_arguments():
     return args
 
 
+def read_saved(path):
+    """The results in a file of --save, none where it is not there. Raises InputError."""
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"--save {path}: there is no such folder")
+    rows = []
+    if not Path(path).exists():
+        return rows
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise InputError(f"--save: {path} line {number} is no JSON") from None
+        if not isinstance(rows[-1], dict):
+            raise InputError(f"--save: {path} line {number} is no result")
+    return rows
+
+
 def save_line(path, report):
     """Add a report to a file of results in place of an older one of the same name."""
-    lines = []
-    if Path(path).exists():
-        for line in Path(path).read_text().splitlines():
-            row = json.loads(line)
-            if [row.get(key) for key in ("kind", "study", "name")] != [
-                    report[key] for key in ("kind", "study", "name")]:
-                lines.append(line)
-    lines.append(json.dumps(report))
+    def name_of(row):
+        return [row.get(key) for key in ("kind", "study", "name")]
+
+    # read again: another process may have added to it meanwhile
+    rows = [row for row in read_saved(path) if name_of(row) != name_of(report)]
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, report])
     # whole or not at all: the file may hold the results of days
-    write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    write_atomically(path, lambda file: file.write(lines.encode()))
 
 
 def export(subject, folder):
@@ -916,8 +942,8 @@ def main():
                          f"continue one run)")
     if args.export_hf:
         check_export(args.export_hf)
-    if args.save and not Path(args.save).absolute().parent.is_dir():
-        raise InputError(f"--save {args.save}: there is no such folder")
+    if args.save:
+        read_saved(args.save)
     subject = load_subject(names, args.out, device, args.average)
     report = evaluate(subject, args)
     if args.export_hf:

@@ -643,19 +643,23 @@ def hugging_face_names(config):
     return names
 
 
+MADE_BY = "limitGPT"  # what tells our exports from other people's models
 EXPORTED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
             "tokenizer_config.json"}
 
 
 def check_export(folder):
-    """The folder as an absolute path. Raises OSError where it holds more than an export."""
+    """The folder as an absolute path. Raises OSError where it holds anything but an export of this
+    kit: a second file of weights would be read with ours, and nobody's files are removed."""
     folder = Path(folder).absolute()
-    if folder.exists():
-        # a second file of weights would be read with ours, and nobody's files are removed
-        others = sorted({path.name for path in folder.iterdir()} - EXPORTED)
-        if others:
-            raise OSError(f"{folder} holds {others[0]}, which is no part of an export; give "
-                          f"another folder")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(names - EXPORTED)
+    if others:
+        raise OSError(f"{folder} holds {others[0]}, which is no part of an export; give another "
+                      f"folder")
+    ours = "config.json" in names and MADE_BY in (folder / "config.json").read_text()
+    if names and not ours:
+        raise OSError(f"{folder} holds a model that this kit has not exported; give another folder")
     return folder
 
 
@@ -718,6 +722,7 @@ def hugging_face_config(config):
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
+        "made_by": MADE_BY,
         "hidden_act": "silu",
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
