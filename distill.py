@@ -82,7 +82,8 @@ def sample_batch(models, plan, start):
     if plan.average:
         teachers = [on_device(model, plan.device) for model in models]
     # Each batch has a generator of its own, so that its text depends on its place alone.
-    generator = torch.Generator(plan.device).manual_seed(1_000_003 * plan.seed + start)
+    seed = (1_000_003 * plan.seed + start) % 2 ** 63
+    generator = torch.Generator(plan.device).manual_seed(seed)
     count = min(plan.batch, plan.windows - start)
     with autocast(plan.dtype, torch.device(plan.device)):
         # the last batch may be smaller, and would be compiled anew

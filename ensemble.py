@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, refuse, run_main, write_json
-from train import (SEEDS, Run, TrainConfig, add_options, autocast, begin, bench,
+from train import (SEEDS, VARIABLE, Run, TrainConfig, add_options, autocast, begin, bench,
                    check_init_seed, claim, compile_on_cuda, config_from, device_windows, expand,
                    finish, inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
                    run_all, run_folder, run_name, run_steps, use_device)
@@ -34,9 +34,6 @@ ALL_SUBSETS = 8
 
 # Logits of all members at a time, in fp32: a CPU's cache, and 1 GiB on a GPU.
 EVAL_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 28}
-
-# The options that draw something at random, in which members of one ensemble may differ.
-VARIABLE = ("seed", "init_seed", "data_seed", "subset_seed")
 
 # Below so many parameters of a member, members train as one model on CUDA: not measured yet.
 STACK_BELOW = 20_000_000
@@ -370,16 +367,21 @@ def read_members(names, out):
     """
     results = [read_json(run_folder(name, out) / "result.json") for name in names]
     first = results[0]
-    seen = set()
+    seen = {}
     # An average needs models that answer the same question; sizes and settings may differ.
     for result in results:
         for key in ("data", "data_hash", "context", "doc_mask", "dtype"):
             if result[key] != first[key]:
                 raise InputError(f"{result['name']} has {key} {result[key]}, {first['name']} has "
                                  f"{first[key]}; members must agree in it")
-        if result["name"] in seen:
-            raise InputError(f"{result['name']} is given twice; a member counts once")
-        seen.add(result["name"])
+        # what is computed, whatever the name: --seed decides nothing where both of its seeds do
+        full = fill_defaults(result)
+        work = str([full[name] for name in identity_fields() if name != "seed"])
+        name, twin = result["name"], seen.setdefault(work, None)
+        if twin:
+            same = "is given twice" if name == twin else f"computes what {twin} does"
+            raise InputError(f"{name} {same}; a member counts once")
+        seen[work] = name
     # A data set may have been prepared anew under the same name, with other tokens.
     data = load_data(first["data"])
     if data.fingerprint() != first["data_hash"]:
@@ -565,7 +567,9 @@ def train_members(configs, jobs, stack):
     for config in configs:
         if not (Path(config.out) / run_name(config) / "result.json").exists():
             missing.append(config)
-    if configs[0].teacher:  # the stacked step knows no teachers
+    if configs[0].teacher and stack == "1":
+        raise InputError("--stack 1 knows no --teacher; use --stack 0")
+    if configs[0].teacher:
         stack = "0"
     if configs[0].init_from and stack == "auto":  # its size is not one of the ladder's
         stack = "0"
@@ -692,7 +696,7 @@ def read_arguments():
     parser.add_argument("--stack", choices=("auto", "0", "1"), default="auto",
                         help="1: missing members train as one model in this process; "
                              f"auto: on CUDA below {STACK_BELOW:,} parameters")
-    parser.add_argument("--bench", type=int, default=0, metavar="STEPS", nargs="?", const=50,
+    parser.add_argument("--bench", type=int, metavar="STEPS", nargs="?", const=50,
                         help="time so many steps of the members stacked and of one alone; "
                              "writes nothing")
     parser.add_argument("--dry_run", action="store_true",
@@ -712,6 +716,8 @@ def read_arguments():
         raise InputError(f"--vary takes some of {','.join(VARIABLE)}")
     if min(args.orders, args.jobs) < 1:
         raise InputError("--orders and --jobs are at least 1")
+    if args.bench is not None and (args.bench < 1 or args.dry_run):
+        raise InputError("--bench takes 1 step or more, and goes without --dry_run")
     if "RANK" in os.environ:  # set by torchrun
         raise InputError("this script runs without torchrun and starts its own processes (--jobs)")
     return args

@@ -44,6 +44,7 @@ from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, lo
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
 SEEDS = ("seed", "init_seed", "data_seed")  # what runs of one setting differ in
+VARIABLE = (*SEEDS, "subset_seed")  # all that draws something at random
 SAID_BYTES = 2 ** 30  # what a student may remember of its teachers
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock is abandoned
 
@@ -416,7 +417,7 @@ class Run:
 
         # the model, with fresh weights or with those of another
         if config.init_from:
-            self.model = continued_model(config, self.end_of_text).to(self.device)
+            self.model = continued_model(config, data).to(self.device)
         else:
             init_seed = config.seed if config.init_seed is None else config.init_seed
             self.model = GPT(model_shape(config, data), init_seed).to(self.device)
@@ -891,6 +892,10 @@ def check_ranges(config):
             # written so that a nan is refused, too
             if not least <= value < math.inf:
                 raise InputError(f"--{f.name} {value} is out of range; it must be at least {least}")
+    for name in VARIABLE:
+        if (getattr(config, name) or 0) >= 2 ** 63:  # more than torch's generators take
+            raise InputError(f"--{name} {getattr(config, name)} is out of range; it must be below "
+                             f"2^63")
     if config.synthetic_weight >= 1 or bool(config.synthetic) != (config.synthetic_weight > 0):
         raise InputError("--synthetic and --synthetic_weight go together; the weight is below 1")
     if config.kl_weight > 1 or bool(config.teacher) != (config.kl_weight > 0):
@@ -1044,13 +1049,17 @@ def check_init_seed(config):
         raise InputError("--init_seed decides nothing in a run with --init_from; vary data_seed")
 
 
-def continued_model(config, end_of_text):
-    """A GPT with the weights of --init_from, and this run's context and mask."""
+def continued_model(config, data):
+    """A GPT with the weights of --init_from, and this run's context, mask and vocabulary."""
     loaded = load_start(*start_path(config))
+    rows = data.meta["vocab_size"]
     shape = replace(loaded.config, context=config.context, doc_mask=bool(config.doc_mask),
-                    end_of_text=end_of_text)
-    model = GPT(shape)
-    model.load_state_dict(loaded.state_dict())
+                    end_of_text=data.meta["end_of_text"], vocab_size=rows)
+    model, weights = GPT(shape), loaded.state_dict()
+    # some have rows beyond their tokenizer, for speed: no text has those tokens
+    for name in ("embedding.weight", "head.weight"):
+        weights[name] = weights[name][:rows]
+    model.load_state_dict(weights)
     return model
 
 
@@ -1150,8 +1159,8 @@ def expand(names, out):
     runs = []
     for name in names:
         members = None
-        # by folder first, then by name
-        for folder in (Path(name), Path(out) / "ensembles" / name):
+        # by folder first, then by name; absolute, as an ensemble may lie in the present folder
+        for folder in (Path(name).absolute(), Path(out) / name, Path(out) / "ensembles" / name):
             if (folder / "result.json").exists():
                 members = read_json(folder / "result.json").get("members")
                 break
@@ -1694,6 +1703,10 @@ def search(config, args):
     if not set(axes) <= set(GRID) or min(args.seeds, args.jobs) < 1:
         raise InputError(f"--over takes some of {','.join(GRID)}; --seeds and --jobs are at least "
                          f"1")
+    init_fixed = config.init_from or config.init_seed is not None
+    if args.seeds > 1 and init_fixed and config.data_seed is not None:
+        raise InputError("--seeds differ in nothing where initial weights and --data_seed are "
+                         "given; leave --data_seed out")
     if "RANK" in os.environ:
         raise InputError("--tune runs without torchrun: it starts processes of its own (--jobs)")
     committed = Path(__file__).parent / "results" / f"{scale_of(config.size)}.jsonl"
@@ -1730,7 +1743,7 @@ def main():
                        "own")
     parser.add_argument("--dry_run", action="store_true",
                         help="print parameters, steps, FLOPs, memory, time; no run")
-    parser.add_argument("--bench", type=int, default=0, metavar="STEPS", nargs="?", const=50,
+    parser.add_argument("--bench", type=int, metavar="STEPS", nargs="?", const=50,
                         help="time so many steps and print JSON; writes nothing")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     args = parser.parse_args()
@@ -1738,6 +1751,8 @@ def main():
         refuse(args, ["dry_run", "bench"], "beside --tune")
     else:
         refuse(args, ["over", "seeds", "jobs"], "without --tune")
+    if args.bench is not None and (args.bench < 1 or args.dry_run):
+        raise InputError("--bench takes 1 step or more, and goes without --dry_run")
     config = config_from(args)
     if args.dry_run or args.bench:
         with explain_out_of_memory(config):
