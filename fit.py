@@ -766,8 +766,11 @@ def watched(items, what):
 # How far may anything lie: the bootstrap, by any method. Does one point decide: leave it out. Do
 # the points tell a parameter at all: see whether it can move while the loss hardly changes.
 
-def noise_of(found):
-    """(standard deviation of the residuals, robust but for least squares, degrees of freedom)."""
+def noise_of(found, sigma=None, known_freedom=math.inf):
+    """(standard deviation of a point of weight 1, degrees of freedom): sigma if it is known, else
+    that of the residuals, robust but for least squares."""
+    if sigma is not None:
+        return sigma, known_freedom
     problem = found.problem
     r = problem.residuals(found.z)
     freedom = len(r) - len(found.z)
@@ -785,12 +788,12 @@ def slope_of(found):
 
 
 @np.errstate(all="ignore")
-def not_determined(found):
+def not_determined(found, sigma=None, known_freedom=math.inf):
     """Names of the parameters that the points do not determine: shapes that may move by more than
     a factor of two, terms that may move by more than themselves, at a loss that noise does not tell
-    from the best."""
+    from the best. sigma, known_freedom: of noise_of()."""
     problem, z = found.problem, found.z
-    noise, freedom = noise_of(found)
+    noise, freedom = noise_of(found, sigma, known_freedom)
     # a loss is never taken to be known to more than four digits
     floor = 1e-4
     if not problem.on_logs:
@@ -812,17 +815,19 @@ def not_determined(found):
     return [name for name, far in zip(problem.names, ~(moves <= allowed)) if far]
 
 
-def standard_errors(found):
-    """{name: s.e.} of the parameters sought, by least squares to first order; none without a
-    degree of freedom."""
+def standard_errors(found, sigma=None, known_freedom=math.inf):
+    """{name: s.e.} of the parameters sought, by least squares to first order; none without a degree
+    of freedom, and none of a parameter at its bound. sigma, known_freedom: of noise_of()."""
     problem, z = found.problem, found.z
-    noise, freedom = noise_of(found)
+    noise, freedom = noise_of(found, sigma, known_freedom)
     # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
-    # the usual (J^T J)^-1 sigma^2
+    # the usual (J^T J)^-1 sigma^2, of columns of one size: else a small unit looks like no slope
     slope = slope_of(found)
-    covariance = noise ** 2 * np.linalg.pinv(slope.T @ slope)
+    size = np.sqrt((slope ** 2).sum(0)) + 1e-150
+    covariance = noise ** 2 * np.linalg.pinv((slope / size).T @ (slope / size))
+    covariance = covariance / np.outer(size, size)
     # variables are not the parameters: the change of every parameter by every variable
     change = []
     for step in 1e-5 * np.eye(len(z)):
@@ -830,7 +835,8 @@ def standard_errors(found):
         change.append([(up[name] - down[name]) / 2e-5 for name in problem.names])
     change = np.array(change)
     variances = np.diag(change.T @ covariance @ change)
-    return {name: math.sqrt(max(v, 0.0)) for name, v in zip(problem.names, variances)}
+    return {name: math.sqrt(max(v, 0.0)) for name, v in zip(problem.names, variances)
+            if name not in found.at_bounds}
 
 
 def profile(found, sigma=None, freedom=math.inf):
@@ -987,6 +993,8 @@ def compute_optimum(law, params, flops):
         n = np.exp(log_n)
         return predict(law, params, {"N": n, "D": flops / 6 / n})
 
+    if flops <= 6:
+        raise ValueError(f"{flops:g} FLOPs are not enough for one parameter and one token")
     # a coarse grid, from one parameter to one token, brackets the minimum wherever it lies
     grid = np.linspace(0.0, math.log(flops / 6), 60)
     # at an end of the grid the loss still falls: no optimum, or none that makes sense
@@ -1020,7 +1028,10 @@ def optimum_with_inference(params, loss, inference_tokens):
         return 6 * (d - d ** (1 + p.beta) * fall) + 2 * inference_tokens
 
     # just above the smallest N data cost without end; far above it the model does
-    log_n = brentq(slope, smallest + 1e-6, smallest + 60)
+    ends = smallest + 1e-6, smallest + 60
+    if slope(ends[0]) > 0 or slope(ends[1]) < 0:
+        raise ValueError(f"there is no optimum at {inference_tokens:g} tokens of inference")
+    log_n = brentq(slope, *ends)
     return math.exp(log_n), data(log_n)
 
 
@@ -1084,6 +1095,12 @@ def measured_efficiency(standard, loss, tokens):
     return {"times": float(np.exp(needed) / tokens), "bound": bound}
 
 
+def rounded(values, places):
+    """Numbers with so many decimals, or with as many digits where all are small: "3.1 to 3.2"."""
+    small = max(map(abs, values)) < 0.1
+    return " to ".join(f"{value:.{places}{'g' if small else 'f'}}" for value in values)
+
+
 def describe(interval, left_out, sigma, unit="point"):
     """One line on how well a limit is known; sigma is the noise of what has weight 1."""
     if interval is None:
@@ -1091,9 +1108,9 @@ def describe(interval, left_out, sigma, unit="point"):
     else:
         noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a {unit}"
         flat = ", flat below" if interval[0] == 0 else ""
-        known = f"95% {interval[0]:.3f} to {interval[1]:.3f}{flat} ({noise})"
+        known = f"95% {rounded(interval, 3)}{flat} ({noise})"
     if left_out:
-        known += f"; leaving one out {left_out[0]:.3f} to {left_out[1]:.3f}"
+        known += f"; leaving one out {rounded(left_out, 3)}"
     return known
 
 
@@ -1107,7 +1124,6 @@ def describe(interval, left_out, sigma, unit="point"):
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
            "U": ("tokens",), "K": ("members",), "loss": ("val_loss",), "sigma": ("sd",),
            "V": ("vocab_size",)}
-COUNTS = ("N", "D", "T", "U", "C", "V", "Nnv", "Nv")
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value
 # C = 6 N D: what is missing as a function of N and the other
 OF_COMPUTE = {"D": ("C", lambda n, c: c / (6 * n)), "C": ("D", lambda n, d: 6 * n * d)}
@@ -1155,6 +1171,8 @@ def read_csv(path):
         raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
     # the second would silently stand for both
     for name, count in Counter(header).items():
+        if count > 1 and not name:
+            raise ValueError(f"{path} has {count} columns without a name; remove them")
         if count > 1:
             raise ValueError(f"{path} has the column {name} twice; rename one")
     # 3,14 unquoted is two cells, and shifts all that follow; what is too much has the name None
@@ -1213,6 +1231,25 @@ def meets(value, sign, wanted):
     # 1e9, 1e+09 and 1000000000 are one number
     value, wanted = float(value), float(wanted)
     return {"=": value == wanted, "<": value < wanted, ">": value > wanted}[sign]
+
+
+def drop_repeats(rows):
+    """(rows, notes): rows of read_rows() without results of this kit that stand there twice, as a
+    run does that two studies share; other copies stay, and are noted."""
+    kept = {}
+    for number, (row, place) in enumerate(rows):
+        key = number
+        if {"kind", "name", "study"} <= row.keys():
+            key = row["kind"], row["name"]
+        kept[key] = row, place  # the last one counts
+    notes = []
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} rows are of runs that stand there twice; each "
+                     f"counts once")
+    copies = len(kept) - len({json.dumps(row, sort_keys=True) for row, _ in kept.values()})
+    if copies:
+        notes.append(f"{copies} rows are exact copies of others, and count as points of their own")
+    return list(kept.values()), notes
 
 
 def split_pairs(pairs):
@@ -1275,7 +1312,8 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
     if not rows:
         left = " left by --where" if where else ""
         raise ValueError(f"{path} has no rows{left}")
-    header, table, notes = header_of(rows), {}, []
+    rows, notes = drop_repeats(rows)
+    header, table = header_of(rows), {}
 
     def read(name):
         there = find_column(name, header, chosen)
@@ -1331,9 +1369,13 @@ def check_values(law, columns):
                              f"a law needs finite positive numbers")
         # 0.15 (billions) beside 300,000,000: a law would fit the gap between them
         values = np.unique(column)
-        if name in COUNTS and len(values) > 1 and (values[1:] / values[:-1]).max() > 1e5:
+        scaled = name not in (law.target, "lr", "step") and len(values) > 1
+        if scaled and (values[1:] / values[:-1]).max() > 1e5:
             raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
                              f"than 100,000 times: are units mixed? write all as plain counts")
+        if name == "r" and column.max() > 1:
+            raise ValueError(f"r goes up to {column.max():g}; it is a share of the tokens, at most "
+                             f"1: is it in percent?")
     if "curve" not in law.columns:
         return checked
     steps = Counter(zip(checked["curve"].tolist(), checked["step"].tolist()))
@@ -1499,6 +1541,27 @@ def law_of(name, args):
         p, SimpleNamespace(x=getattr(c, chosen[0]))))
 
 
+def check_columns(names, args):
+    """Raises ValueError for a column of --columns or --set that no law here reads."""
+    read = []
+    for name in names:
+        law = law_of(name, args)
+        read += [*law.columns, law.target]
+        if "L0" in law.shape:
+            read.append("V")
+    if set(read) & set(OF_COMPUTE):  # N, C and D may be found from each other
+        read += ["N", "C", "D"]
+    if args.pooled:
+        read += ["sigma", "seeds"]
+    if args.weights:
+        read.append(args.weights)
+    for option, pairs in (("columns", args.columns), ("set", args.set)):
+        for column, value in split_pairs(pairs):
+            if column not in read:
+                raise ValueError(f"--{option} {column}={value}: {' and '.join(names)} read no "
+                                 f"{column}; the columns: {', '.join(dict.fromkeys(read))}")
+
+
 def fixed_of(law, pairs):
     """--fix as {name: value or name of an equal shape}. Raises ValueError."""
     fixed = {}
@@ -1515,6 +1578,8 @@ def fixed_of(law, pairs):
         fixed[name] = float(value)
         if name in law.shape and fixed[name] <= 0:
             raise ValueError(f"--fix {name}={value}: it must be above 0")
+        if law.signs.get(name) in ("+", "-") and fixed[name] < 0:
+            raise ValueError(f"--fix {name}={value}: it must be at least 0")
     if any(value in fixed for value in fixed.values()):
         raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
     return fixed
@@ -1545,15 +1610,22 @@ def read_law(name, path, args):
         optional.append("V")
     if "curve" in law.columns:
         blank = (law.target,)
+    if args.pooled:  # one seed has no spread
+        blank = ("sigma",)
     table, rows, notes = read_points(path, names + optional, args.where, args.set, args.columns,
                                      blank, absent=("V", "seeds"))
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
     weights = table.get(args.weights, np.ones(len(rows)))
+    if args.pooled and "seeds" in table and not args.weights:
+        weights = table["seeds"]
+        notes.append("each point weighs as much as it has seeds: the noise is that of one run")
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
     counted = weights > 0
+    if not counted.any():
+        raise ValueError(f"all weights in {args.weights} are 0; no point counts")
     if not counted.all():
         notes.append(f"{np.count_nonzero(~counted)} rows of weight 0 do not count")
     if "curve" in law.columns:
@@ -1605,6 +1677,8 @@ def read_noise(args, table):
         degrees = table["seeds"] - 1
         if (degrees < 0).any() or degrees.sum() == 0:
             raise ValueError("--pooled needs two seeds or more at some point")
+        if np.isnan(table["sigma"][degrees > 0]).any():
+            raise ValueError("--pooled: a point of several seeds has no sigma; fill it in")
         # each variance counts by its degrees of freedom, one of a single run not at all
         squares = np.where(degrees > 0, table["sigma"] ** 2, 0.0)
         return math.sqrt((degrees * squares).sum() / degrees.sum()), float(degrees.sum())
@@ -1657,6 +1731,7 @@ def law_command(args):
     it."""
     names = args.what[0].split(",")
     check_options(names, args)
+    check_columns(names, args)
     if len(names) > 1 or args.hold_out:
         return compare_laws(names, args.what[1], args)
     name, = names
@@ -1664,7 +1739,7 @@ def law_command(args):
     found, interval = solve(points.problem), None
     if has_limit(points.problem) and points.problem.method == "ls":
         interval, found = profile(found, points.sigma, points.freedom)
-    open_names = not_determined(found)
+    open_names = not_determined(found, points.sigma, points.freedom)
     # before the bootstrap, which takes a while
     if args.compute is not None or args.inference is not None:
         check_optimum(found, open_names)
@@ -1708,10 +1783,10 @@ def finite(value):
     return float(value)
 
 
-def describe_parameters(found):
+def describe_parameters(found, errors):
     """{name: {"value", "se", "low", "high"}} of the parameters and what is derived from them; None
-    where there is none."""
-    law, errors, params = found.problem.law, standard_errors(found), {}
+    where there is none. errors: of standard_errors()."""
+    law, params = found.problem.law, {}
     for name, value in found.quantities().items():
         error, low, high = errors.get(name), None, None
         if found.draws and name not in found.problem.fixed:
@@ -1735,6 +1810,7 @@ def describe_fit(name, points, found, open_names, args):
     if open_names:
         notes.append(f"not determined by these points: {', '.join(open_names)} (at equal loss an "
                      f"exponent may double or halve, a term vanish)")
+    errors = standard_errors(found, points.sigma, points.freedom)
     # only Huber's loss has a width
     delta = problem.delta if "huber" in problem.method else None
     counted = problem.weights > 0
@@ -1745,7 +1821,7 @@ def describe_fit(name, points, found, open_names, args):
             "bootstrap": len(found.draws), "seed": args.seed or 0, "fixed": problem.fixed,
             "objective": found.objective, "rmse": float(np.sqrt((residuals ** 2).mean())),
             "at_bounds": found.at_bounds, "not_determined": open_names, "done": found.done,
-            "params": describe_parameters(found), "notes": notes}
+            "params": describe_parameters(found, errors), "notes": notes}
 
 
 def print_fit(report, own_method):
@@ -1780,18 +1856,18 @@ def report_limit(points, found, interval, drawn):
     if len(points.problem.target) <= 50:  # of more, one point matters little and costs as much
         report["leave_one_out"] = limit_range(leave_one_out(found))
     if points.problem.method != "ls":
-        print(f"limit {report['limit']:.4f}; its profile is of --method ls, its interval here of "
-              f"--bootstrap")
+        print(f"limit {rounded([report['limit']], 4)}; its profile is of --method ls, its interval "
+              f"here of --bootstrap")
         return report
     known = describe(interval, report["leave_one_out"], points.sigma)
-    print(f"limit {report['limit']:.4f}; {known}")
+    print(f"limit {rounded([report['limit']], 4)}; {known}")
     if interval is not None and drawn["low"] is not None:
         apart = max(abs(interval[0] - drawn["low"]), abs(interval[1] - drawn["high"]))
         # two honest intervals differ a little; half a width is more than that
         if apart > (interval[1] - interval[0]) / 2:
-            print(f"note: the bootstrap says 95% {drawn['low']:.3f} to {drawn['high']:.3f}, the "
-                  f"profile {interval[0]:.3f} to {interval[1]:.3f}: the points are few or uneven; "
-                  f"trust the wider")
+            by_draws = rounded([drawn["low"], drawn["high"]], 3)
+            print(f"note: the bootstrap says 95% {by_draws}, the profile {rounded(interval, 3)}: "
+                  f"the points are few or uneven; trust the wider")
     return {**report, "limit_interval": interval}
 
 
@@ -2741,6 +2817,16 @@ def print_settings(points, settings):
                  "steps an epoch": "{steps_per_epoch}", **columns})
 
 
+def print_noise(noise):
+    """The noise by which ties are told and intervals made."""
+    rows = [{**dict(zip(TASK, task)), "sd": sd, "freedom": freedom}
+            for task, (sd, freedom) in noise.items()]
+    print_table(f"Noise of one run (a budget with fewer than {ENOUGH_DEGREES} degrees of freedom "
+                "of its own takes that of all budgets)", rows,
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "sd": "{sd:.4f}",
+                 "degrees of freedom": "{freedom}"})
+
+
 def print_certificates(found):
     """A line a certificate: the setting, its neighbours' margins and which are not worse, and the
     least margin of those that are."""
@@ -3291,6 +3377,7 @@ def analyse(runs, ensembles):
 def print_tables(found):
     """Every table of analyse() that has rows."""
     print_settings(found["points"], found["settings"])
+    print_noise(found["noise"])
     print_certificates(found["certificates"])
     print_trends(found["curves"], found["trends"], found["one_setting"])
     print_ensembles(found["members"])
