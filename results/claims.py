@@ -37,6 +37,12 @@ def interval(low, high):
     return f"({low:.2f} to {high:.2f})"
 
 
+def slope(trend):
+    """A slope over N with half its 95% interval."""
+    half = trend["error"] * student_t.ppf(0.975, trend["count"] - 2)
+    return f"{trend['slope']:+.3f} +- {half:.3f} nats a doubling of N"
+
+
 def overfits(found):
     """The standard recipe: its best loss, and how it changes with N and with more epochs."""
     best = min(at_budget(found["points"], recipe="standard"), key=lambda point: point["loss"])
@@ -44,16 +50,15 @@ def overfits(found):
     certificate, = [one for one in found["certificates"] if one["setting"] == best["setting"]]
     longer, = [neighbour for neighbour in certificate["neighbours"]
                if (neighbour["axis"], neighbour["side"]) == ("epochs", "up")]
-    return (f"best {best['loss']:.2f}; {trend['slope']:+.3f} +- {trend['error']:.3f} nats a "
-            f"doubling of N; twice the epochs {longer['margin']:+.2f}")
+    return f"best {best['loss']:.2f}; {slope(trend)}; twice the epochs {longer['margin']:+.2f}"
 
 
 def regularized(found):
     """The regularized law over N."""
     law, = at_budget(found["sizes"], recipe="regularized")
     trend, = at_budget(found["trends"], recipe="regularized")
-    return (f"{trend['slope']:+.3f} +- {trend['error']:.3f} nats a doubling of N; limit "
-            f"{law['E']:.2f} {interval(*law['interval'])}, exponent {law['b']:.2f}")
+    return (f"{slope(trend)}; limit {law['E']:.2f} {interval(*law['interval'])}, exponent "
+            f"{law['b']:.2f}")
 
 
 def ensembles(found, size):
@@ -92,7 +97,7 @@ def students(found):
     text = f"{best['share']:.0%}"
     if best["low"] is not None:
         text += f" ({best['low']:.0%} to {best['high']:.0%})"
-    return text + f" of {best['k']} members' gain, {best['seeds']} seeds"
+    return f"{text} of {best['k']} members' gain, {best['seeds']} seeds, the best setting tried"
 
 
 def continued_rows(found):
@@ -112,7 +117,7 @@ def continued_rows(found):
     members = [m for m in found["members"] if m["recipe"] == "cpt" and m["tokens"] == CONTINUED]
     for average, loss_of, half_of in (
             ("and their ensemble", lambda m: m["loss_by_k"]["logits"][-1], lambda m: None),
-            ("and its limit", lambda m: m["E"], fit.half_width)):
+            ("the least limit of ensembles", lambda m: m["E"], fit.half_width)):
         best = min(members, key=loss_of)
         setting, = [s for s in cells if s["setting"] == best["setting"]]
         rows.append((average, setting, best["points"], loss_of(best), half_of(best)))
@@ -183,10 +188,10 @@ def print_real_model(found):
 
 
 def continued(found):
-    """What the ensemble of continued runs is worth, and its limit."""
+    """What the best ensemble of continued runs is worth, and the least limit of all."""
     *_, (_, _, members, loss, half), (_, _, _, limit, half_of_limit) = continued_rows(found)
-    return (f"{members} members {worth_continued(found, loss, half)} times the data, their limit "
-            f"{worth_continued(found, limit, half_of_limit)}")
+    return (f"{members} members {worth_continued(found, loss, half)} times the data; the least "
+            f"limit of ensembles {worth_continued(found, limit, half_of_limit)}")
 
 
 def print_claims():

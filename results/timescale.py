@@ -3,7 +3,8 @@
     python results/timescale.py
 
 A search over weight decay at one size, budget, lr and number of epochs has its optimum at the
-vertex of the parabola through the least loss and its neighbours, in logs of weight decay. AdamW's
+vertex of the parabola through the least loss and its neighbours, in logs of weight decay (that the
+loss is no parabola is in no interval). AdamW's
 memory, tau, is 1 / (lr x weight decay x steps per epoch) epochs (arXiv 2405.13698). Three things
 could be the same at all optima: tau in epochs, tau as a share of the run (of whose power of tokens
 per parameter arXiv 2505.13738 speaks), and lr x weight decay.
@@ -19,56 +20,67 @@ import fit  # noqa: E402
 
 RESULTS = "results/1000.jsonl"
 STUDIES = "study=ladder,members,pilot,efficiency"
-SEARCH = ("tokens", "params", "lr", "epochs", "context", "batch_size")  # what one search holds fixed
+# what one search holds fixed
+SEARCH = ("tokens", "params", "lr", "epochs", "context", "batch_size")
 FARTHEST = 4.0  # factor to the next weight decay; beyond it a parabola means little
 
 
-def vertex(x, loss):
-    """Where the parabola through three points is least."""
-    bend, slope, _ = np.polyfit(x, loss, 2)
-    return -slope / (2 * bend)
-
-
-def best_decay(search, noise):
-    """(log of the best weight decay, its standard error) of a search; None where its least loss is
-    at an end, or its neighbours are far."""
+def around_the_best(search):
+    """The best setting of a search and its neighbours in weight decay, three settings; None where
+    the best is at an end, or a neighbour is far."""
     search = sorted(search, key=lambda s: s["weight_decay"])
     i = int(np.argmin(fit.column(search, "loss")))
     three = search[i - 1:i + 2]
     if i == 0 or len(three) < 3:
         return None
-    x, loss = np.log(fit.column(three, "weight_decay")), fit.column(three, "loss")
-    if max(np.diff(x)) > np.log(FARTHEST) + 1e-9:
+    decays = fit.column(three, "weight_decay")
+    if max(decays[1:] / decays[:-1]) > FARTHEST * 1.001:
         return None
-    # how far each loss moves the vertex, times that loss's own error
-    step = 1e-5 * np.eye(3)
-    slopes = [(vertex(x, loss + one) - vertex(x, loss - one)) / 2e-5 for one in step]
+    return three
+
+
+def best_decay(three, noise, freedom, draws=2000):
+    """Log of the best weight decay by the parabola through three settings, and its 95% interval:
+    where the vertex goes when each loss moves by its noise, between the outer two."""
+    x, loss = np.log(fit.column(three, "weight_decay")), fit.column(three, "loss")
+
+    def vertices(losses):  # (draws, 3) -> (draws,), of the parabola through each three
+        bend, slope, _ = np.polyfit(x - x[1], losses.T, 2)
+        # a parabola that opens downwards has its least loss at an end
+        ends = np.where(losses[:, 0] < losses[:, 2], x[0], x[2])
+        inside = x[1] - slope / (2 * np.where(bend > 0, bend, np.inf))
+        return np.where(bend > 0, np.clip(inside, x[0], x[2]), ends)
+
     errors = noise / np.sqrt(fit.column(three, "seeds"))
-    return vertex(x, loss), float(np.linalg.norm(slopes * errors))
+    moves = np.random.default_rng(0).standard_t(freedom, (draws, 3)) * errors
+    low, high = np.percentile(vertices(loss + moves), [2.5, 97.5])
+    return float(vertices(loss[None])[0]), float(low), float(high)
 
 
 def read_searches():
-    """A row for each search over weight decay that has an optimum inside."""
+    """A row for each search over weight decay that has an optimum inside, and how many searches of
+    two weight decays or more there are."""
     runs, _ = fit.count_once(fit.read_results([RESULTS], [STUDIES, "weight_decay>0", "lr>0"]))
     # the recipes are names for weight decays here; a run that stands under two of them counts once
     named = {run["name"]: {**run, "recipe": "any"} for run in runs
              if run["recipe"] in ("standard", "regularized", "member")}
     settings = fit.mean_settings(named.values())
-    noise = fit.pooled_noise(settings)
+    searches = [s for s in fit.grouped(settings, (*SEARCH, "rest")) if len(s) > 1]
+    found = list(filter(None, map(around_the_best, searches)))
+    # noise of runs around an optimum alone: runs that know their text by heart have more
+    noise = fit.pooled_noise([s for three in found for s in three])
     rows = []
-    for search in fit.grouped(settings, (*SEARCH, "rest")):
-        found = best_decay(search, noise[fit.task_of(search[0])][0])
-        if found is None:
-            continue
-        first, (log_decay, error) = search[0], found
+    for three in found:
+        first = three[0]
+        log_decay, low, high = best_decay(three, *noise[fit.task_of(first)])
         decay = float(np.exp(log_decay))
         steps = 1 / (first["tau_epochs"] * first["lr"] * first["weight_decay"])  # an epoch
         tau = 1 / (first["lr"] * decay * steps)
-        rows.append({**first, "decay": decay, "error": error, "steps_per_epoch": steps, "tau": tau,
-                     "share": tau / first["epochs"], "product": first["lr"] * decay,
-                     "ratio": first["tokens"] / first["params"],
-                     "low": decay * np.exp(-1.96 * error), "high": decay * np.exp(1.96 * error)})
-    return rows
+        rows.append({**first, "decay": decay, "error": (high - low) / (2 * 1.96),
+                     "steps_per_epoch": steps, "tau": tau, "share": tau / first["epochs"],
+                     "product": first["lr"] * decay, "ratio": first["tokens"] / first["params"],
+                     "low": float(np.exp(low)), "high": float(np.exp(high))})
+    return rows, len(searches)
 
 
 def compare(rows):
@@ -107,9 +119,10 @@ def exponents(rows):
 
 
 def main():
-    rows = read_searches()
+    rows, searches = read_searches()
     fit.print_table(
-        "Searches over weight decay: the best one by a parabola", rows,
+        f"Searches over weight decay: the best one by a parabola, where it lies inside "
+        f"({len(rows)} of {searches} searches), and its 95% interval by the noise of seeds", rows,
         {"size": "{size}", "tokens": "{tokens:,}", "context": "{context}", "batch": "{batch_size}",
          "lr": "{lr:g}", "epochs": "{epochs}", "best weight decay": "{decay:.2f}",
          "95%": "{low:.2f} to {high:.2f}", "tau": "{tau:.2f}", "share of the run": "{share:.3f}",
