@@ -576,7 +576,7 @@ def test_lines_without_text_are_counted_and_the_first_is_shown(tmp_path, monkeyp
     assert call(prepare, "--source", "some.jsonl", *options) == 0
     err = capsys.readouterr().err
     assert 'warning: 4 lines or rows have no text under the key "text" and were left out' in err
-    assert "the first is some.jsonl line 3 (its keys: text)" in err
+    assert "the first is some.jsonl line 3 (there is 5)" in err
     assert prepare.load_data("some-bytes").meta["lines_without_text"] == 4
     parquet.write_table(arrow.table({"text": [*texts, None], "n": range(201)}), "rows.parquet")
     assert call(prepare, "--source", "rows.parquet", *options) == 0
@@ -638,6 +638,14 @@ def test_validation_is_a_tenth_of_a_small_book(tmp_path, monkeypatch, capsys):
     assert "too few" in refused(capsys, prepare, *asked, 65_536, "--name", "x")
     assert call(prepare, *asked, 5000, "--name", "y") == 0
     assert 5000 <= len(prepare.load_data("y").val) < 7000
+    # what the default gave is no answer to a number that is given
+    message = refused(capsys, prepare, *asked, 65_536, "--name", "My-Book-300")
+    assert f"has {len(data.val):,} validation tokens, not 65,536" in message
+    assert call(prepare, "--source", "My Book.txt", "--vocab_size", 300) == 0
+    # validation of its own is taken as it is, with a word
+    Path("own.txt").write_text("\n\n".join(make_documents(1700)[1500:]))
+    assert call(prepare, *asked, 65_536, "--name", "z", "--val", "own.txt") == 0
+    assert "fewer than 65,536 validation tokens" in capsys.readouterr().err
 
 
 def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
@@ -647,6 +655,18 @@ def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
     Path("names.txt").write_text("\n".join(names) + "\n")
     assert call(prepare, "--source", "names.txt", "--separator", r"\n", "--tokenizer", "bytes") == 0
     assert sorted(sum(texts_of("names-bytes").values(), [])) == names
+    # of another system, typed or as it is; one that parts nothing is refused
+    Path("parts.txt").write_bytes("\r\n--\r\n".join(names).encode())
+    for i, separator in enumerate((r"\r\n--\r\n", "\r\n--\r\n")):
+        assert call(prepare, "--source", "parts.txt", "--separator", separator, "--tokenizer",
+                    "bytes", "--name", f"parts{i}") == 0
+        assert sorted(sum(texts_of(f"parts{i}").values(), [])) == names
+    message = refused(capsys, prepare, "--source", "names.txt", "--separator", "###",
+                      "--tokenizer", "bytes", "--name", "unparted")
+    assert "--separator '###' stands in no .txt" in message
+    Path("line.txt").write_text(",".join(names)[:1500])
+    message = refused(capsys, prepare, "--source", "line.txt", "--tokenizer", "bytes")
+    assert "or the --separator that parts its documents" in message
     Path("a.jsonl").write_bytes(json_lines(names))
     options = ("--source", "a.jsonl", "--tokenizer", "bytes", "--separator")
     assert "no effect without .txt files: --separator;" in refused(capsys, prepare, *options, "x")
@@ -1164,6 +1184,10 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     config = {"bos_token": None, "eos_token": {"content": "</s>"}}
     prepare.write_json("own/tokenizer_config.json", config)
     assert call(prepare, *options, "own") == 0
+    # another end of text is another data set
+    prepare.write_json("own/tokenizer_config.json", {"eos_token": "<s>"})
+    assert "holds other data" in refused(capsys, prepare, *options, "own")
+    prepare.write_json("own/tokenizer_config.json", config)
     data = prepare.load_data("t-own")
     assert data.meta["end_of_text"] == 2 and data.meta["vocab_size"] == 700
     assert Path("data/t-own/tokenizer.json").read_bytes() == Path("own/tokenizer.json").read_bytes()
@@ -1834,6 +1858,13 @@ def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
         gpt.export_hugging_face(tiny_gpt(seed=3), tmp_path / "old")
     assert contents(tmp_path / "old") == before
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    # nor does it take the place of somebody's model, or tokenizer
+    for name, content in (("config.json", '{"model_type": "llama"}'), ("tokenizer.json", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(content)
+        with pytest.raises(OSError, match="holds a model that this kit has not exported"):
+            gpt.export_hugging_face(tiny_gpt(seed=3), tmp_path / name)
+        assert (tmp_path / name / name).read_text() == content
 
 
 def test_weights_of_two_models_in_one_folder_are_refused(tmp_path):
@@ -2351,6 +2382,7 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
     (["--batch_size", "4096"], "do not fill one batch"), (["--compile", "maybe"], "invalid choice"),
     (["--compile", "graphs", "--device", "cpu"], "needs CUDA"),
     (["--seed", "-1"], "out of range"), (["--context", "0"], "out of range"),
+    (["--data_seed", str(2 ** 63)], "must be below 2^63"),
     (["--tokens", "0"], "--tokens 0 is out of range"),
     (["--batch_size", "0"], "out of range"),
     (["--device", "meta"], "cannot be used"), (["--device", "tpu9"], "cannot be used"),
@@ -2559,6 +2591,8 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     diverging = tiny_config(lr=1e38)
     assert train.run_all([config, diverging], 2, memo) == [3.25, math.inf]
     assert "--over takes some of" in refused(capsys, train, "--tune", "--over", "size", *TINY)
+    copies = ("--seeds", 3, "--init_seed", 1, "--data_seed", 2)
+    assert "--seeds differ in nothing" in refused(capsys, train, "--tune", *copies, *TINY)
     (world / "data" / "tiny" / "train.bin").write_bytes(b"")
     with pytest.raises(prepare.InputError,
                        match="-s9-.* failed: .*train.bin is missing or changed"):
@@ -2607,6 +2641,8 @@ def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkey
 
 
 def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
+    for bench in ((0,), (-3,), (2, "--dry_run")):
+        assert "--bench takes 1 step" in refused(capsys, train, *TINY, "--bench", *bench)
     assert call(train, *TINY, "--bench", 10) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not (world / "runs").exists() and report["machine"]["attention"] == "SDPA, dense mask"
@@ -2798,6 +2834,17 @@ def test_ensemble_command_trains_what_is_missing(world, in_one_process, capsys):
         result["loss_by_k"]["logits"][2], rel=1e-6)
 
 
+def test_an_ensemble_is_found_by_folder_or_name_from_anywhere(world, monkeypatch):
+    names = [train.train(tiny_config(epochs=1, seed=seed))["name"] for seed in (0, 1)]
+    assert call(ensemble, *names) == 0
+    folder, = (world / "runs/ensembles").iterdir()
+    places = [(world, "runs", given) for given in (folder.name, folder, f"ensembles/{folder.name}")]
+    for place, out, given in (*places, (folder.parent, "elsewhere", folder.name)):
+        monkeypatch.chdir(place)
+        members = train.expand([given], out)
+        assert [train.run_folder(member, out).name for member in members] == names
+
+
 def test_more_members_than_all_subsets_and_members_of_two_kinds(world, capsys):
     assert call(ensemble, *TINY, "--members", 9, "--epochs", 1, "--stack", 1, "--json") == 0
     out = capsys.readouterr().out
@@ -2901,6 +2948,8 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
         assert f"has {key} {value}, {one} has {result[key]}" in message
     assert "has context 16" in refused(capsys, ensemble, one, two)
     assert "is given twice" in refused(capsys, ensemble, one, one)
+    twin = train.train(tiny_config(epochs=1, seed=9, init_seed=0, data_seed=0))["name"]
+    assert f"{twin} computes what {one} does" in refused(capsys, ensemble, one, twin)
     message = refused(capsys, ensemble, one, "--dry_run", "--lr", train.TrainConfig.lr or 0.1)
     assert "no effect on finished runs: --dry_run, --lr;" in message
     two_members = (*TINY, "--members", 2)
@@ -2908,6 +2957,10 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     assert "are copies here" in refused(capsys, ensemble, *two_members, *fixed)
     assert "--vary takes some of seed" in refused(capsys, ensemble, *two_members, "--vary", "lr")
     assert "--jobs are at least 1" in refused(capsys, ensemble, *two_members, "--jobs", 0)
+    for bench in ((0,), (-3,), (2, "--dry_run")):
+        assert "--bench takes 1 step" in refused(capsys, ensemble, *two_members, "--bench", *bench)
+    taught = ("--teacher", one, "--kl_weight", 0.5, "--stack", 1)
+    assert "--stack 1 knows no --teacher" in refused(capsys, ensemble, *two_members, *taught)
     assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
     assert "--threads 0 is out of range" in refused(capsys, ensemble, one, "--threads", 0)
     for arguments in ((), (one, "--members", 2), ("--members", -1)):
@@ -3917,8 +3970,9 @@ def test_law_command_fits_predicts_and_gives_intervals(world, capsys):
     assert report["params"]["b"]["value"] == pytest.approx(1.0, rel=1e-4) and report["points"] == 4
     assert report["limit"] == pytest.approx(3.1, abs=1e-4)
     assert (report["sigma"], report["sigma_freedom"]) == (pytest.approx(0.01), 8)
+    # a mean over three seeds is surer than one run, whose noise it is
     same, _ = law_json(capsys, "power", "runs.csv", "--x", "N", "--where", "recipe=a",
-                       "--sigma", "0.01:8")
+                       "--sigma", "0.01:8", "--weights", "seeds")
     assert same["limit_interval"] == report["limit_interval"]
     assert same["limit_interval"][0] < 3.1 < same["limit_interval"][1]
     assert call(fit, "--list") == 0
@@ -3931,10 +3985,47 @@ def test_standard_errors_are_those_of_curve_fit(world, capsys):
     columns, y = twelve_points(np.random.default_rng(0))
     write_points(world / "points.csv", N=columns["x"], loss=y)
     report, _ = law_json(capsys, "power", "points.csv", "--x", "N")
+    # in any unit of the loss
+    for unit in (1e-6, 1e9):
+        write_points(world / "unit.csv", N=columns["x"], loss=unit * y)
+        other, printed = law_json(capsys, "power", "unit.csv", "--x", "N")
+        assert other["params"]["b"]["se"] == pytest.approx(report["params"]["b"]["se"], rel=1e-3)
+        assert other["params"]["E"]["se"] == pytest.approx(unit * report["params"]["E"]["se"],
+                                                           rel=5e-3)
+        if unit < 1:
+            assert f"limit {unit * report['limit']:.4g}" in printed
     popt, covariance = curve_fit(lambda x, a, b, e: a / x ** b + e, columns["x"], y, (2, .5, 3))
     for name, value, error in zip("AbE", popt, np.sqrt(np.diag(covariance))):
         assert report["params"][name]["value"] == pytest.approx(value, rel=1e-5)
         assert report["params"][name]["se"] == pytest.approx(error, rel=1e-3)
+
+
+def test_what_noise_is_known_counts_where_points_are_judged(world, capsys):
+    """Three points meet any power law: without noise nothing is amiss, with noise from seeds the
+    same points do not determine it. Of a single seed no spread is asked for."""
+    n = np.array([1e5, 3e5, 6e5])
+    write_points(world / "points.csv", N=n, loss=3 + 2e3 / n ** 0.7, sd=[0.01, 0.01, ""],
+                 seeds=[5, 5, 1])
+    options = ("power", "points.csv", "--x", "N")
+    exact, _ = law_json(capsys, *options)
+    assert not exact["not_determined"] and exact["params"]["b"]["se"] is None
+    noisy, _ = law_json(capsys, *options, "--sigma", "0.1:8")
+    assert {"A", "b"} <= set(noisy["not_determined"]) and noisy["params"]["b"]["se"] > 0.1
+    pooled, printed = law_json(capsys, *options, "--pooled")
+    assert (pooled["sigma"], pooled["sigma_freedom"]) == (pytest.approx(0.01), 8)
+    assert "each point weighs as much as it has seeds" in printed
+
+
+def test_what_stands_twice_in_a_table_counts_once_or_is_said(world, capsys):
+    n, loss = [1e5, 2e5, 4e5, 8e5], [3.9, 3.6, 3.4, 3.35]
+    runs = [made_run(tiny_config(seed=i), y, name=str(i), params=x)
+            for i, (x, y) in enumerate(zip(n, loss))]
+    fit.save_results("twice.jsonl", [{**run, "study": study} for run in runs for study in "ab"])
+    report, printed = law_json(capsys, "power", "twice.jsonl", "--x", "N")
+    assert report["points"] == 4 and "4 rows are of runs that stand there twice" in printed
+    write_points(world / "copies.csv", N=n + n[:2], loss=loss + loss[:2])
+    report, printed = law_json(capsys, "power", "copies.csv", "--x", "N")
+    assert report["points"] == 6 and "2 rows are exact copies of others" in printed
 
 
 def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, capsys):
@@ -4105,6 +4196,7 @@ def test_tables_as_people_have_them(world, capsys):
     for change, message in (("# a remark\n" + text, "is a comment line"),
                             (text.replace(",", ";"), "separated by semicolons"),
                             (text + '"1,000,000",2e9,3\n', "without thousands separators"),
+                            (text.replace("loss", "loss,,"), "2 columns without a name"),
                             (text + ",2e9,3\n", "N is blank")):
         (world / "bad.csv").write_text(change)
         assert message in fit_refuses("chinchilla", "bad.csv")
@@ -4121,6 +4213,17 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N"], "needs 3 different points, not 2"),
     ("power", dict(N=[2, 2, 2], loss=[3, 2, 1]), ["--x", "N"], "all points have the same N"),
     ("power", dict(N=[.15, .3, 6e8, 1.4e9], loss=[4, 3, 2, 1]), ["--x", "N"], "are units mixed"),
+    ("power", dict(params=[.15, .3, 6e8, 1.4e9], loss=[4, 3, 2, 1]), ["--x", "params"],
+     "are units mixed"),
+    ("power", dict(N=[1, 2, 3], M=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--columns", "n=M"],
+     "power read no n; the columns: N, loss"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "Z=3"], "read no Z"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--fix", "A=-3"], "at least 0"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1], w=[0, 0, 0]), ["--x", "N", "--weights", "w"],
+     "all weights in w are 0"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1], sd=[.1, "", .1], seeds=[3, 3, 1]),
+     ["--x", "N", "--pooled"], "a point of several seeds has no sigma"),
+    ("dcpt", dict(N=[1, 2, 3], D=[1, 2, 3], r=[5, 20, 90], loss=[3, 2, 1]), [], "in percent?"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "no column a;"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"],
@@ -4478,8 +4581,8 @@ def test_what_the_best_weight_decay_follows(world, monkeypatch):
         run_of(dataclasses.replace(config, weight_decay=decay, epochs=32, seed=0), loss)
     fit.save_results("made.jsonl", runs)
     monkeypatch.setattr(timescale, "RESULTS", "made.jsonl")
-    rows = timescale.read_searches()
-    assert len(rows) == len(optima)
+    rows, searches = timescale.read_searches()
+    assert len(rows) == len(optima) == searches - 1
     for row in rows:
         best = optima[row["size"], row["tokens"], row["lr"], row["epochs"]]
         assert row["decay"] == pytest.approx(best, rel=5e-3)
@@ -4777,6 +4880,19 @@ def test_validation_report_equals_its_definitions(world, capsys):
     assert not by_seen
 
 
+def test_results_that_cannot_be_saved_are_found_before_the_evaluation(world, capsys, monkeypatch):
+    name = train.train(tiny_config(epochs=1))["name"]
+    Path("saved.jsonl").write_text('{"kind": "eval"}\n\n')
+    assert call(evaluation, name, "--save", "saved.jsonl") == 0
+    kept, added = map(json.loads, Path("saved.jsonl").read_text().splitlines())
+    assert kept == {"kind": "eval"} and added["runs"] == [name]
+    monkeypatch.setattr(evaluation, "evaluate", None)  # so it would fail otherwise
+    for line, message in (("[1]", "line 2 is no result"), ("{", "line 2 is no JSON")):
+        Path("saved.jsonl").write_text(f"{json.dumps(kept)}\n{line}\n")
+        assert message in refused(capsys, evaluation, name, "--save", "saved.jsonl")
+    assert "below 2^63" in refused(capsys, evaluation, name, "--sample", 1, "--seed", 2 ** 63)
+
+
 def test_the_error_over_documents_is_that_of_repeated_draws():
     """Losses within a document are alike; the spread of means over fresh draws is the truth."""
     rng = np.random.default_rng(0)
@@ -4957,6 +5073,24 @@ def test_benchmark_files_that_cannot_be_used_are_refused(world, capsys, line, me
     good = json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0})
     Path("bench.jsonl").write_text(f"{good}\n{line}\n")
     assert message in refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+
+
+def test_a_damaged_archive_and_a_word_beyond_any_perplexity(world, capsys):
+    name = train.train(tiny_config(epochs=1))["name"]
+    whole = bytearray(gzip.compress(b'{"query": "q", "choices": ["a", "b"], "gold": 0}\n' * 50))
+    whole[12] ^= 255
+    Path("bench.jsonl.gz").write_bytes(whole)
+    message = refused(capsys, evaluation, name, "--tasks", "bench.jsonl.gz")
+    assert "bench.jsonl.gz line 1 is no JSON" in message
+    # a last word of many tokens: e to their nats is no float
+    model = gpt.GPT.load(world / "runs" / name / "model.pt")
+    with torch.no_grad():
+        model.head.weight.mul_(1e4)
+    with open(world / "runs" / name / "model.pt", "wb") as file:
+        model.save(file)
+    Path("lambada.jsonl").write_text(json.dumps({"text": "Q x9!#x9!#x9"}) + "\n")
+    report = evaluate_json(capsys, name, "--tasks", "lambada.jsonl")
+    assert 1e300 < report["tasks"]["lambada.jsonl"]["perplexity"] < math.inf
 
 
 def test_items_with_a_choice_longer_than_the_context_are_left_out_and_counted(world, capsys):
@@ -5182,6 +5316,34 @@ def test_continued_training_starts_from_weights_with_fresh_optimizer_and_schedul
     os.rename("runs", "moved")
     moved = continued_config(f"moved/{continued}", out="runs")
     assert train.run_name(moved) == train.run_name(config)
+
+
+def test_rows_of_the_vocabulary_beyond_the_tokenizer_are_left_out(world, continued, capsys):
+    """A padded Llama: the continued model knows the tokens that its text has, and no others, so
+    that it can be sampled, and averaged with others of that text."""
+    files = pytest.importorskip("safetensors.torch")
+    pytest.importorskip("tokenizers")
+    assert call(evaluation, continued, "--export_hf", "padded") == 0
+    weights = files.load_file("padded/model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = torch.full((20, weights[name].shape[1]), 9.0)
+        weights[name] = torch.cat([weights[name], rows])
+    files.save_file(weights, "padded/model.safetensors", metadata={"format": "pt"})
+    fields = prepare.read_json("padded/config.json")
+    prepare.write_json("padded/config.json", {**fields, "vocab_size": fields["vocab_size"] + 20})
+    assert call(prepare, "--source", "more.jsonl", "--tokenizer", "padded", "--val_tokens", 1000,
+                "--name", "again") == 0
+    config = continued_config("padded", data="again", lr=0.0, weight_decay=0.0)
+    name = train.train(config)["name"]
+    model = gpt.GPT.load(world / "runs" / name / "model.pt")
+    source = gpt.GPT.load(world / "runs" / continued / "model.pt")
+    assert model.config.vocab_size == prepare.load_data("again").meta["vocab_size"]
+    for ours, theirs in zip(model.parameters(), source.parameters()):
+        assert torch.equal(ours, theirs)
+    fresh = train.train(continued_config("", data="again", size="150k", context=32,
+                                         weight_decay=0.1, recipe="regularized"))["name"]
+    assert call(ensemble, name, fresh) == 0
+    assert call(evaluation, name, "--sample", 2) == 0
 
 
 def test_the_papers_setting_is_assumed_and_said(continued, capsys):
