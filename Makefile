@@ -83,8 +83,8 @@ pilot: data
 	$(PY) fit.py runs/pilot
 
 MEMBERS = $(PY) ensemble.py --jobs $(JOBS) $(EVERY)
-# members of three recipes at every size; epochs and weight decay around the member rule; what
-# members may differ in
+# members of three recipes at every size; epochs and weight decay around the member rule, all of them
+# at 300k and a few elsewhere; what members may differ in
 ensembles: data
 	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized member; do \
 	    $(MEMBERS) --size $$size --recipe $$recipe --out runs/members \
@@ -92,6 +92,9 @@ ensembles: data
 	for epochs in 32 64 128; do for weight_decay in 1.6 0.8 0.4; do \
 	    $(MEMBERS) --size 300k --recipe member --epochs $$epochs --weight_decay $$weight_decay \
 	        --members 3 --out runs/members || exit; done; done
+	for row in "150k 64 0.8" "600k 16 0.8" "600k 16 0.4" "1.4m 16 0.8" "1.4m 16 0.4"; do \
+	    set -- $$row; $(MEMBERS) --size $$1 --recipe member --epochs $$2 --weight_decay $$3 \
+	        --members 3 --out runs/members || exit; done
 	for vary in seed,subset_seed init_seed data_seed; do \
 	    $(MEMBERS) --size 300k --recipe member --vary $$vary --out runs/members \
 	        --members $$([ $$vary = seed,subset_seed ] && echo 5 || echo 3) || exit; done
@@ -141,10 +144,15 @@ distillation: data
 	    "0.9 64 0.4 0" "1 64 0.2 0"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) $$eight --lr 1e-2 \
 	        --kl_weight $$1 --epochs $$2 --weight_decay $$3 --seed $$4 || exit; done; \
-	$(PY) distill.py $(STUDENT) $$eight \
-	    --epochs 6 --lr 1e-2 --synthetic_weight 0.75 --weight_decay 0.1 || exit; \
-	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 1 --epochs 16 --weight_decay 0.1 \
-	    --synthetic $$(basename data/sampled-docstrings-300k-k8-*) --synthetic_weight 0.75
+	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 0.9 --epochs 64 \
+	    --kl_temperature 2 || exit; \
+	for row in "1048575 0.75 6" "1048575 0.9 6" "4194300 0.9 6" "10066320 0.9 6"; do \
+	    set -- $$row; $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --weight_decay 0.1 \
+	        --sample_tokens $$1 --synthetic_weight $$2 --epochs $$3 || exit; done; \
+	for row in "1 16 0.75" "0.9 64 0.5"; do set -- $$row; \
+	    $(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight $$1 --epochs $$2 \
+	        --weight_decay 0.1 --synthetic sampled-docstrings-300k-k8-1c8063 \
+	        --synthetic_weight $$3 || exit; done
 	$(PY) fit.py runs/distillation
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for 32
@@ -170,9 +178,10 @@ efficiency: data
 	        for other in $$((standard / 2)) $$((standard * 2)); do \
 	            $(PY) train.py $$standard_recipe --epochs $$other || exit; done; \
 	    done || exit; done
-	for seed in 0 1 2; do $(PY) train.py $(EVERY) --out runs/efficiency --size 300k \
-	    --tokens 419430 --recipe regularized --epochs 32 --lr 1e-2 --weight_decay 0.2 \
-	    --seed $$seed || exit; done
+	for row in "300k 419430 32 0" "300k 419430 32 1" "300k 419430 32 2" "300k 838860 32 0" \
+	    "150k 838860 64 0" "600k 838860 16 0"; do set -- $$row; \
+	    $(PY) train.py $(EVERY) --out runs/efficiency --size $$1 --tokens $$2 --epochs $$3 \
+	        --recipe regularized --lr 1e-2 --weight_decay 0.2 --seed $$4 || exit; done
 	$(PY) fit.py runs/efficiency
 
 # Continued pre-training: on mathematics, after other docstrings. Rows: tokens, epochs, lr, batch

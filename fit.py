@@ -2818,9 +2818,12 @@ def print_settings(points, settings):
 
 
 def print_noise(noise):
-    """The noise by which ties are told and intervals made."""
+    """The noise by which ties are told and intervals made; that of one recipe alone is the sd of
+    its settings."""
     rows = [{**dict(zip(TASK, task)), "sd": sd, "freedom": freedom}
             for task, (sd, freedom) in noise.items()]
+    if len(rows) < 2:
+        return
     print_table(f"Noise of one run (a budget with fewer than {ENOUGH_DEGREES} degrees of freedom "
                 "of its own takes that of all budgets)", rows,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "sd": "{sd:.4f}",
