@@ -2648,9 +2648,10 @@ def predictions(members):
 
 def lines_over_data(points, noise, over_n, shared, members):
     """The loss of each recipe by unique tokens D, [{"recipe", "data_hash", "tokens", "loss",
-    "intervals"}, lists by D]: the standard recipe's best over N, every other recipe's limit over
-    N, the limit over N and K, and of ensembles the best measured and the least limit over K
-    (paper, section on data efficiency). Intervals are 95%, None where no noise is known."""
+    "intervals"}, lists by D]: the best over N of the standard and of the regularized recipe, every
+    other recipe's limit over N, the limit over N and K, and of ensembles the best measured and the
+    least limit over K (paper, section on data efficiency). Intervals are 95%, None where no noise
+    is known."""
     lines = {}  # {(name, data hash): {tokens: (loss, interval)}}
 
     def add(name, item, loss, interval=None):
@@ -2659,20 +2660,22 @@ def lines_over_data(points, noise, over_n, shared, members):
                                    key=lambda known: known[0])
 
     # the standard recipe has no limit over N to speak of: larger models do not help it
+    measured = {"standard": STANDARD_LINE, "regularized": "regularized, best measured"}
     for p in points:
-        if p["recipe"] == "standard":
+        if p["recipe"] in measured:
             interval = None
             if task_of(p) in noise:
                 sd, freedom = noise[task_of(p)]
                 interval = t_interval(p["loss"], sd / math.sqrt(p["seeds"]), freedom + 1)
-            add(STANDARD_LINE, p, p["loss"], interval)
+            add(measured[p["recipe"]], p, p["loss"], interval)
     # the common exponent where there is one and the data do not reject it
     common = [law for law in shared if law["p"] >= 0.05]
     for law in over_n:
         law = (agreeing(common, law, ("claim", "average", *TASK)) or [law])[0]
         if law["claim"] == "N and K" and is_power_law(law):
             add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"], law["interval"])
-        elif law["recipe"] != "standard" and is_power_law(law):
+        # members are not meant to stand alone
+        elif law["recipe"] not in ("standard", "member") and is_power_law(law):
             add(f"{law['recipe']}, N to infinity", law, law["E"], law["interval"])
     for m in members:
         if m["tokens"] and m["vary"] == "seed":
@@ -2684,7 +2687,7 @@ def lines_over_data(points, noise, over_n, shared, members):
         add("ensembles, best N, K to infinity", m, m["E"], m["interval"])
 
     found = []
-    for (name, data), line in sorted(lines.items()):
+    for (name, data), line in sorted(lines.items(), key=lambda item: item[0][1]):
         tokens = sorted(line)
         found.append({"recipe": name, "data_hash": data, "tokens": tokens,
                       "loss": [line[count][0] for count in tokens],
@@ -3122,6 +3125,8 @@ def data_lines(lines, laws):
     for i, line in enumerate(lines):
         law = agreeing(laws, line, ("recipe", "data_hash")) or [None]
         told = all(interval is None or interval[0] > 0 for interval in line["intervals"])
+        if law[0] and law[0]["interval"] is None:  # three points meet any power law
+            law = [None]
         if told:
             drawn.append(Line(line["recipe"], line["tokens"], line["loss"],
                               MARKERS[i % len(MARKERS)], f"C{i % 10}", law=law[0],
@@ -3208,7 +3213,9 @@ def draw(path, x_label, lines, levels=()):
 
 def draw_bars(path, ratios):
     """Data efficiency of each recipe at each budget, with its interval where it has one (paper,
-    section on data efficiency). What lies beyond the measured losses is a bar up to their end."""
+    section on data efficiency). What lies beyond the measured losses is a bar up to their end; a
+    limit that is not told from 0 is left out."""
+    ratios = [ratio for ratio in ratios if not ratio["interval"] or ratio["interval"][0] > 0]
     figure = new_figure(path)
     axis = figure.subplots()
     recipes = list(dict.fromkeys(ratio["recipe"] for ratio in ratios))
