@@ -12,7 +12,6 @@ the student's own size is self-distillation.
 import argparse
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import math
 import multiprocessing
@@ -28,7 +27,7 @@ from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, read_json, refuse, run_main, write_atomically, write_data
 from train import (TrainConfig, add_options, autocast, claim, config_from, expand, load_models,
-                   on_device, resolve, run_folder, say, train, use_compile, use_device)
+                   on_device, resolve, run_folder, say, short_hash, train, use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -49,20 +48,21 @@ class Plan:
     dtype: str  # of matrix products and of the keys and values remembered: "fp32" or "bf16"
 
 
-def sampling_batch(models, windows, device, dtype, jobs=1):
-    """How many windows to sample at a time where `jobs` processes share the device."""
+def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
+    """How many windows to sample at a time where `jobs` processes share the device; average:
+    whether all models sample at once."""
     device = torch.device(device)
     room = 2 ** 33  # bytes
     if device.type == "cuda":
         # a quarter: the teachers may fill half, and logits and weights in bf16 need their part
         room = torch.cuda.get_device_properties(device).total_memory // 4
-    # the keys and values of all layers of one window
+    # the keys and values of all layers of one window, of each model
     number_bytes = 2 if dtype == "bf16" else 4
-    cache_bytes = 0
+    caches = []
     for model in models:
         c = model.config
-        numbers = 2 * c.layers * c.kv_heads * c.width // c.heads * c.context
-        cache_bytes = max(cache_bytes, number_bytes * numbers)
+        caches.append(number_bytes * 2 * c.layers * c.kv_heads * c.width // c.heads * c.context)
+    cache_bytes = sum(caches) if average else max(caches)
     batch = max(1, min(512, room // cache_bytes // jobs))
     if device.type == "cpu":
         batch = 64  # small enough for a CPU's cache
@@ -76,11 +76,11 @@ def sample_batch(models, plan, start):
     By one of the teachers in turn, as the paper's best student was taught; or, with plan.average,
     by all of them at every token, which costs as many times more as there are teachers.
     """
-    turn = start // plan.batch % len(models)
+    taken = models
+    if not plan.average:
+        taken = [models[start // plan.batch % len(models)]]
     # Large teachers wait on the CPU, and what is copied to the GPU goes with this call.
-    teachers = [on_device(models[turn], plan.device)]
-    if plan.average:
-        teachers = [on_device(model, plan.device) for model in models]
+    teachers = [on_device(model, plan.device) for model in taken]
     # Each batch has a generator of its own, so that its text depends on its place alone.
     seed = (1_000_003 * plan.seed + start) % 2 ** 63
     generator = torch.Generator(plan.device).manual_seed(seed)
@@ -153,7 +153,7 @@ def describe_samples(teachers, args, tokens, dtype="fp32"):
     # some, cannot be taken for this one.
     if dtype != "fp32":  # left out where it is, so that samples keep the names that they have
         request["dtype"] = dtype
-    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:6]
+    digest = short_hash(request)
     first = teachers[0]
     return f"sampled-{first['data']}-{first['size']}-k{len(teachers)}-{digest}", request
 
@@ -169,12 +169,13 @@ def sample_data(name, request, runs, args, data, device):
     dtype = request.get("dtype", "fp32")
     # whole windows, so a few tokens more than were asked for
     windows = math.ceil(request["tokens"] / models[0].config.context)
-    batch = sampling_batch(models, windows, device, dtype, args.jobs)
+    average = request["teachers_take"] == "average"
+    batch = sampling_batch(models, windows, device, dtype, args.jobs, average)
     # on a GPU it is not measured yet
     compiled = (device.type == "cpu" and request["tokens"] >= COMPILE_FROM
                 and use_compile(args.compile, device))
-    plan = Plan(windows, batch, request["seed"], request["teachers_take"] == "average",
-                str(device), compiled, dtype)
+    plan = Plan(windows=windows, batch=batch, seed=request["seed"], average=average,
+                device=str(device), compiled=compiled, dtype=dtype)
     # What is sampled so far. Text depends on the batch size, and by rounding on how it is computed,
     # so these are in the name: a command that goes on elsewhere begins anew.
     way = "compiled" if compiled else "eager"

@@ -580,18 +580,18 @@ class Stepper:
         return model.head(model.norm(x))[:, 0].float()
 
 
-def draw_tokens(logits, temperature, uniform):
+def draw_tokens(logits, uniform):
     """Tokens (B,) from the mean of logits, a list of (B, V): where the cumulative distribution
     passes a uniform number a sequence, (B, 1)."""
     # torch.multinomial would draw V random numbers, which costs more than the model at our sizes
-    cumulative = (torch.stack(logits).mean(0) / temperature).softmax(-1).cumsum(-1)
+    cumulative = torch.stack(logits).mean(0).softmax(-1).cumsum(-1)
     token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
     # a product that is rounded up to the total would fall off the end
     return token.clamp(max=cumulative.shape[1] - 1)
 
 
 @torch.no_grad()
-def sample(models, batch, length, generator, temperature=1.0, compiled=False):
+def sample(models, batch, length, generator, compiled=False):
     """Windows of text from one model, or from the logit average of several: int64 (batch, length).
 
     Each starts with end-of-text; one drawn later starts the next document, as in training.
@@ -608,7 +608,7 @@ def sample(models, batch, length, generator, temperature=1.0, compiled=False):
     for _ in range(length - 1):
         logits = [step(stepper, token) for stepper in steppers]
         uniform = torch.rand(batch, 1, generator=generator, device=device)
-        token = draw(logits, temperature, uniform)
+        token = draw(logits, uniform)
         tokens.append(token)
     return torch.stack(tokens, dim=1)
 
