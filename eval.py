@@ -31,12 +31,13 @@ import torch
 import torch.nn.functional as F
 
 from ensemble import fill_defaults, load_members, shared_facts
+from fit import check_folder, read_rows, save_results
 from model import GPT, Stepper, check_export, export_hugging_face
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
                      import_datasets, load_data, reach_hub, read_json, refuse, run_main,
                      token_lengths, tokenizer_json, write_atomically)
-from train import (autocast, device_windows, expand, inputs_and_targets, on_device, short_hash,
-                   use_device)
+from train import (autocast, device_windows, expand, inputs_and_targets, is_hub_folder, on_device,
+                   short_hash, use_device)
 
 # the benchmarks on the hub: data set, configuration (None: all there are), split
 HUB_TASKS = {
@@ -53,8 +54,8 @@ HUB_TASKS = {
 # Passages of the continuation task: half of each is given, half is to be recognized.
 PASSAGE, SHORTEST_PASSAGE, WRONG_CHOICES = 256, 32, 3
 
-# Tokens of a forward pass, and logits that are held at a time: small, for a CPU's cache, and what
-# fills a GPU.
+# Tokens of a forward pass: few, for a CPU's cache, or what fills a GPU. Logits that are held at a
+# time: 64 MiB in fp32, or 1 GiB on a GPU.
 BATCH_TOKENS = {"cpu": 2 ** 11, "cuda": 2 ** 16}
 HELD_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
@@ -87,13 +88,6 @@ class Subject:
         if isinstance(self.tokenizer, HubTokenizer):
             return self.tokenizer.tokenizer.encode(text, add_special_tokens=start).ids
         return self.tokenizer.encode_ordinary(text)
-
-
-def is_hub_folder(name):
-    """Whether a folder is a model in Hugging Face's format. A run's config.json has no
-    model_type."""
-    path = Path(name) / "config.json"
-    return path.exists() and "model_type" in read_json(path)
 
 
 def load_subject(names, out, device, average):
@@ -846,35 +840,13 @@ def read_arguments():
     return args
 
 
-def read_saved(path):
-    """The results in a file of --save, none where it is not there. Raises InputError."""
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--save {path}: there is no such folder")
-    rows = []
-    if not Path(path).exists():
-        return rows
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"--save: {path} line {number} is no JSON") from None
-        if not isinstance(rows[-1], dict):
-            raise InputError(f"--save: {path} line {number} is no result")
-    return rows
-
-
-def save_line(path, report):
-    """Add a report to a file of results in place of an older one of the same name."""
-    def name_of(row):
-        return [row.get(key) for key in ("kind", "study", "name")]
-
-    # read again: another process may have added to it meanwhile
-    rows = [row for row in read_saved(path) if name_of(row) != name_of(report)]
-    lines = "".join(json.dumps(row) + "\n" for row in [*rows, report])
-    # whole or not at all: the file may hold the results of days
-    write_atomically(path, lambda file: file.write(lines.encode()))
+def check_saved(path):
+    """Raises an error where results cannot be saved, or what is there is none."""
+    if Path(path).suffix != ".jsonl":
+        raise InputError(f"--save {path} must end in .jsonl")
+    check_folder("--save", path)
+    if Path(path).exists():
+        read_rows(path)
 
 
 def export(subject, folder):
@@ -943,13 +915,13 @@ def main():
     if args.export_hf:
         check_export(args.export_hf)
     if args.save:
-        read_saved(args.save)
+        check_saved(args.save)
     subject = load_subject(names, args.out, device, args.average)
     report = evaluate(subject, args)
     if args.export_hf:
         export(subject, args.export_hf)
     if args.save:
-        save_line(args.save, report)
+        save_results(args.save, [report])
     if args.json:
         print(json.dumps(report))
 
