@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, refuse, run_main, write_json
-from train import (SEEDS, VARIABLE, Run, TrainConfig, add_options, autocast, begin, bench,
-                   check_init_seed, claim, compile_on_cuda, config_from, device_windows, expand,
+from train import (ALL_SEEDS, SEEDS, Run, TrainConfig, add_options, autocast, begin, bench,
+                   check_init_seed, claim, compile_on_cuda, config_from, device_windows, drawn_seed,
+                   expand,
                    finish, inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
                    run_all, run_folder, run_name, run_steps, use_device)
 
@@ -45,7 +46,7 @@ STACK_BELOW = 20_000_000
 def choose_subsets(members, orders=64, seed=0):
     """The subsets of members whose averages are evaluated, as tuples of indices.
 
-    All of them or, beyond ALL_SUBSETS, each member alone and the heads of random orders.
+    All of them or, beyond ALL_SUBSETS, each member alone and the beginnings of random orders.
     """
     # The loss at K is a mean over many choices of K members, because a single choice would mix luck
     # with the effect of K.
@@ -72,7 +73,7 @@ def running_sums(members, subsets):
     stack = []
     before = ()
     for subset in sorted(subsets):
-        shared = len(os.path.commonprefix([before, subset]))
+        shared = len(os.path.commonprefix([before, subset]))  # it takes any sequences
         del stack[shared:]
         for i in subset[shared:]:
             if stack:
@@ -215,8 +216,9 @@ def law_of_members(losses, fit_law, least, drawn=True):
     the random draws here, and the losses at all K share them. So the spread of fits with one member
     left out says how far other draws would move the limit; it does not say whether the law holds.
 
-    None with fewer than `least` members. No interval with just so many, with too few random orders
-    for most K without a member, or where members were chosen, not drawn.
+    None with fewer than `least` members. The law has no interval with exactly `least` members,
+    where members were chosen, not drawn, or where random orders leave too few values of K once a
+    member is taken out.
     """
     K = max(map(len, losses))
     if K < least:
@@ -229,6 +231,7 @@ def law_of_members(losses, fit_law, least, drawn=True):
     # Fit once more without each member in turn. The losses are known, so no model runs again.
     left_out = [mean_by_k(losses, without=i) for i in range(K)]
     fewest = min(map(len, left_out))  # values of K to fit without some member
+    # without a member K - 1 values of K are left; random orders may lack two of them
     if drawn and K > least and fewest >= max(least, K - 3):
         law["se"] = jackknife([fit_to(by_k)["E"] for by_k in left_out])
         law["interval"] = t_interval(law["E"], law["se"], K)
@@ -322,7 +325,7 @@ def evaluate_ensemble(names, out, device, orders=64):
     members = [fill_defaults(result) for result in results]
     vary = differing_fields(members)
     # only members that were drawn, not chosen, say how far other draws would move the limit
-    drawn = set(vary) <= set(VARIABLE)
+    drawn = set(vary) <= set(ALL_SEEDS)
     logits, probs = losses["logits"], losses["probs"]
     # The paper fits A / K + E to the mean of logits. The free exponent beside it tests that law.
     law = law_of_members(logits, fit_reciprocal, 2, drawn)
@@ -560,6 +563,19 @@ def train_together(configs):
                              f"--stack 0") from None
 
 
+def worth_stacking(config):
+    """Whether members like this one should train as one model: small ones, on CUDA."""
+    # the stacked step knows no teachers, and the size of --init_from is not one of the ladder's
+    if config.teacher or config.init_from:
+        return False
+    if use_device(config.device, config.threads).type != "cuda":
+        return False
+    # counted without weights, because this process keeps what it takes of the device
+    with torch.device("meta"):
+        model = GPT(model_shape(config, load_data(config.data)))
+    return model.parameter_count() < STACK_BELOW
+
+
 def train_members(configs, jobs, stack):
     """Train what is not finished, `jobs` processes at once; or as one model where stack is "1", or
     "auto" on CUDA and the members are small. Raises InputError where a member diverges."""
@@ -569,17 +585,8 @@ def train_members(configs, jobs, stack):
             missing.append(config)
     if configs[0].teacher and stack == "1":
         raise InputError("--stack 1 knows no --teacher; use --stack 0")
-    if configs[0].teacher:
-        stack = "0"
-    if configs[0].init_from and stack == "auto":  # its size is not one of the ladder's
-        stack = "0"
     if len(missing) > 1 and stack == "auto":
-        device = use_device(configs[0].device, configs[0].threads)
-        if device.type == "cuda":
-            # counted without weights, because this process keeps what it takes of the device
-            with torch.device("meta"):
-                model = GPT(model_shape(configs[0], load_data(configs[0].data)))
-            stack = "1" if model.parameter_count() < STACK_BELOW else "0"
+        stack = "1" if worth_stacking(configs[0]) else "0"
     if len(missing) > 1 and stack == "1":
         print(f"{len(missing)} members train as one model; --stack 0 trains them apart", flush=True)
         train_together(missing)
@@ -607,20 +614,10 @@ def bench_stack(configs, steps):
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-def drawn_seed(config, name):
-    """The seed, one of VARIABLE, that a config draws with; what is not given follows --seed."""
-    value = getattr(config, name)
-    if value is not None:
-        return value
-    if name == "subset_seed":
-        return 0  # no subset is drawn, so the members' subsets start at the first
-    return config.seed
-
-
 def member_configs(first, count, vary):
     """Resolved configs of `count` members: the first, and those whose seeds are 1, 2, ... more.
 
-    vary: names of the seeds to count up, some of VARIABLE. Raises InputError where that changes
+    vary: names of the seeds to count up, some of ALL_SEEDS. Raises InputError where that changes
     nothing.
     """
     configs = []
@@ -631,7 +628,7 @@ def member_configs(first, count, vary):
         if config.init_from:
             check_init_seed(config)
         configs.append(config)
-        draws.add(tuple(drawn_seed(config, name) for name in VARIABLE if name != "seed"))
+        draws.add(tuple(drawn_seed(config, name) for name in ALL_SEEDS if name != "seed"))
     if len(draws) < count:
         raise InputError(f"members that differ in {','.join(vary)} alone are copies here; leave "
                          f"out --init_seed and --data_seed, or name them in --vary")
@@ -688,7 +685,7 @@ def read_arguments():
     parser.add_argument("--members", type=int, default=0,
                         help="members with seeds from --seed on, trained if missing")
     parser.add_argument("--vary", default="seed",
-                        help=f"what differs between members: some of {','.join(VARIABLE)}")
+                        help=f"what differs between members: some of {','.join(ALL_SEEDS)}")
     parser.add_argument("--orders", type=int, default=64,
                         help=f"random orders of more than {ALL_SUBSETS} members")
     parser.add_argument("--jobs", type=int, default=1,
@@ -712,8 +709,8 @@ def read_arguments():
         used = ("runs", "orders", "json", "out", "study", "device", "threads")
         refuse(args, sorted(args.given.difference(used)), "on finished runs")
     args.vary = args.vary.split(",")
-    if not set(args.vary) <= set(VARIABLE):
-        raise InputError(f"--vary takes some of {','.join(VARIABLE)}")
+    if not set(args.vary) <= set(ALL_SEEDS):
+        raise InputError(f"--vary takes some of {','.join(ALL_SEEDS)}")
     if min(args.orders, args.jobs) < 1:
         raise InputError("--orders and --jobs are at least 1")
     if args.bench is not None and (args.bench < 1 or args.dry_run):

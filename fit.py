@@ -70,7 +70,7 @@ class Law:
     method: str = "ls"
     logs: bool = False  # the basis sums to the log of the target, and residuals are logs
     link: Callable = lambda y, p, c: y  # target -> what the basis sums to
-    inverse: Callable = lambda eta, p, c: eta
+    inverse: Callable = lambda eta, p, c: eta  # what the basis sums to, eta -> target
     derived: Callable = lambda p: {}  # parameters -> further quantities worth an interval
     prepare: Callable = take_rows  # (columns, kept) -> c, all that no parameter changes
 
@@ -1494,7 +1494,7 @@ def check_options(names, args):
     # what is wrong by its message; of several the first counts
     wrong = {
         f"the law {args.what[0]} goes with one CSV file of points": len(args.what) != 2,
-        f"--bootstrap {args.bootstrap} gives no interval; take 200 or more":
+        f"--bootstrap {args.bootstrap} gives no interval; take 20 or more, 200 for steady ends":
             args.bootstrap is not None and args.bootstrap < 20,
         "--seed must be at least 0": args.seed is not None and args.seed < 0,
         f"--delta is the width of Huber's loss; the method is {', '.join(methods)}":
@@ -1532,7 +1532,7 @@ def law_of(name, args):
             raise ValueError("--x names the columns of power, reciprocal and log_linear")
         return law
     chosen = (args.x or "").split(",")
-    if chosen == [""] or name != "log_linear" and len(chosen) > 1 or "curve" in chosen:
+    if chosen == [""] or "curve" in chosen or (name != "log_linear" and len(chosen) > 1):
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
     # it reads any number of columns
     if name == "log_linear":

@@ -7,6 +7,8 @@
 A run is a pure function of its TrainConfig, and its folder is the memo. Ask for a finished run:
 nothing happens. Ask for an interrupted one: it goes on exactly where it was. runs/NAME/ holds
 config.json, log.jsonl, model.pt and, written last, result.json: that makes the run a finished one.
+
+Read Run.train_step() and run_steps() first; the rest serves them.
 """
 import concurrent.futures
 import contextlib
@@ -44,8 +46,8 @@ from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, lo
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
 SEEDS = ("seed", "init_seed", "data_seed")  # what runs of one setting differ in
-VARIABLE = (*SEEDS, "subset_seed")  # all that draws something at random
-SAID_BYTES = 2 ** 30  # what a student may remember of its teachers
+ALL_SEEDS = (*SEEDS, "subset_seed")  # every seed that a run draws with
+TEACHER_CACHE_BYTES = 2 ** 30  # teachers' states of all windows are kept if they fit in this
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock is abandoned
 
 # (epochs, lr, weight_decay) of each budget in turn. Scale 1: the paper's, from its released search.
@@ -90,6 +92,11 @@ CONTINUED = (8, 3e-5, 0.1)
 
 # --------------------------------------------------------------------------------------------------
 # Configuration
+
+def scale_of(size):
+    """The scale of a size of the ladder; models from elsewhere count as of scale 1."""
+    return SCALE_OF.get(size, 1)
+
 
 def option(default, help, group, identity=True, choices=None, least=0, nargs=None):
     """A field of TrainConfig that is a command-line option, too.
@@ -216,6 +223,16 @@ def config_from(args):
     return config
 
 
+def drawn_seed(config, name):
+    """The seed, one of ALL_SEEDS, that a config draws with; what is not given follows --seed."""
+    value = getattr(config, name)
+    if value is not None:
+        return value
+    if name == "subset_seed":
+        return 0  # no subset is drawn, so the members' subsets start at the first
+    return config.seed
+
+
 def identity(config):
     """What a run computes: the fields that matter to it and differ from their defaults.
 
@@ -295,7 +312,7 @@ def order_rng(config, epoch, stream):
 
     They depend on seed and epoch alone, so there is no generator to save with a checkpoint.
     """
-    seed = config.seed if config.data_seed is None else config.data_seed
+    seed = drawn_seed(config, "data_seed")
     if config.shuffle == "once":
         epoch = 0
     return np.random.default_rng([seed, epoch, stream])
@@ -419,8 +436,8 @@ class Run:
         if config.init_from:
             self.model = continued_model(config, data).to(self.device)
         else:
-            init_seed = config.seed if config.init_seed is None else config.init_seed
-            self.model = GPT(model_shape(config, data), init_seed).to(self.device)
+            fresh = GPT(model_shape(config, data), drawn_seed(config, "init_seed"))
+            self.model = fresh.to(self.device)
         self.optimizer = make_optimizer(self.model, config.weight_decay)
 
         # an epoch is one pass over the real tokens; synthetic windows make it longer
@@ -433,7 +450,7 @@ class Run:
         self.teachers = load_models(config.teacher, config.out, self.device)
         share = {"all": (1, 1), "real": (1, 0), "sampled": (0, 1)}[config.kl_on]
         self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
-        self.said = None  # states of the teachers in all windows, once guide() has asked for them
+        self.teacher_cache = None  # their states in all windows, once guide() has asked for them
 
         # how and where it runs
         self.machine = describe_machine(self)
@@ -452,8 +469,9 @@ class Run:
         order = epoch_order(self.config, epoch, self.real, self.synthetic)
         return torch.from_numpy(order).to(self.device)
 
-    def forward(self):
-        """The model to call. It is compiled under a second name, so saved weights keep theirs."""
+    def trainable(self):
+        """The model to call in training, compiled if it is to be. Saved weights keep their names,
+        because self.model stays as it is."""
         if not self.machine["compile"]:
             return self.parallel
         mode = "reduce-overhead" if self.machine["compile"] == "graphs" else "default"
@@ -495,13 +513,17 @@ class Run:
         """What the teachers say of some windows, a Guide; None without teachers."""
         if not self.teachers:
             return None
-        if self.said is None and self.said_bytes() > 0:
+        if self.teacher_cache is None and self.teacher_cache_bytes() > 0:
             # in batches of one size, so that a resumed run remembers the same to the last bit
             batches = self.train.split(self.config.batch_size)
             if self.rank == 0:  # one line for all processes
                 batches = Progress("asked the teachers about", batches, "batches")
-            self.said = torch.cat([self.teacher_states(batch.long()) for batch in batches])
-        states = self.teacher_states(tokens) if self.said is None else self.said[windows]
+            states = [self.teacher_states(batch.long()) for batch in batches]
+            self.teacher_cache = torch.cat(states)
+        if self.teacher_cache is None:
+            states = self.teacher_states(tokens)
+        else:
+            states = self.teacher_cache[windows]
         heads = [teacher.head.weight.to(self.device) for teacher in self.teachers]
         sampled = (windows >= self.real).long()
         return Guide(states, torch.cat(heads, dim=1) / len(heads),
@@ -512,14 +534,14 @@ class Run:
         states = [on_device(teacher, self.device).states(tokens) for teacher in self.teachers]
         return torch.cat(states, dim=2)
 
-    def said_bytes(self):
-        """Memory for what teachers say of all windows; 0 where it is too much, or changes.
+    def teacher_cache_bytes(self):
+        """Memory for the teachers' states in all windows; 0 where it is too much, or changes.
 
         It is the same in every epoch, unless documents are packed anew, so small students ask once.
         """
         width = sum(teacher.config.width for teacher in self.teachers)
         size = 4 * self.train.numel() * width
-        if self.config.shuffle == "document" or size > SAID_BYTES:
+        if self.config.shuffle == "document" or size > TEACHER_CACHE_BYTES:
             return 0
         return size
 
@@ -535,7 +557,7 @@ class Run:
 
         On a CPU a validation is too short to earn a compilation; CUDA needs one, for FlexAttention.
         """
-        model = self.forward() if self.device.type == "cuda" else self.model
+        model = self.trainable() if self.device.type == "cuda" else self.model
         with autocast(self.config.dtype, self.device):
             return evaluate(model, windows, self.machine["micro_batch_size"], self.rank, self.world)
 
@@ -562,7 +584,7 @@ class Run:
         weights = sum(p.nbytes for teacher in self.teachers for p in teacher.parameters()
                       if p.device.type == self.device.type)
         return (self.model.training_bytes(tokens, self.config.dtype, compiled)
-                + self.train.nbytes + self.val.nbytes + weights + self.said_bytes())
+                + self.train.nbytes + self.val.nbytes + weights + self.teacher_cache_bytes())
 
     def save(self):
         """Checkpoint everything that the rest of the run depends on."""
@@ -579,15 +601,16 @@ def run_steps(run, heartbeat):
     Between log lines nothing waits for the device: losses add up there, and so does the first step
     at which one was not finite. Checkpoints lie at log lines, where the sums are empty.
     """
-    config, forward = run.config, run.forward()
+    config, forward = run.config, run.trainable()
     # by default once an epoch: overfitting shows from one pass to the next
     eval_every = config.eval_every or run.steps_per_epoch
     rate = run.world * matmul_rate(config.dtype, run.device)
     no_step = torch.tensor(-1, device=run.device)
-    order, loss_sum, bad_step, logged = None, 0.0, no_step, run.step
-    tick = saved = time.monotonic()
+    order, loss_sum, bad_step = None, 0.0, no_step
+    logged_step = run.step  # of the last log line
+    logged_at = saved_at = time.monotonic()  # of the last log line and the last checkpoint
     # a resumed run counts the seconds of before, too
-    started, printed = tick - run.seconds, 0.0
+    started, printed_at = logged_at - run.seconds, 0.0
     while run.step < run.steps:
         epoch, place = divmod(run.step, run.steps_per_epoch)
         if order is None or place == 0:
@@ -607,21 +630,21 @@ def run_steps(run, heartbeat):
 
         # a log line
         refuse_bad_steps(run, bad_step)
-        count = (run.step - logged) * config.batch_size * config.context
-        speed = len(run.members) * count / (time.monotonic() - tick)
-        losses = [add_up(total) / (run.step - logged) for total in loss_sum.reshape(-1)]
+        count = (run.step - logged_step) * config.batch_size * config.context
+        speed = len(run.members) * count / (time.monotonic() - logged_at)
+        losses = [add_up(total) / (run.step - logged_step) for total in loss_sum.reshape(-1)]
         vals = run.evaluate_members() if validate else []
         run.seconds = time.monotonic() - started
         mfu = speed * run.members[0].model.flops_per_token() / rate
-        write_rows(run, losses, vals, speed, mfu)
-        if last or time.monotonic() - printed > 10:
-            printed = time.monotonic()
+        log_members(run, losses, vals, speed, mfu)
+        if last or time.monotonic() - printed_at > 10:
+            printed_at = time.monotonic()
             print_progress(run, losses, vals, speed, mfu)
         # crash-only: whatever ends this process, the same command goes on from here
-        if time.monotonic() - saved > config.checkpoint_seconds:
+        if time.monotonic() - saved_at > config.checkpoint_seconds:
             run.save()
-            saved = time.monotonic()
-        loss_sum, logged, tick = 0.0, run.step, time.monotonic()
+            saved_at = time.monotonic()
+        loss_sum, logged_step, logged_at = 0.0, run.step, time.monotonic()
 
 
 def refuse_bad_steps(run, bad_step):
@@ -845,13 +868,12 @@ def fill_settings(config, data):
     if missing:
         budgets = [PAPER_TOKENS * multiple // scale for multiple in BUDGETS.values()]
         settings = None
-        # a tuned budget is met exactly or not at all
         if config.recipe == "cpt":
             settings = CONTINUED
             assumed.append(f"cpt is not tuned at {config.size}: {CONTINUED[0]} epochs, lr "
                            f"{CONTINUED[1]:g} and weight decay {CONTINUED[2]:g} are the paper's, "
                            f"of a model of 3B; --tune searches around them")
-        elif config.tokens in budgets:
+        elif config.tokens in budgets:  # a tuned budget is met exactly or not at all
             settings = recipe_settings(config.recipe, config.size, budgets.index(config.tokens))
         if settings is None:
             steps = max(1, config.tokens // config.context // config.batch_size)
@@ -867,20 +889,28 @@ def fill_settings(config, data):
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
+    assumed += odd_settings(config, data)
+    if assumed:
+        say("; ".join(assumed))
+
+
+def odd_settings(config, data):
+    """A sentence each where N is not what the size is named for, and where the weight decay leaves
+    nothing to learn."""
+    found = []
     # N counts the rows of the vocabulary, so with another one a size is no longer the ladder's
     named, vocabulary = named_parameters(config.size), data.meta["vocab_size"]
     if named and not config.init_from:
         with torch.device("meta"):  # shapes without memory
             count = GPT(model_shape(config, data)).parameter_count()
         if not 0.8 < count / named < 1.25:
-            assumed.append(f"{config.size} has {count:,} parameters with the vocabulary of "
-                           f"{vocabulary:,} of {config.data}, not those it is named for")
+            found.append(f"{config.size} has {count:,} parameters with the vocabulary of "
+                         f"{vocabulary:,} of {config.data}, not those it is named for")
     share = config.lr * config.weight_decay
     if share >= 1:  # such as a memory of an epoch gives where an epoch has a step or two
-        assumed.append(f"lr x weight_decay is {share:.3g}: each step takes that share of the "
-                       f"weights away, and nothing is learned; lower --weight_decay")
-    if assumed:
-        say("; ".join(assumed))
+        found.append(f"lr x weight_decay is {share:.3g}: each step takes that share of the weights "
+                     f"away, and nothing is learned; lower --weight_decay")
+    return found
 
 
 def check_ranges(config):
@@ -892,7 +922,7 @@ def check_ranges(config):
             # written so that a nan is refused, too
             if not least <= value < math.inf:
                 raise InputError(f"--{f.name} {value} is out of range; it must be at least {least}")
-    for name in VARIABLE:
+    for name in ALL_SEEDS:
         if (getattr(config, name) or 0) >= 2 ** 63:  # more than torch's generators take
             raise InputError(f"--{name} {getattr(config, name)} is out of range; it must be below "
                              f"2^63")
@@ -967,16 +997,17 @@ class Start:
     folder: Path
 
 
-def scale_of(size):
-    """The scale of a size of the ladder; models from elsewhere count as of scale 1."""
-    return SCALE_OF.get(size, 1)
+def is_hub_folder(name):
+    """Whether a folder is a model in Hugging Face's format. A run's config.json has no
+    model_type."""
+    path = Path(name) / "config.json"
+    return path.exists() and "model_type" in read_json(path)
 
 
 def start_path(config):
     """The folder of --init_from, and whether it is of Hugging Face's format. Raises InputError."""
-    folder = Path(config.init_from)
-    if (folder / "config.json").exists() and "model_type" in read_json(folder / "config.json"):
-        return folder, True
+    if is_hub_folder(config.init_from):
+        return Path(config.init_from), True
     return run_folder(config.init_from, config.out), False
 
 
@@ -985,11 +1016,7 @@ def read_start(config):
     InputError for options that do not go with it."""
     check_init_seed(config)
     config.recipe = "cpt"
-    return find_start(config, *start_path(config))
-
-
-def find_start(config, folder, of_hub):
-    """read_start() of a folder."""
+    folder, of_hub = start_path(config)
     if of_hub:
         path = folder / "tokenizer.json"
         if not path.exists():
@@ -1082,7 +1109,7 @@ def write_row(run, **row):
             log.write(json.dumps(row) + "\n")
 
 
-def write_rows(run, losses, vals, speed, mfu):
+def log_members(run, losses, vals, speed, mfu):
     """Log the mean loss since the last line, in the log of each member; vals: none or one each."""
     count = len(run.members)  # stacked members share the time
     for i, member in enumerate(run.members):
@@ -1299,8 +1326,9 @@ def add_up(value):
 def use_device(name, threads=1):
     """The torch device of a name; `auto` is cuda, then mps, then cpu. Raises InputError.
 
-    It also sets this process's CPU threads: torch's default, all cores, is far slower for small
-    models and for runs side by side.
+    It also sets what holds for the whole process: CPU threads (torch's default, all cores, is far
+    slower for small models and for runs side by side), denormal numbers as zero, one order of sums
+    where a CPU has several threads, and TF32 on CUDA.
     """
     if threads < 1:
         raise InputError(f"--threads {threads} is out of range; it must be at least 1")
@@ -1350,6 +1378,7 @@ def use_compile(choice, device):
     if choice == "0":
         return False
     lacking = missing_for_compile(device)
+    # 1 may try a device, such as mps, whose compiler is not known here
     if lacking is None or (choice == "1" and device.type not in ("cpu", "cuda")):
         return "graphs" if choice == "graphs" else True
     if choice != "auto":
@@ -1449,7 +1478,7 @@ def bench(run, steps):
 
     MFU is GPT.flops_per_token() x tokens/s over the rate of a large matrix product here.
     """
-    config, forward, order = run.config, run.forward(), run.order(0)
+    config, forward, order = run.config, run.trainable(), run.order(0)
 
     def time_steps(count):
         start = time.perf_counter()
