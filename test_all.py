@@ -3199,12 +3199,12 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     assert guide.weight.tolist() == [[0.0], [0.25]]
     # what teachers say is remembered, the right windows of it; or asked for anew
     asked = run.teacher_states(run.train[run.real - 1:run.real + 1].long())
-    assert run.said.nbytes == run.said_bytes() > 0
+    assert run.teacher_cache.nbytes == run.teacher_cache_bytes() > 0
     assert torch.allclose(guide.states, asked, atol=1e-5)
-    monkeypatch.setattr(train, "SAID_BYTES", 0)
+    monkeypatch.setattr(train, "TEACHER_CACHE_BYTES", 0)
     run = train.Run(config, None)
     assert torch.equal(run.guide(run.train[:2].long(), torch.tensor([0, 1])).states,
-                       run.teacher_states(run.train[:2].long())) and run.said is None
+                       run.teacher_states(run.train[:2].long())) and run.teacher_cache is None
 
     for options, message in ((("--kl_weight", 1.5), "the weight is at most 1"),
                              (("--kl_temperature", 0), "must be above 0"),
@@ -5455,7 +5455,7 @@ def test_what_the_readme_says_of_hacking_works(world, capsys):
     block = (HERE / "README.md").read_text().split("## Hack it\n\n```\n")[1].split("```")[0]
     field, use, law, benchmark = re.split("(?m)^# .*\n(?:# .*\n)*", block)[1:]
     more = hacked("train.py", "more_options", ("    seed: int = ", field),
-                  ("\n        # an epoch is one pass over the real tokens", use))
+                  ("        self.optimizer.step()\n", use))
     losses = {}
     for beta2 in (0.95, 0.5):
         assert call(more, *TINY, "--beta2", beta2, "--json") == 0

@@ -50,7 +50,8 @@ def overfits(found):
     certificate, = [one for one in found["certificates"] if one["setting"] == best["setting"]]
     longer, = [neighbour for neighbour in certificate["neighbours"]
                if (neighbour["axis"], neighbour["side"]) == ("epochs", "up")]
-    return f"best {best['loss']:.2f}; {slope(trend)}; twice the epochs {longer['margin']:+.2f}"
+    return (f"best {best['loss']:.2f} ({best['size']}); {slope(trend)}; at twice its epochs "
+            f"{longer['margin']:+.2f}")
 
 
 def regularized(found):
@@ -101,7 +102,7 @@ def students(found):
     text = f"{best['share']:.0%}"
     if best["low"] is not None:
         text += f" ({best['low']:.0%} to {best['high']:.0%})"
-    return f"{text} of {best['k']} members' gain, {best['seeds']} seeds, the best setting tried"
+    return f"{text} of {best['k']} members' gain, the best setting of {best['seeds']} seeds"
 
 
 def continued_rows(found):
@@ -208,7 +209,8 @@ def print_claims():
          "best 3.75; falls, then rises with N", "ladder"),
         ("Regularized, loss is a power law in N", regularized(ladder),
          "limit 3.43, exponent 1.02", "ladder"),
-        ("Ensembles of one size have a lower limit; by the member rule a lower one still (300k)",
+        ("Ensembles of one size (300k) have a lower limit; members of twice the epochs and half the "
+         "weight decay a lower one still",
          ensembles(found, "300k"), "3.34 and 3.27", "ensembles"),
         ("Data efficiency of one regularized model", worth(found, "regularized, best measured"),
          "", "efficiency"),
