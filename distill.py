@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -54,6 +55,7 @@ def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
     device = torch.device(device)
     room = 2 ** 33  # bytes
     if device.type == "cuda":
+        jobs = math.ceil(jobs / max(1, torch.cuda.device_count()))  # those that share a device
         # a quarter: the teachers may fill half, and logits and weights in bf16 need their part
         room = torch.cuda.get_device_properties(device).total_memory // 4
     # the keys and values of all layers of one window, of each model
@@ -92,7 +94,7 @@ def sample_batch(models, plan, start):
     return text.cpu().numpy()
 
 
-def sample_share(models, plan, folder, job=0, jobs=1):
+def sample_share(models, plan, folder, job=0, jobs=1, heartbeat=lambda: None):
     """Sample one share of a text's batches, each into a file of `folder`: every `jobs`-th from
     number `job` on. A batch that is there already is kept, so a killed command goes on."""
     starts = range(0, plan.windows, plan.batch)
@@ -104,6 +106,7 @@ def sample_share(models, plan, folder, job=0, jobs=1):
         if file.exists():
             continue
         text = sample_batch(models, plan, start)
+        heartbeat()
         write_atomically(file, lambda out: np.save(out, text))
 
         # a line now and then, from one of the processes, of all that is there
@@ -125,13 +128,15 @@ def sample_apart(runs, args, plan, folder, job):
     sample_share(load_models(runs, args.out, plan.device), plan, folder, job, args.jobs)
 
 
-def share_out(runs, args, plan, folder):
+def share_out(runs, args, plan, folder, heartbeat):
     """sample_share() in args.jobs processes. Raises InputError where one is killed."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA's state
     try:
         with concurrent.futures.ProcessPoolExecutor(args.jobs, spawn) as processes:
             shares = [processes.submit(sample_apart, runs, args, plan, folder, job)
                       for job in range(args.jobs)]
+            while concurrent.futures.wait(shares, timeout=10).not_done:
+                heartbeat()
             for share in shares:
                 share.result()
     except BrokenProcessPool:
@@ -181,11 +186,11 @@ def sample_data(name, request, runs, args, data, device):
     way = "compiled" if compiled else "eager"
     folder = Path("data") / f".{name}-{device.type}-{way}-{batch}"
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder):
+    with claim(folder) as heartbeat:
         if args.jobs == 1:
-            sample_share(models, plan, folder)
+            sample_share(models, plan, folder, heartbeat=heartbeat)
         else:
-            share_out(runs, args, plan, folder)
+            share_out(runs, args, plan, folder, heartbeat)
         parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
         meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
         write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
@@ -263,6 +268,9 @@ def find_or_sample(args):
     if (Path("data") / name).exists():
         print(f"data/{name} is sampled already")
     else:
+        if "RANK" in os.environ:
+            raise InputError("sample without torchrun first (--jobs); the same command under "
+                             "torchrun then trains")
         # only here, because a repeated command needs no weights of teachers
         sample_data(name, request, runs, args, data, device)
     return dataclasses.replace(student, synthetic=name, synthetic_weight=args.synthetic_weight)
@@ -281,6 +289,8 @@ def main():
     say(f"student {result['name']}: val_loss {result['val_loss']:.4f}")
     if args.json:
         say(json.dumps(result))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

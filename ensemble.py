@@ -563,8 +563,8 @@ def train_together(configs):
                              f"--stack 0") from None
 
 
-def worth_stacking(config):
-    """Whether members like this one should train as one model: small ones, on CUDA."""
+def worth_stacking(config, members):
+    """Whether so many members should train as one model: small ones, on CUDA, if they fit."""
     # the stacked step knows no teachers, and the size of --init_from is not one of the ladder's
     if config.teacher or config.init_from:
         return False
@@ -573,7 +573,11 @@ def worth_stacking(config):
     # counted without weights, because this process keeps what it takes of the device
     with torch.device("meta"):
         model = GPT(model_shape(config, load_data(config.data)))
-    return model.parameter_count() < STACK_BELOW
+    # all at once, each with a batch in one pass
+    tokens = config.batch_size * config.context
+    memory = members * model.training_bytes(tokens, config.dtype, compiled=True)
+    fits = memory < 0.7 * torch.cuda.get_device_properties(0).total_memory
+    return model.parameter_count() < STACK_BELOW and fits
 
 
 def train_members(configs, jobs, stack):
@@ -586,7 +590,7 @@ def train_members(configs, jobs, stack):
     if configs[0].teacher and stack == "1":
         raise InputError("--stack 1 knows no --teacher; use --stack 0")
     if len(missing) > 1 and stack == "auto":
-        stack = "1" if worth_stacking(configs[0]) else "0"
+        stack = "1" if worth_stacking(configs[0], len(missing)) else "0"
     if len(missing) > 1 and stack == "1":
         print(f"{len(missing)} members train as one model; --stack 0 trains them apart", flush=True)
         train_together(missing)

@@ -32,7 +32,8 @@ import torch.nn.functional as F
 
 from ensemble import fill_defaults, load_members, shared_facts
 from fit import check_folder, read_rows, save_results
-from model import GPT, Stepper, check_export, export_hugging_face
+from model import (GPT, Stepper, attention_to_growing_keys, check_export,
+                   export_hugging_face)
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
                      import_datasets, load_data, reach_hub, read_json, refuse, run_main,
                      token_lengths, tokenizer_json, write_atomically)
@@ -758,11 +759,12 @@ def continue_text(models, prompt, count, generator):
     device = models[0].head.weight.device
     steppers = [Stepper(model, count) for model in models]
     windows = torch.tensor(prompt, device=device).expand(count, -1)
-    for t in range(models[0].config.context - 1):
-        logits = sum(stepper.step(windows[:, t]) for stepper in steppers) / len(steppers)
-        if t + 1 == windows.shape[1]:  # the prompt is read
-            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            windows = torch.cat([windows, token], dim=1)
+    with attention_to_growing_keys(device):
+        for t in range(models[0].config.context - 1):
+            logits = sum(stepper.step(windows[:, t]) for stepper in steppers) / len(steppers)
+            if t + 1 == windows.shape[1]:  # the prompt is read
+                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+                windows = torch.cat([windows, token], dim=1)
     return windows
 
 

@@ -7,6 +7,7 @@ configuration, blocks, masks and loss to the model, then to sampling and to Hugg
 Shapes in comments: B sequences, T positions, C width, H query heads, KV key and value heads,
 D head width, V vocabulary.
 """
+import contextlib
 import json
 import math
 import tempfile
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -590,6 +592,14 @@ def draw_tokens(logits, uniform):
     return token.clamp(max=cumulative.shape[1] - 1)
 
 
+def attention_to_growing_keys(device):
+    """Without cuDNN's kernels on CUDA, which are planned anew for every number of keys."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                        SDPBackend.MATH])
+
+
 @torch.no_grad()
 def sample(models, batch, length, generator, compiled=False):
     """Windows of text from one model, or from the logit average of several: int64 (batch, length).
@@ -605,11 +615,12 @@ def sample(models, batch, length, generator, compiled=False):
         step, draw = torch.compile(step), torch.compile(draw)
     token = torch.full((batch,), models[0].config.end_of_text, device=device)
     tokens = [token]
-    for _ in range(length - 1):
-        logits = [step(stepper, token) for stepper in steppers]
-        uniform = torch.rand(batch, 1, generator=generator, device=device)
-        token = draw(logits, uniform)
-        tokens.append(token)
+    with attention_to_growing_keys(device):
+        for _ in range(length - 1):
+            logits = [step(stepper, token) for stepper in steppers]
+            uniform = torch.rand(batch, 1, generator=generator, device=device)
+            token = draw(logits, uniform)
+            tokens.append(token)
     return torch.stack(tokens, dim=1)
 
 
