@@ -448,6 +448,9 @@ class Run:
 
         # what a student follows: its teachers, which learn no more
         self.teachers = load_models(config.teacher, config.out, self.device)
+        if self.teachers:  # the head of their mean logits, (V, sum of C)
+            heads = [teacher.head.weight.detach().to(self.device) for teacher in self.teachers]
+            self.teacher_head = torch.cat(heads, dim=1) / len(heads)
         share = {"all": (1, 1), "real": (1, 0), "sampled": (0, 1)}[config.kl_on]
         self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
         self.teacher_cache = None  # their states in all windows, once guide() has asked for them
@@ -524,14 +527,16 @@ class Run:
             states = self.teacher_states(tokens)
         else:
             states = self.teacher_cache[windows]
-        heads = [teacher.head.weight.to(self.device) for teacher in self.teachers]
         sampled = (windows >= self.real).long()
-        return Guide(states, torch.cat(heads, dim=1) / len(heads),
-                     self.kl_share[sampled][:, None], self.config.kl_temperature)
+        return Guide(states, self.teacher_head, self.kl_share[sampled][:, None],
+                     self.config.kl_temperature)
 
     def teacher_states(self, tokens):
         """The inputs of the teachers' heads, side by side: (B, T, sum of C)."""
-        states = [on_device(teacher, self.device).states(tokens) for teacher in self.teachers]
+        states = []
+        for teacher in self.teachers:
+            visitor = on_device(teacher, self.device)
+            states.append(compile_on_cuda(visitor.states, self.device)(tokens))
         return torch.cat(states, dim=2)
 
     def teacher_cache_bytes(self):
@@ -557,9 +562,12 @@ class Run:
 
         On a CPU a validation is too short to earn a compilation; CUDA needs one, for FlexAttention.
         """
-        model = self.trainable() if self.device.type == "cuda" else self.model
+        model, batch = self.model, self.machine["micro_batch_size"]
+        if self.device.type == "cuda":
+            # few windows: each chunk of their logits is compiled by itself
+            model, batch = self.trainable(), min(batch, 8)
         with autocast(self.config.dtype, self.device):
-            return evaluate(model, windows, self.machine["micro_batch_size"], self.rank, self.world)
+            return evaluate(model, windows, batch, self.rank, self.world)
 
     def evaluate_members(self):
         """Validation loss of each member."""
@@ -581,10 +589,17 @@ class Run:
         # on CUDA compiled code keeps less than eager code
         compiled = bool(compiled) and self.device.type == "cuda"
         tokens = windows * self.config.context
-        weights = sum(p.nbytes for teacher in self.teachers for p in teacher.parameters()
-                      if p.device.type == self.device.type)
+        more = sum(p.nbytes for teacher in self.teachers for p in teacher.parameters()
+                   if p.device.type == self.device.type)
+        if self.teachers:
+            # their heads side by side and their states; and a student's logits, of which compiled
+            # code keeps the gradients of all chunks
+            width, rows = self.teacher_head.shape[1], self.teacher_head.shape[0]
+            more += self.teacher_head.nbytes + 4 * tokens * width + 2 * tokens * rows
+        if self.world > 1:  # DDP's buckets hold the gradients once more
+            more += 4 * self.model.parameter_count()
         return (self.model.training_bytes(tokens, self.config.dtype, compiled)
-                + self.train.nbytes + self.val.nbytes + weights + self.teacher_cache_bytes())
+                + self.train.nbytes + self.val.nbytes + more + self.teacher_cache_bytes())
 
     def save(self):
         """Checkpoint everything that the rest of the run depends on."""
@@ -1367,7 +1382,7 @@ def missing_for_compile(device):
         return "compiler for it"
     if not shutil.which(compiler):
         return compiler
-    if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").exists():
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python.h"
     return None
 
