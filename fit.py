@@ -2737,7 +2737,8 @@ def efficiencies(lines, laws):
                 # the higher the loss, the less data it is worth
                 row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
                                             for end in reversed(low_high)]
-            if law:
+            # a limit that is not told from 0 has no worth by any law
+            if law and not (interval and interval[0] == 0):
                 row["by_law"] = efficiency_by(law[0], loss, own)
                 ratios = [efficiency_by(one, loss, own) for one in law[0]["left_out"]]
                 reached = [ratio for ratio in ratios if ratio is not None]
