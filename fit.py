@@ -3214,9 +3214,15 @@ def draw(path, x_label, lines, levels=()):
 
 def draw_bars(path, ratios):
     """Data efficiency of each recipe at each budget, with its interval where it has one (paper,
-    section on data efficiency). What lies beyond the measured losses is a bar up to their end; a
-    limit that is not told from 0 is left out."""
-    ratios = [ratio for ratio in ratios if not ratio["interval"] or ratio["interval"][0] > 0]
+    section on data efficiency). What lies beyond the measured losses is a bar up to their end. What
+    says little is left out: a limit that is not told from 0, and a bar beyond the measured losses
+    whose interval reaches back among them."""
+    def says_little(ratio):
+        ends = ratio["measured_interval"]
+        reaches_back = ratio["measured"]["bound"] and ends and not ends[0]["bound"]
+        return reaches_back or (ratio["interval"] and ratio["interval"][0] == 0)
+
+    ratios = [ratio for ratio in ratios if not says_little(ratio)]
     figure = new_figure(path)
     axis = figure.subplots()
     recipes = list(dict.fromkeys(ratio["recipe"] for ratio in ratios))
@@ -3235,7 +3241,8 @@ def draw_bars(path, ratios):
                 side = place + width / 4  # beside the number
                 axis.plot([side, side], ends, color="black", lw=1, marker="_")
     axis.axhline(1, color="0.5", ls=":", lw=1)  # as good as the standard recipe
-    axis.set(xticks=range(len(budgets)), xticklabels=[f"{tokens:,}" for tokens in budgets],
+    axis.set(xlim=(-0.5, len(budgets) - 0.5), xticks=range(len(budgets)),
+             xticklabels=[f"{tokens:,}" for tokens in budgets],
              xlabel="unique tokens D", ylabel="times the data that the standard recipe needs")
     figure.legend(loc="outside upper center", fontsize=8, ncols=2)
     save_figure(path, figure)
