@@ -146,6 +146,8 @@ distillation: data
 	        --kl_weight $$1 --epochs $$2 --weight_decay $$3 --seed $$4 || exit; done; \
 	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 0.9 --epochs 64 \
 	    --kl_temperature 2 || exit; \
+	$(PY) distill.py --mode kl $(STUDENT) --size 150k $$eight --kl_weight 0.9 --epochs 64 \
+	    --lr 1e-2 --weight_decay 0.2 || exit; \
 	for row in "1048575 0.75 6" "1048575 0.9 6" "4194300 0.9 6" "10066320 0.9 6"; do \
 	    set -- $$row; $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --weight_decay 0.1 \
 	        --sample_tokens $$1 --synthetic_weight $$2 --epochs $$3 || exit; done; \

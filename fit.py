@@ -3193,13 +3193,19 @@ def draw(path, x_label, lines, levels=()):
         draw_points(axis, line)
     if all(line.joined for line in lines):
         ticks = sorted({x for line in lines for x in line.x})
-        axis.set(xticks=ticks, xticklabels=ticks)
+        axis.set(xticks=ticks, xticklabels=[f"{tick:,}" for tick in ticks])
     # a limit over K has an interval of its own, many of which would hide each other as bands
     with_law = [line for line in lines if line.law]
     if with_law and with_law[0].law["claim"] == "K":
         draw_limits_beside(axis, with_law)
     else:
         draw_laws(axis, with_law)
+    if levels:  # all of them in sight
+        low, high = axis.get_ylim()
+        least, most = min(low, *levels.values()), max(high, *levels.values())
+        margin = (most - least) / 15
+        axis.set_ylim(low if least == low else least - margin,
+                      high if most == high else most + margin)
     for name in levels:
         axis.axhline(levels[name], color="0.5", ls=":", lw=1)
         axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
