@@ -3102,8 +3102,8 @@ def student_lines(students):
         best = best_of(line, ("synthetic_tokens",))
         best.sort(key=lambda s: s["synthetic_tokens"])
         lines.append(Line(f"{line[0]['synthetic_weight']:g} of an epoch, {line[0]['size']}",
-                          column(best, "synthetic_tokens"), column(best, "loss"), MARKERS[i],
-                          f"C{i}", joined=True))
+                          column(best, "synthetic_tokens"), column(best, "loss"),
+                          MARKERS[i % len(MARKERS)], f"C{i % 10}", joined=True))
     return lines
 
 
@@ -3218,17 +3218,18 @@ def draw(path, x_label, lines, levels=()):
     save_figure(path, figure)
 
 
+def says_something(ratio):
+    """Whether a data efficiency is worth a bar: not that of a limit that is not told from 0, nor
+    one beyond the measured losses whose interval reaches back among them."""
+    ends = ratio["measured_interval"]
+    if ratio["measured"]["bound"] and ends and not ends[0]["bound"]:
+        return False
+    return not ratio["interval"] or ratio["interval"][0] > 0
+
+
 def draw_bars(path, ratios):
     """Data efficiency of each recipe at each budget, with its interval where it has one (paper,
-    section on data efficiency). What lies beyond the measured losses is a bar up to their end. What
-    says little is left out: a limit that is not told from 0, and a bar beyond the measured losses
-    whose interval reaches back among them."""
-    def says_little(ratio):
-        ends = ratio["measured_interval"]
-        reaches_back = ratio["measured"]["bound"] and ends and not ends[0]["bound"]
-        return reaches_back or (ratio["interval"] and ratio["interval"][0] == 0)
-
-    ratios = [ratio for ratio in ratios if not says_little(ratio)]
+    section on data efficiency). What lies beyond the measured losses is a bar up to their end."""
     figure = new_figure(path)
     axis = figure.subplots()
     recipes = list(dict.fromkeys(ratio["recipe"] for ratio in ratios))
@@ -3277,8 +3278,9 @@ def draw_claims(path, found):
         if figure[1]:
             draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
             drawn += 1
-    if found["efficiencies"]:
-        draw_bars(Path(path).with_stem(f"{Path(path).stem}-bars"), found["efficiencies"])
+    ratios = list(filter(says_something, found["efficiencies"]))
+    if ratios:
+        draw_bars(Path(path).with_stem(f"{Path(path).stem}-bars"), ratios)
         drawn += 1
     if not drawn:
         print("no figure: it needs two sizes, an ensemble, three epoch counts or three budgets")
