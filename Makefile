@@ -92,7 +92,7 @@ ensembles: data
 	for epochs in 32 64 128; do for weight_decay in 1.6 0.8 0.4; do \
 	    $(MEMBERS) --size 300k --recipe member --epochs $$epochs --weight_decay $$weight_decay \
 	        --members 3 --out runs/members || exit; done; done
-	for row in "150k 64 0.8" "600k 16 0.8" "600k 16 0.4" "1.4m 16 0.8" "1.4m 16 0.4"; do \
+	for row in "600k 16 0.8" "1.4m 16 0.8" "1.4m 16 0.4"; do \
 	    set -- $$row; $(MEMBERS) --size $$1 --recipe member --epochs $$2 --weight_decay $$3 \
 	        --members 3 --out runs/members || exit; done
 	for vary in seed,subset_seed init_seed data_seed; do \
