@@ -92,7 +92,7 @@ ensembles: data
 	for epochs in 32 64 128; do for weight_decay in 1.6 0.8 0.4; do \
 	    $(MEMBERS) --size 300k --recipe member --epochs $$epochs --weight_decay $$weight_decay \
 	        --members 3 --out runs/members || exit; done; done
-	for row in "600k 16 0.8" "1.4m 16 0.8" "1.4m 16 0.4"; do \
+	for row in "150k 64 0.8" "600k 16 0.8" "1.4m 16 0.8" "1.4m 16 0.4"; do \
 	    set -- $$row; $(MEMBERS) --size $$1 --recipe member --epochs $$2 --weight_decay $$3 \
 	        --members 3 --out runs/members || exit; done
 	for vary in seed,subset_seed init_seed data_seed; do \
@@ -146,8 +146,9 @@ distillation: data
 	        --kl_weight $$1 --epochs $$2 --weight_decay $$3 --seed $$4 || exit; done; \
 	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 0.9 --epochs 64 \
 	    --kl_temperature 2 || exit; \
-	$(PY) distill.py --mode kl $(STUDENT) --size 150k $$eight --kl_weight 0.9 --epochs 64 \
-	    --lr 1e-2 --weight_decay 0.2 || exit; \
+	for size in 150k 600k; do \
+	    $(PY) distill.py --mode kl $(STUDENT) --size $$size $$eight --kl_weight 0.9 \
+	        --epochs 64 --lr 1e-2 --weight_decay 0.2 || exit; done; \
 	for row in "1048575 0.75 6" "1048575 0.9 6" "4194300 0.9 6" "10066320 0.9 6"; do \
 	    set -- $$row; $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --weight_decay 0.1 \
 	        --sample_tokens $$1 --synthetic_weight $$2 --epochs $$3 || exit; done; \
