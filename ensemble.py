@@ -380,7 +380,7 @@ def read_members(names, out):
         # what is computed, whatever the name: --seed decides nothing where both of its seeds do
         full = fill_defaults(result)
         work = str([full[name] for name in identity_fields() if name != "seed"])
-        name, twin = result["name"], seen.setdefault(work, None)
+        name, twin = result["name"], seen.get(work)
         if twin:
             same = "is given twice" if name == twin else f"computes what {twin} does"
             raise InputError(f"{name} {same}; a member counts once")
