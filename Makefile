@@ -154,8 +154,9 @@ distillation: data
 	        --sample_tokens $$1 --synthetic_weight $$2 --epochs $$3 || exit; done; \
 	for row in "1 16 0.75" "0.9 64 0.5"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight $$1 --epochs $$2 \
-	        --weight_decay 0.1 --synthetic sampled-docstrings-300k-k8-1c8063 \
-	        --synthetic_weight $$3 || exit; done
+	        --weight_decay 0.1 --synthetic_weight $$3 \
+	        --synthetic $$(basename $$(ls -td data/sampled-docstrings-300k-k8-* | tail -n 1)) \
+	        || exit; done  # the oldest of them, of 1,048,575 tokens
 	$(PY) fit.py runs/distillation
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for 32
