@@ -269,13 +269,15 @@ def total_nats(x, head, targets):
     return total
 
 
-def nats_and_gradient(logits, targets):
-    """Nats of each row, (P,); the logits (P, V) become their own gradient, in their own dtype."""
-    wide = logits.float()
+def nats_and_gradient(logits, targets, vocab_size):
+    """Nats of each row, (P,); the logits become their own gradient, in their own dtype. Columns from
+    vocab_size on are no tokens."""
+    token = torch.arange(logits.shape[1], device=logits.device)
+    wide = logits.float().masked_fill(token >= vocab_size, float("-inf"))
     kept = (targets >= 0)[:, None]
     log_sum = wide.logsumexp(1, keepdim=True)
     at_target = wide.gather(1, targets.clamp(min=0)[:, None])
-    hit = torch.arange(wide.shape[1], device=wide.device) == targets[:, None]
+    hit = token == targets[:, None]
     logits.copy_(torch.where(kept, (wide - log_sum).exp() - hit.float(), 0.0))
     return torch.where(kept, log_sum - at_target, 0.0)[:, 0]
 
@@ -292,15 +294,18 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor,
     """
     step = torch.compile(nats_and_gradient, dynamic=False)
     total = x.new_zeros((), dtype=torch.float32)
+    vocab_size = len(weight)
+    if vocab_size % 64:  # tensor cores are slow with rows of an odd length, as GPT-2's 50,257 are
+        weight = F.pad(weight, (0, 0, 0, -vocab_size % 64))
     dx = torch.empty_like(x)
     dweight = torch.zeros_like(weight, dtype=torch.float32)
     parts = zip(x.chunk(chunks), targets.chunk(chunks), dx.chunk(chunks))
     for rows, their_targets, their_dx in parts:
         logits = rows @ weight.T
-        total += step(logits, their_targets).sum()
+        total += step(logits, their_targets, vocab_size).sum()
         torch.mm(logits, weight, out=their_dx)
         dweight += logits.T @ rows
-    return total, dx, dweight
+    return total, dx, dweight[:vocab_size]
 
 
 @head_loss.register_fake
