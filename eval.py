@@ -32,8 +32,7 @@ import torch.nn.functional as F
 
 from ensemble import fill_defaults, load_members, shared_facts
 from fit import check_folder, read_rows, save_results
-from model import (GPT, Stepper, attention_to_growing_keys, check_export,
-                   export_hugging_face)
+from model import GPT, check_export, export_hugging_face, sample
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
                      import_datasets, load_data, reach_hub, read_json, refuse, run_main,
                      token_lengths, tokenizer_json, write_atomically)
@@ -750,31 +749,14 @@ def describe(value, error):
 # --------------------------------------------------------------------------------------------------
 # Samples
 
-@torch.no_grad()
-def continue_text(models, prompt, count, generator):
-    """Windows of text from the models' logit average: int64 (count, context).
-
-    prompt: the tokens that each begins with, an end-of-text first.
-    """
-    device = models[0].head.weight.device
-    steppers = [Stepper(model, count) for model in models]
-    windows = torch.tensor(prompt, device=device).expand(count, -1)
-    with attention_to_growing_keys(device):
-        for t in range(models[0].config.context - 1):
-            logits = sum(stepper.step(windows[:, t]) for stepper in steppers) / len(steppers)
-            if t + 1 == windows.shape[1]:  # the prompt is read
-                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-                windows = torch.cat([windows, token], dim=1)
-    return windows
-
-
 def write_samples(subject, count, prompt, seed):
     """{name: texts} of each model and, if there are several, of their average. Raises
     InputError."""
-    tokens = [subject.config.end_of_text, *subject.encode(prompt, start=False)]
-    if len(tokens) >= subject.config.context:
+    context = subject.config.context
+    tokens = subject.encode(prompt, start=False)
+    if len(tokens) + 1 >= context:  # with the end-of-text before it
         raise InputError(f"--prompt has {len(tokens)} tokens and leaves no room in the model's "
-                         f"context of {subject.config.context}")
+                         f"context of {context}")
     # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
     models = [model.to(subject.device) for model in subject.models]
     sources = {name: [model] for name, model in zip(subject.names, models)}
@@ -786,7 +768,7 @@ def write_samples(subject, count, prompt, seed):
     for name, some in sources.items():
         # own random numbers, so that the same command prints the same text
         generator = torch.Generator(subject.device).manual_seed(seed)
-        windows = continue_text(some, tokens, count, generator)
+        windows = sample(some, count, context, generator, prompt=tokens)
         found[name] = [subject.tokenizer.decode(window) for window in windows.tolist()]
     return found
 

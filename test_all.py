@@ -4949,7 +4949,7 @@ def test_samples_stand_side_by_side_and_continue_a_prompt(world, capsys):
 def test_text_after_a_prompt_follows_the_models_distribution():
     models = [tiny_gpt(seed=1), tiny_gpt(seed=2)]
     generator = torch.Generator().manual_seed(0)
-    windows = evaluation.continue_text(models, [59, 7, 3], 4000, generator)
+    windows = gpt.sample(models, 4000, 24, generator, prompt=[7, 3])
     assert windows.shape == (4000, 24) and (windows[:, :3] == torch.tensor([59, 7, 3])).all()
     with torch.no_grad():
         logits = sum(model(windows[:1, :3])[0, 2] for model in models) / 2
