@@ -34,8 +34,8 @@ from ensemble import fill_defaults, load_members, shared_facts
 from fit import check_folder, read_rows, save_results
 from model import GPT, check_export, export_hugging_face, sample
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
-                     import_datasets, load_data, reach_hub, read_json, refuse, run_main,
-                     token_lengths, tokenizer_json, write_atomically)
+                     import_datasets, load_data, reach_hub, refuse, run_main, token_lengths,
+                     tokenizer_json)
 from train import (autocast, device_windows, expand, inputs_and_targets, is_hub_folder, on_device,
                    short_hash, use_device)
 
@@ -422,10 +422,8 @@ def read_item(row, where):
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} is not in the format of its fields "
                          f"({type(error).__name__}: {error})") from None
-    if not item.pairs:
-        raise InputError(f"{where} has no choices")
-    if not 0 <= item.gold < len(item.pairs):
-        raise InputError(f"{where} has gold {item.gold}, but choices 0 to {len(item.pairs) - 1}")
+    if not 0 <= item.gold < len(item.pairs):  # counted from 0
+        raise InputError(f"{where} has gold {item.gold}, but {len(item.pairs)} choices")
     # An empty choice has log-likelihood 0, the best there is.
     for i, (context, continuation) in enumerate(item.pairs):
         if not isinstance(context, str):
@@ -435,7 +433,7 @@ def read_item(row, where):
     return item
 
 
-def read_file(path, limit):
+def read_file(path):
     """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in their own."""
     opened = open(path, encoding="utf-8")
     if path.suffix == ".gz":
@@ -444,8 +442,6 @@ def read_file(path, limit):
     try:
         with opened as file:
             for line in file:
-                if limit and len(rows) == limit:
-                    break
                 rows.append(json.loads(line))
     except (ValueError, EOFError, OSError, zlib.error) as error:  # not all .gz are whole
         raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
@@ -453,13 +449,13 @@ def read_file(path, limit):
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
     if labels.exists():
         golds = labels.read_text().split()
-        if len(golds) < len(rows) or (len(golds) > len(rows) and not limit):
+        if len(golds) != len(rows):
             raise InputError(f"{labels} has {len(golds)} labels for {len(rows)} lines of {path}")
         rows = [{**row, "label": gold} for row, gold in zip(rows, golds)]
     return [read_item(row, f"{path} line {i}") for i, row in enumerate(rows, 1)]
 
 
-def read_hub(task, limit):
+def read_hub(task):
     """Items of a benchmark on the hub. Raises InputError where it is out of reach."""
     repository, config, split = HUB_TASKS[task]
     by_hand = f"fetch its file elsewhere and give it as --tasks {task}.jsonl"
@@ -476,7 +472,6 @@ def read_hub(task, limit):
     except Exception as error:  # of several libraries below
         raise InputError(f"{repository} cannot be read ({type(error).__name__}); "
                          f"{by_hand}") from None
-    rows = rows[:limit or None]
     return [read_item(row, f"{repository} row {i}") for i, row in enumerate(rows)]
 
 
@@ -529,17 +524,16 @@ def find_items(task, subject, data, limit):
             for item in items:
                 item.pairs = [(decode(a).removeprefix(decode([data.meta["end_of_text"]])),
                                decode(b)) for a, b in item.pairs]
-        items = items[:limit or None]
     elif path.is_file():
-        items = read_file(path, limit)
+        items = read_file(path)
     elif task in HUB_TASKS:
-        items = read_hub(task, limit)
+        items = read_hub(task)
     else:
         raise InputError(f"--tasks {task} is neither a file nor one of "
                          f"{', '.join([*HUB_TASKS, 'continuation'])}")
     if not items:
         raise InputError(f"--tasks {task} has no items")
-    return items
+    return items[:limit or None]
 
 
 # --------------------------------------------------------------------------------------------------

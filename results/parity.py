@@ -33,7 +33,7 @@ def choose_items(bench_folder, task, model_folder):
     in characters, of which a token has at least one. The harness stops at a longer one."""
     context = json.loads((Path(model_folder) / "config.json").read_text())
     context = context["max_position_embeddings"]
-    items = evaluation.read_file(bench_folder / TASKS[task], 0)
+    items = evaluation.read_file(bench_folder / TASKS[task])
     fitting = [i for i, item in enumerate(items) if max(item.sizes) < context]
     return fitting[:ITEMS], items
 
