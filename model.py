@@ -529,7 +529,10 @@ class GPT(nn.Module):
             config, weights = read_hugging_face(folder)
             model = cls(config)
             model.load_state_dict(weights)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except KeyError as error:
+            raise ValueError(f"{folder} is not a Llama that this GPT can hold: it lacks "
+                             f"{error.args[0]}") from error
+        except (TypeError, AttributeError, RuntimeError) as error:
             # fields or shapes of some other layout
             raise ValueError(f"{folder} is not a Llama that this GPT can hold ({error})") from error
         return model
@@ -765,27 +768,23 @@ def hugging_face_config(config):
 def read_hugging_face(folder):
     """(GPTConfig, our weights) of a local Llama folder. Such models attend across documents.
 
-    Raises ValueError for another architecture or a damaged folder.
+    Raises ValueError for another architecture or a damaged folder, KeyError for the name of a field
+    or a weight that is not there.
     """
     fields, tensors = read_llama_files(Path(folder))
     config = config_of_llama(fields, folder)
-    names = hugging_face_names(config)
-    missing = [name for parts in names.values() for name, _ in parts if name not in tensors]
-    if missing:
-        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights")
-    # Weights that have no place in the model say that it is another one. Rotary tables, which
-    # older files hold, follow from config.json, and a tied head is the embedding.
-    known = {name for parts in names.values() for name, _ in parts} | {"lm_head.weight"}
-    unknown = [name for name in tensors
-               if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    weights = {}
+    for ours, parts in hugging_face_names(config).items():
+        weights[ours] = torch.cat([tensors.pop(name) for name, _ in parts])
+    if config.tied:
+        weights["head.weight"] = weights["embedding.weight"]
+        tensors.pop("lm_head.weight", None)  # a copy of the embedding
+    # Weights that have no place in the model say that it is another one; but rotary tables, which
+    # older files hold, follow from config.json.
+    unknown = [name for name in tensors if not name.endswith("rotary_emb.inv_freq")]
     if unknown:
         raise ValueError(f"{folder} holds {unknown[0]} and {len(unknown) - 1} more weights that "
                          f"its config.json does not tell of")
-    weights = {}
-    for ours, parts in names.items():
-        weights[ours] = torch.cat([tensors[name] for name, _ in parts])
-    if config.tied:
-        weights["head.weight"] = weights["embedding.weight"]
     return config, weights
 
 
@@ -822,12 +821,6 @@ def config_of_llama(fields, folder):
 
     Where the file names no first token (bos_token_id), end-of-text is taken to be the last token.
     """
-    needed = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-              "num_attention_heads", "max_position_embeddings")
-    absent = [key for key in needed if key not in fields]
-    if absent:
-        raise ValueError(f"{folder}/config.json is not a Llama's: it lacks {', '.join(absent)}")
-
     # older versions of transformers keep the rotary parameters in two fields
     older = {"rope_theta": fields.get("rope_theta", 10_000.0), **fields.get("rope_scaling", {})}
     rope = fields.get("rope_parameters", older)
