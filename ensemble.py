@@ -321,9 +321,7 @@ def evaluate_ensemble(names, out, device, orders=64):
             raise InputError(f"{result['name']} has no finite loss; "
                              f"leave it out or train it again")
 
-    # What do they have in common, and what makes them different?
-    members = [fill_defaults(result) for result in results]
-    vary = differing_fields(members)
+    vary = differing_fields(results)
     # only members that were drawn, not chosen, say how far other draws would move the limit
     drawn = set(vary) <= set(ALL_SEEDS)
     logits, probs = losses["logits"], losses["probs"]
@@ -334,7 +332,7 @@ def evaluate_ensemble(names, out, device, orders=64):
         limit, interval = law["E"], law["interval"]
     return {
         "kind": "ensemble",
-        **shared_facts(members),
+        **shared_facts(results),
         "members": [os.path.relpath(run_folder(name, out), out) for name in names],
         "vary": "+".join(vary),
         "member_losses": alone,
@@ -363,12 +361,12 @@ def ensemble_name(result):
 # Members on disk
 
 def read_members(names, out):
-    """(results, data) of runs that can be averaged.
+    """(results with their defaults filled in, data) of runs that can be averaged.
 
     Raises InputError where data, context, mask or precision differ, where a run is given twice, and
     where the data are no longer those that the runs have seen.
     """
-    results = [read_json(run_folder(name, out) / "result.json") for name in names]
+    results = [fill_defaults(read_json(run_folder(name, out) / "result.json")) for name in names]
     first = results[0]
     seen = {}
     # An average needs models that answer the same question; sizes and settings may differ.
@@ -378,8 +376,7 @@ def read_members(names, out):
                 raise InputError(f"{result['name']} has {key} {result[key]}, {first['name']} has "
                                  f"{first[key]}; members must agree in it")
         # what is computed, whatever the name: --seed decides nothing where both of its seeds do
-        full = fill_defaults(result)
-        work = str([full[name] for name in identity_fields() if name != "seed"])
+        work = str([result[name] for name in identity_fields() if name != "seed"])
         name, twin = result["name"], seen.get(work)
         if twin:
             same = "is given twice" if name == twin else f"computes what {twin} does"

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ensemble import fill_defaults, load_members, shared_facts
+from ensemble import load_members, shared_facts
 from fit import check_folder, read_rows, save_results
 from model import GPT, check_export, export_hugging_face, sample
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
@@ -111,7 +111,7 @@ def load_runs(names, out, device):
     """The Subject of finished runs."""
     results, models, data = load_members(expand(names, out), out, device)
     # the setting of an ensemble is what its members share
-    facts = shared_facts([fill_defaults(result) for result in results])
+    facts = shared_facts(results)
     tokenizer = data.tokenizer()
     path = data.folder / "tokenizer.json"
     if path.exists():
