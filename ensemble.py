@@ -636,17 +636,6 @@ def member_configs(first, count, vary):
     return configs
 
 
-def list_members(names, out, as_json):
-    """Print which members are finished."""
-    finished = {}
-    for name in names:
-        finished[name] = (Path(out) / name / "result.json").exists()
-        state = "finished" if finished[name] else "to be trained"
-        print(f"{name}: {state}")
-    if as_json:
-        print(json.dumps(finished))
-
-
 def describe_law(law, average):
     """A law and its limit as one line of the table."""
     exponent = ""
@@ -697,8 +686,6 @@ def read_arguments():
     parser.add_argument("--bench", type=int, metavar="STEPS", nargs="?", const=50,
                         help="time so many steps of the members stacked and of one alone; "
                              "writes nothing")
-    parser.add_argument("--dry_run", action="store_true",
-                        help="list the members and which are finished; no run")
     parser.add_argument("--json", action="store_true", help="print the result as the last line")
     add_options(parser)
     args = parser.parse_args()
@@ -714,8 +701,8 @@ def read_arguments():
         raise InputError(f"--vary takes some of {','.join(ALL_SEEDS)}")
     if min(args.orders, args.jobs) < 1:
         raise InputError("--orders and --jobs are at least 1")
-    if args.bench is not None and (args.bench < 1 or args.dry_run):
-        raise InputError("--bench takes 1 step or more, and goes without --dry_run")
+    if args.bench is not None and args.bench < 1:
+        raise InputError("--bench takes 1 step or more")
     if "RANK" in os.environ:  # set by torchrun
         raise InputError("this script runs without torchrun and starts its own processes (--jobs)")
     return args
@@ -727,12 +714,8 @@ def main():
     if args.members:
         configs = member_configs(config_from(args), args.members, args.vary)
         names = [run_name(config) for config in configs]
-        # the first two only look; nothing is trained or written
         if args.bench:
             print(json.dumps(bench_stack(configs, args.bench)))
-            return
-        if args.dry_run:
-            list_members(names, args.out, args.json)
             return
         train_members(configs, args.jobs, args.stack)
     else:
