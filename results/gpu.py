@@ -32,7 +32,7 @@ import model as gpt  # noqa: E402
 from distill import Plan, sample_batch, sampling_batch  # noqa: E402
 from ensemble import Stack, member_configs  # noqa: E402
 from model import GPT, GPTConfig, LADDER, SCALE_OF, SIZES  # noqa: E402
-from prepare import InputError, write_data  # noqa: E402
+from prepare import write_data  # noqa: E402
 from train import (  # noqa: E402
     Run, TrainConfig, autocast, bench, compile_on_cuda, inputs_and_targets, resolve, run_name,
     use_device)

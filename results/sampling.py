@@ -6,7 +6,6 @@ Same weights, batch, length, temperature and vocabulary, one thread, both with a
 values. The contestants take turns; seconds are those of this process, so that a busy neighbour
 matters little. What is printed is the median over rounds with its quartiles.
 """
-import platform
 import statistics
 import sys
 import tempfile
@@ -17,18 +16,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model import GPT, GPTConfig, SIZES, export_hugging_face, sample  # noqa: E402
-from train import inputs_and_targets, make_optimizer  # noqa: E402
+from train import inputs_and_targets, make_optimizer, processor_name  # noqa: E402
 
 BATCH, CONTEXT, VOCABULARY = 64, 256, 1024
 ROUNDS = 7
-
-
-def processor():
-    """The processor's name where the system tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 def make_sampler(model, compiled):
@@ -95,7 +86,7 @@ def main():
             rates[name].append(tokens / (time.process_time() - started))
 
     print(f"300k, batch {BATCH}, {CONTEXT} tokens, one thread, torch {torch.__version__}, "
-          f"{processor()}\n")
+          f"{processor_name()}\n")
     print("| | tokens/s | compiled sampling over it |")
     print("|---|---:|---:|")
     fastest = rates["sampling, compiled"]
