@@ -584,8 +584,6 @@ def train_members(configs, jobs, stack):
     for config in configs:
         if not (Path(config.out) / run_name(config) / "result.json").exists():
             missing.append(config)
-    if configs[0].teacher and stack == "1":
-        raise InputError("--stack 1 knows no --teacher; use --stack 0")
     if len(missing) > 1 and stack == "auto":
         stack = "1" if worth_stacking(configs[0], len(missing)) else "0"
     if len(missing) > 1 and stack == "1":
@@ -600,10 +598,7 @@ def train_members(configs, jobs, stack):
 
 
 def bench_stack(configs, steps):
-    """Tokens per second of the members as one model and of one by itself: what stacking brings.
-    Raises InputError for students of teachers, whom the stacked step does not know."""
-    if configs[0].teacher:
-        raise InputError("--bench compares members without --teacher")
+    """Tokens per second of the members as one model and of one by itself: what stacking brings."""
     runs = [Run(config, None) for config in configs]
     stacked, alone = bench(Stack(runs), steps), bench(Run(configs[0], None), steps)
     return {"members": len(runs), "params": alone["params"],
@@ -703,6 +698,8 @@ def read_arguments():
         raise InputError("--orders and --jobs are at least 1")
     if args.bench is not None and args.bench < 1:
         raise InputError("--bench takes 1 step or more")
+    if args.teacher and (args.stack == "1" or args.bench):
+        raise InputError("members of one model know no --teacher; leave out --stack 1 and --bench")
     if "RANK" in os.environ:  # set by torchrun
         raise InputError("this script runs without torchrun and starts its own processes (--jobs)")
     return args

@@ -2974,8 +2974,9 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     assert "--jobs are at least 1" in refused(capsys, ensemble, *two_members, "--jobs", 0)
     for bench in (0, -3):
         assert "--bench takes 1 step" in refused(capsys, ensemble, *two_members, "--bench", bench)
-    taught = ("--teacher", one, "--kl_weight", 0.5, "--stack", 1)
-    assert "--stack 1 knows no --teacher" in refused(capsys, ensemble, *two_members, *taught)
+    taught = (*two_members, "--teacher", one, "--kl_weight", 0.5)
+    for stacked in ("--stack", "--bench"):
+        assert "know no --teacher" in refused(capsys, ensemble, *taught, stacked, 1)
     assert "not a finished run" in refused(capsys, ensemble, one, "nothing")
     assert "--threads 0 is out of range" in refused(capsys, ensemble, one, "--threads", 0)
     for arguments in ((), (one, "--members", 2), ("--members", -1)):
