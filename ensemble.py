@@ -294,11 +294,9 @@ def shared_facts(results):
         if members_agree(results, key):
             facts[key] = results[0].get(key)
     # and in the form in which train.py writes it, for whoever looks for results that are alike
-    first = results[0].get("identity") or {}
-    facts["identity"] = {}
-    for key, value in first.items():
-        if key not in SEEDS and all((r.get("identity") or {}).get(key) == value for r in results):
-            facts["identity"][key] = value
+    identities = [result.get("identity") or {} for result in results]
+    facts["identity"] = {key: value for key, value in identities[0].items()
+                         if key not in SEEDS and members_agree(identities, key)}
     if not members_agree(results, "subset_seed"):
         facts["tokens"] = None  # together they have seen more than the D tokens of each
     return facts
