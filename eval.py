@@ -884,17 +884,16 @@ def evaluate(subject, args):
 def main():
     args = read_arguments()
     device = use_device(args.device, args.threads)
-    names = args.models
-    # An average of several predictions has no weights of its own that could be written.
-    if args.export_hf and len(expand(names, args.out)) > 1 and args.average != "weights":
-        raise InputError(f"--export_hf writes one run, not {len(expand(names, args.out))}; "
-                         f"distill.py makes one of several (--average weights, too, where all "
-                         f"continue one run)")
     if args.export_hf:
+        # An average of several predictions has no weights of its own that could be written.
+        count = len(expand(args.models, args.out))
+        if count > 1 and args.average != "weights":
+            raise InputError(f"--export_hf writes one run, not {count}; distill.py makes one of "
+                             f"several (--average weights, too, where all continue one run)")
         check_export(args.export_hf)
     if args.save:
         check_saved(args.save)
-    subject = load_subject(names, args.out, device, args.average)
+    subject = load_subject(args.models, args.out, device, args.average)
     report = evaluate(subject, args)
     if args.export_hf:
         export(subject, args.export_hf)
