@@ -54,6 +54,8 @@ HUB_TASKS = {
 # Passages of the continuation task: half of each is given, half is to be recognized.
 PASSAGE, SHORTEST_PASSAGE, WRONG_CHOICES = 256, 32, 3
 
+SAMPLED_TOKENS = 1024  # of a sample beyond its prompt, at most: other models' contexts are long
+
 # Tokens of a forward pass: few, for a CPU's cache, or what fills a GPU. Logits that are held at a
 # time: 64 MiB in fp32, or 1 GiB on a GPU.
 BATCH_TOKENS = {"cpu": 2 ** 11, "cuda": 2 ** 16}
@@ -751,6 +753,7 @@ def write_samples(subject, count, prompt, seed):
     if len(tokens) + 1 >= context:  # with the end-of-text before it
         raise InputError(f"--prompt has {len(tokens)} tokens and leaves no room in the model's "
                          f"context of {context}")
+    length = min(context, len(tokens) + 1 + SAMPLED_TOKENS)
     # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
     models = [model.to(subject.device) for model in subject.models]
     sources = {name: [model] for name, model in zip(subject.names, models)}
@@ -762,7 +765,7 @@ def write_samples(subject, count, prompt, seed):
     for name, some in sources.items():
         # own random numbers, so that the same command prints the same text
         generator = torch.Generator(subject.device).manual_seed(seed)
-        windows = sample(some, count, context, generator, prompt=tokens)
+        windows = sample(some, count, length, generator, prompt=tokens)
         found[name] = [subject.tokenizer.decode(window) for window in windows.tolist()]
     return found
 
@@ -786,7 +789,8 @@ def read_arguments():
     parser.add_argument("--limit", type=int, default=0, metavar="N",
                         help="only the first N items of each task; 0: all")
     parser.add_argument("--sample", type=int, default=0, metavar="N",
-                        help="texts to sample from each model and from their logit average")
+                        help="texts to sample from each model and from their logit average, of at "
+                             f"most {SAMPLED_TOKENS:,} tokens beyond the prompt")
     parser.add_argument("--prompt", default="", help="text that each sample continues")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--device", default="auto",

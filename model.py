@@ -542,11 +542,11 @@ class GPT(nn.Module):
 # Sampling
 
 class Cache:
-    """Keys and values of one block for the positions so far of B sequences."""
+    """Keys and values of one block for the positions so far of B sequences, at most `length`."""
 
-    def __init__(self, config, batch, device, dtype):
-        shape = (batch, config.kv_heads, config.context, config.width // config.heads)
-        self.k = torch.empty(shape, device=device, dtype=dtype)  # (B, KV, context, D)
+    def __init__(self, config, batch, length, device, dtype):
+        shape = (batch, config.kv_heads, length, config.width // config.heads)
+        self.k = torch.empty(shape, device=device, dtype=dtype)  # (B, KV, length, D)
         self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
@@ -560,9 +560,10 @@ class Cache:
 
 
 class Stepper:
-    """Runs a model one position at a time, with the same logits as a forward pass over all."""
+    """Runs a model on up to `length` positions, one at a time, with the same logits as a forward
+    pass over all."""
 
-    def __init__(self, model, batch):
+    def __init__(self, model, batch, length):
         self.model = model
         self.t = 0
         weight = model.head.weight
@@ -570,7 +571,7 @@ class Stepper:
         # keys and values are the memory of sampling: under autocast they take half
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        self.caches = [Cache(model.config, batch, device, dtype) for _ in model.blocks]
+        self.caches = [Cache(model.config, batch, length, device, dtype) for _ in model.blocks]
         # where the present document of each sequence starts: (B, 1)
         self.start = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
@@ -618,7 +619,7 @@ def sample(models, batch, length, generator, compiled=False, prompt=()):
     call.
     """
     device = models[0].head.weight.device
-    steppers = [Stepper(model, batch) for model in models]
+    steppers = [Stepper(model, batch, length) for model in models]
     step, draw = Stepper.step, draw_tokens
     if compiled:
         step, draw = torch.compile(step), torch.compile(draw)

@@ -1574,7 +1574,7 @@ def test_cached_steps_equal_full_forward(compiled):
     step = torch.compile(gpt.Stepper.step) if compiled else gpt.Stepper.step
     for doc_mask in (True,) if compiled else (True, False):
         model, tokens = tiny_gpt(doc_mask=doc_mask), random_tokens(3, 24)
-        stepper = gpt.Stepper(model, 3)
+        stepper = gpt.Stepper(model, 3, model.config.context)
         steps = torch.stack([step(stepper, tokens[:, t]) for t in range(24)], dim=1)
         full = model(tokens)
         assert (steps - full).abs().max() < 1e-5 * full.abs().max()
@@ -1584,13 +1584,13 @@ def test_cached_steps_equal_full_forward(compiled):
 def test_sampling_in_bf16_remembers_in_bf16_and_stays_near():
     model, tokens = tiny_gpt(), random_tokens(3, 24)
     with train.autocast("bf16", torch.device("cpu")):
-        stepper = gpt.Stepper(model, 3)
+        stepper = gpt.Stepper(model, 3, model.config.context)
         steps = torch.stack([stepper.step(tokens[:, t]) for t in range(24)], dim=1)
     assert {cache.k.dtype for cache in stepper.caches} == {torch.bfloat16}
     full = model(tokens)
     assert steps.dtype == torch.float32
     assert 0 < (steps - full).abs().max() < 0.03 * full.abs().max()
-    assert gpt.Stepper(model, 3).caches[0].v.dtype == torch.float32
+    assert gpt.Stepper(model, 3, model.config.context).caches[0].v.dtype == torch.float32
 
 
 def test_the_sampling_batch_fills_a_quarter_of_a_gpu(monkeypatch):
@@ -4930,7 +4930,7 @@ def test_the_error_over_documents_is_that_of_repeated_draws():
     assert np.mean(errors) > 2 * 1.1 / math.sqrt(40 * 32)
 
 
-def test_samples_stand_side_by_side_and_continue_a_prompt(world, capsys):
+def test_samples_stand_side_by_side_and_continue_a_prompt(world, capsys, monkeypatch):
     names = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1)]
     report = evaluate_json(capsys, *names, "--sample", 2, "--prompt", "bada")
     assert list(report["samples"]) == [*names, "average"]
@@ -4940,6 +4940,14 @@ def test_samples_stand_side_by_side_and_continue_a_prompt(world, capsys):
     assert evaluate_json(capsys, *names, "--sample", 2, "--prompt", "bada") == report
     message = refused(capsys, evaluation, names[0], "--sample", 1, "--prompt", "bada " * 40)
     assert "leaves no room in the model's context of 32" in message
+
+    # the context of 32 is longer than what is asked for
+    monkeypatch.setattr(evaluation, "SAMPLED_TOKENS", 5)
+    report = evaluate_json(capsys, names[0], "--sample", 1, "--prompt", "bada")
+    tokenizer = prepare.load_data("tiny").tokenizer()
+    sampled, prompt = report["samples"][names[0]][0], tokenizer.encode_ordinary("bada")
+    encoded = tokenizer.encode(sampled, allowed_special="all")
+    assert len(encoded) <= 1 + len(prompt) + 5
 
 
 def test_text_after_a_prompt_follows_the_models_distribution():
