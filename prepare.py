@@ -850,7 +850,6 @@ class Reader:
                     self.cut = True
                     *passages, text = cut_passages(text)
                     yield from passages
-                    text = text.removesuffix("\n\n")  # which cut_passages() ends the last one with
         yield text
 
     def read_rows(self, part):
@@ -879,30 +878,18 @@ class Reader:
 
 
 def cut_passages(text):
-    """Pieces of a text, each the shortest of at least PASSAGE letters that ends at a blank line."""
-    passages, passage = [], ""
-    for paragraph in regex.split(r"\n[ \t]*\n", text):
-        passage += paragraph + "\n\n"
-        if len(passage) >= PASSAGE:
-            passages += cut_paragraph(passage)
-            passage = ""
-    if passage:
-        passages += cut_paragraph(passage)
-    return passages
-
-
-def cut_paragraph(text):
-    """Pieces of PASSAGE to twice as many letters that end where a reader would pause."""
-    begin, parts = 0, []
+    """Pieces of PASSAGE to twice as many letters, each of which ends where a reader would pause."""
+    # the best place there is: a blank line, a line's end, a sentence's end, between two words
+    pauses = (r"\n[ \t]*\n", r"\n", r"[.!?]\s|[。！？]", r"\s")
+    begin, passages = 0, []
     while len(text) - begin > 2 * PASSAGE:
-        # the best place there is: a line's end, a sentence's end, between two words
-        ends = map(regex.compile, (r"\n", r"[.!?]\s|[。！？]", r"\s"))
-        found = (end.search(text, begin + PASSAGE, begin + 2 * PASSAGE) for end in ends)
+        least, most = begin + PASSAGE, begin + 2 * PASSAGE
+        found = (regex.compile(pause).search(text, least, most) for pause in pauses)
         best = next(filter(None, found), None)
-        cut = best.end() if best else begin + PASSAGE  # inside a word without end, such as DNA
-        parts.append(text[begin:cut])
+        cut = best.end() if best else least  # inside a word without end, such as DNA
+        passages.append(text[begin:cut])
         begin = cut
-    return [*parts, text[begin:]]
+    return [*passages, text[begin:]]
 
 
 @contextlib.contextmanager
