@@ -95,7 +95,7 @@ LONGEST = 2 ** 19  # characters of a document; a longer one is cut
 # of Chinese, Japanese, Thai and others, which put no spaces between words
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 LONG_WORDS = 48  # letters a word, on average, above which a text such as DNA has no spaces either
-MOST_GRAMS = 2 ** 24  # 8-grams remembered when near-copies are looked for; of more, an even sample
+GRAM_PLACES = 2 ** 28  # bytes of the table in which near-copies are looked up
 BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21  # bytes of text and of its different words to learn from
 
 
@@ -237,45 +237,29 @@ def text_grams(text, n):
 
 
 class NearCopies:
-    """Remembers the 8-grams of the documents that are kept; of more than MOST_GRAMS an even sample.
+    """Remembers the 8-grams of the documents that are kept, of large texts an even sample.
     (Validation that is nearly in train, as templates are, measures memory, not modelling.)"""
 
-    def __init__(self, block=2 ** 20):
-        self.every = np.uint64(1)  # one gram of so many is remembered
-        # a sorted array is small and a set grows quickly, so grams pass from one to the other; the
-        # array begins with one that is no text's, since nothing can be looked up in an empty one
-        self.old, self.recent = np.array([2 ** 64 - 1], np.uint64), set()
-        self.block = block  # grams in the set before they do
-
-    def sample(self, grams):
-        """Those whose hash says so: a run in two documents is in the sample of both or of none."""
-        return grams[mix(grams) % self.every == 0]
+    def __init__(self, size):
+        """size: bytes of all documents, kept or not."""
+        # a Bloom filter: each gram marks four places of a table, so memory does not grow
+        self.table = np.zeros(GRAM_PLACES, bool)
+        # one gram of so many is remembered; English has about one in six bytes
+        self.every = np.uint64(1 + 4 * size // GRAM_PLACES)
 
     def is_new(self, text):
         """Whether at most half of a document's 8-grams were seen before; if so they now are."""
-        grams = self.sample(text_grams(text, 8))
+        grams = text_grams(text, 8)
+        # its hash decides: a run in two documents is in the sample of both or of none
+        grams = grams[mix(grams) % self.every == 0]
         if self.every > 1 and len(grams) < 4:  # one chance match must not drop a document
             return True
-        known = self.old.take(np.searchsorted(self.old, grams), mode="clip") == grams
-        others = grams[~known].tolist()
+        places = np.stack([mix(grams + np.uint64(i)) for i in range(1, 5)]) % len(self.table)
         # a template with other numbers shares most of its runs; two texts about one thing do not
-        if known.sum() + sum(gram in self.recent for gram in others) > len(grams) / 2:
+        if self.table[places].all(axis=0).sum() > len(grams) / 2:
             return False
-        self.recent.update(others)
-        if len(self.recent) > self.block:
-            self.sort_recent()
+        self.table[places] = True
         return True
-
-    def sort_recent(self):
-        """Move the recent grams among the sorted ones; halve the sample while they are too many."""
-        # sorted numbers take 8 bytes each, those in a set about 100
-        self.old = np.concatenate([self.old, np.fromiter(self.recent, np.uint64)])
-        self.old.sort()
-        self.recent = set()
-        while len(self.old) > MOST_GRAMS:
-            self.every *= np.uint64(2)
-            parts = np.array_split(self.old, 64)  # a part at a time, for the sake of memory
-            self.old = np.concatenate([self.sample(part) for part in parts])
 
 
 def validation_overlap(train, train_tokens, val_grams):
@@ -737,7 +721,7 @@ def drop_copies(store, in_val, near):
     parts = [order[order < in_val], order[order >= in_val]]
     del order, store.hashes[:]  # arrays as long as the documents are what takes memory here
     if near:
-        known = NearCopies()
+        known = NearCopies(store.ends[-1])
         for place, part in enumerate(parts):
             new = (known.is_new(store[i]) for i in Progress("looked at", part))
             parts[place] = part[np.fromiter(new, bool, len(part))]

@@ -216,12 +216,13 @@ def test_too_small_a_text_for_the_vocabulary_is_refused(monkeypatch):
         assert len(ranks) == 257 and next(numbers) == pytest.approx(count, abs=2)
 
 
-def deduplicate(documents, near=True, block=2 ** 20):
+def deduplicate(documents, near=True):
     """The documents that are kept, in their order on disk."""
     with tempfile.NamedTemporaryFile() as file:
-        store, known = prepare.DocumentStore(file.name), prepare.NearCopies(block)
+        store = prepare.DocumentStore(file.name)
         for text in documents:
             store.add(text)
+        known = prepare.NearCopies(store.ends[-1])
         kept = [store[i] for i in store.unique()]
         return [text for text in kept if not near or known.is_new(text)]
 
@@ -234,11 +235,11 @@ def test_deduplication_drops_copies_and_templates_whatever_the_order(monkeypatch
     kept = deduplicate(documents + [documents[3], documents[4] + "  \n", near, other, "", "  "])
     assert len(kept) == 51 and other in kept and (near in kept) != (documents[0] in kept)
     assert kept == deduplicate([other, near] + documents[::-1])
-    # 8-grams in sorted blocks; copies alone; an even sample where they are too many
-    assert kept == deduplicate([other, near] + documents, block=100)
+    # copies alone; an even sample of the 8-grams where they are too many
     assert len(deduplicate(documents + [documents[3], near, other], near=False)) == 52
-    monkeypatch.setattr(prepare, "MOST_GRAMS", 400)
-    assert abs(len(deduplicate(documents + [near, other], block=100)) - 51) <= 3
+    monkeypatch.setattr(prepare, "GRAM_PLACES", 10_000)
+    assert prepare.NearCopies(len(" ".join(documents))).every > 4
+    assert abs(len(deduplicate(documents + [near, other])) - 51) <= 3
 
 
 def test_near_duplicates_are_those_of_the_definition():
@@ -852,10 +853,9 @@ def test_memory_stays_bounded_while_text_does_not(tmp_path):
             file.write(json.dumps({"text": text}) + "\n")
     # 8-grams take a fixed share of memory, made as small as the text is
     code = """
-import functools, resource, sys, prepare
+import resource, sys, prepare
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-prepare.MOST_GRAMS = 2 ** 18
-prepare.NearCopies = functools.partial(prepare.NearCopies, 2 ** 16)
+prepare.GRAM_PLACES = 2 ** 22
 sys.argv = ["prepare.py", "--source", "long.jsonl", "--tokenizer", "bytes", "--tokens", "100000000"]
 prepare.main()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -867,16 +867,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_8_grams_take_bounded_memory(monkeypatch):
-    """400,000 of them where 16,384 may be remembered: an array of all would take 3 MB, a set 40;
-    and what was seen first is known all the same."""
-    monkeypatch.setattr(prepare, "MOST_GRAMS", 2 ** 14)
-    known, rng = prepare.NearCopies(block=2 ** 12), np.random.default_rng(0)
+    """400,000 of them in a table of 256 kB: an array of all would take 3 MB, a set 40; and what was
+    seen first is known all the same."""
+    monkeypatch.setattr(prepare, "GRAM_PLACES", 2 ** 18)
+    rng = np.random.default_rng(0)
     texts = [" ".join(map(str, rng.integers(10 ** 6, size=2000))) for _ in range(200)]
     tracemalloc.start()
+    known = prepare.NearCopies(sum(map(len, texts)))
     new = [known.is_new(text) for text in texts]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert all(new) and not known.is_new(texts[0]) and peak < 2_500_000, peak
+    assert all(new) and not known.is_new(texts[0]) and peak < 1_500_000, peak
 
 
 # Shards of tokens, and the hub
