@@ -95,7 +95,7 @@ LONGEST = 2 ** 19  # characters of a document; a longer one is cut
 # of Chinese, Japanese, Thai and others, which put no spaces between words
 UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 LONG_WORDS = 48  # letters a word, on average, above which a text such as DNA has no spaces either
-GRAM_PLACES = 2 ** 28  # bytes of the table in which near-copies are looked up
+GRAM_PLACES = 2 ** 28  # bytes, at most, of the table in which near-copies are looked up
 BPE_BYTES, BPE_WORDS = 2 ** 27, 2 ** 21  # bytes of text and of its different words to learn from
 
 
@@ -242,8 +242,8 @@ class NearCopies:
 
     def __init__(self, size):
         """size: bytes of all documents, kept or not."""
-        # a Bloom filter: each gram marks four places of a table, so memory does not grow
-        self.table = np.zeros(GRAM_PLACES, bool)
+        # a Bloom filter: each gram marks four places of a table, which few texts fill by a tenth
+        self.table = np.zeros(min(GRAM_PLACES, 8 * size + 1), bool)
         # one gram of so many is remembered; English has about one in six bytes
         self.every = np.uint64(1 + 4 * size // GRAM_PLACES)
 
