@@ -748,27 +748,19 @@ def resolve(config):
     """A copy with all filled in that depends on size, recipe, data and device. Raises InputError
     for what cannot run."""
     config = replace(config)
-    start = None
+    config.study = config.study or Path(config.out).name
+    check_ranges(config)
+    data = load_data(config.data)
+    config.data, config.data_hash = data.folder.name, data.fingerprint()
     if config.init_from:
-        start = read_start(config)
+        fill_start(config, data)
     elif config.recipe == "cpt":
         raise InputError("--recipe cpt continues pre-training; give what from as --init_from")
     rung = LADDER[scale_of(config.size)]
-    if config.context is None:
-        config.context = rung["context"]
-        if start:
-            config.context = min(config.context, start.config.context)
-    if config.batch_size is None:
-        config.batch_size = rung["batch_size"]
-    config.study = config.study or Path(config.out).name
-    check_ranges(config)
-
-    data = load_data(config.data)
-    config.data, config.data_hash = data.folder.name, data.fingerprint()
+    config.context = config.context or rung["context"]
+    config.batch_size = config.batch_size or rung["batch_size"]
     fill_settings(config, data)
     check_data(config, data)
-    if start:
-        check_start(config, data, start)
     if config.synthetic:
         sampled = load_data(config.synthetic)
         config.synthetic, config.synthetic_hash = sampled.folder.name, sampled.fingerprint()
@@ -1003,15 +995,6 @@ def check_teachers(config, data):
 # Continued pre-training: weights of another model, fresh optimizer and schedule (paper, section on
 # continued pre-training)
 
-@dataclass
-class Start:
-    """What training starts from: its shape, the text of its tokenizer.json or the SHA-256 of its
-    tokenizer.tiktoken, and the folder that holds its tokenizer."""
-    config: GPTConfig
-    tokenizer: str
-    folder: Path
-
-
 def is_hub_folder(name):
     """Whether a folder is a model in Hugging Face's format. A run's config.json has no
     model_type."""
@@ -1019,69 +1002,57 @@ def is_hub_folder(name):
     return path.exists() and "model_type" in read_json(path)
 
 
-def start_path(config):
-    """The folder of --init_from, and whether it is of Hugging Face's format. Raises InputError."""
+def load_start(config):
+    """(folder, model, result) of --init_from; result is None where the folder is of Hugging Face's
+    format. Raises InputError, or ValueError for files that hold no such model."""
     if is_hub_folder(config.init_from):
-        return Path(config.init_from), True
-    return run_folder(config.init_from, config.out), False
-
-
-def read_start(config):
-    """The Start of --init_from; fills in the config's size, recipe and what it starts from. Raises
-    InputError for options that do not go with it."""
-    check_init_seed(config)
-    config.recipe = "cpt"
-    folder, of_hub = start_path(config)
-    if of_hub:
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, and "
-                             f"prepare the text with --tokenizer {folder}")
-        digest = hashlib.sha256()
-        for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-            digest.update(sha256_file(file).encode())
-        model = load_start(folder, of_hub)
-        config.started_from = digest.hexdigest()[:12]
-        config.size = f"llama-{model.parameter_count() / 1e6:.3g}m"
-        return Start(model.config, path.read_text(), folder)
+        folder = Path(config.init_from)
+        return folder, GPT.from_pretrained(folder), None
+    folder = run_folder(config.init_from, config.out)
     result = read_json(folder / "result.json")
     if result.get("members"):
         raise InputError(f"--init_from {folder} is an ensemble; give one run, such as "
                          f"{result['members'][0]}")
-    source = load_data(result["data"])  # which alone knows the run's tokenizer
-    if source.fingerprint() != result["data_hash"]:
-        raise InputError(f"{source.folder} is not the data that {result['name']} was trained on; "
-                         f"prepare that again")
-    config.started_from, config.size = result["name"], result["size"]
-    return Start(load_start(folder, of_hub).config, source.meta["sha256"]["tokenizer.tiktoken"],
-                 source.folder)
+    return folder, GPT.load(folder / "model.pt"), result
 
 
-def load_start(folder, of_hub):
-    """The GPT of a folder. Raises InputError."""
-    try:
-        if of_hub:
-            return GPT.from_pretrained(folder)
-        return GPT.load(folder / "model.pt")
-    except (ValueError, OSError) as error:
-        raise InputError(f"--init_from: {error}") from error
+def fill_start(config, data):
+    """Fill in what --init_from decides: size, recipe, what the run starts from, and the context
+    where it is open. Raises InputError for data and options that do not go with it."""
+    check_init_seed(config)
+    config.recipe = "cpt"
+    folder, model, result = load_start(config)
+    if result is None:
+        own, theirs = data.folder / "tokenizer.json", folder / "tokenizer.json"
+        if not theirs.exists():
+            raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, and "
+                             f"prepare the text with --tokenizer {folder}")
+        source, same = folder, own.exists() and own.read_text() == theirs.read_text()
+        digest = hashlib.sha256()
+        for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+            digest.update(sha256_file(file).encode())
+        config.started_from = digest.hexdigest()[:12]
+        config.size = f"llama-{model.parameter_count() / 1e6:.3g}m"
+    else:
+        read = load_data(result["data"])  # which alone knows the run's tokenizer
+        if read.fingerprint() != result["data_hash"]:
+            raise InputError(f"{read.folder} is not the data that {result['name']} was trained "
+                             f"on; prepare that again")
+        ours, theirs = data.meta["sha256"], read.meta["sha256"]
+        source, same = read.folder, ours["tokenizer.tiktoken"] == theirs["tokenizer.tiktoken"]
+        config.started_from, config.size = result["name"], result["size"]
 
-
-def check_start(config, data, start):
-    """Raises InputError where the data or the context do not go with what training starts from."""
-    hashes = data.meta["sha256"]
-    own = data.folder / "tokenizer.json"
-    same = start.tokenizer == hashes["tokenizer.tiktoken"]
-    if own.exists() and not same:
-        same = own.read_text() == start.tokenizer
     if not same:
         raise InputError(f"{config.data} was made with another tokenizer than {config.init_from} "
-                         f"reads; prepare it with --tokenizer {start.folder}")
-    if data.meta["vocab_size"] > start.config.vocab_size:
+                         f"reads; prepare it with --tokenizer {source}")
+    most, known = model.config.context, model.config.vocab_size
+    if data.meta["vocab_size"] > known:
         raise InputError(f"{config.data} has {data.meta['vocab_size']} different tokens, "
-                         f"{config.init_from} knows {start.config.vocab_size}")
-    if config.context > start.config.context:
-        raise InputError(f"--context {config.context} is more than the {start.config.context} of "
+                         f"{config.init_from} knows {known}")
+    if config.context is None:
+        config.context = min(LADDER[scale_of(config.size)]["context"], most)
+    if config.context > most:
+        raise InputError(f"--context {config.context} is more than the {most} of "
                          f"{config.init_from}")
 
 
@@ -1093,7 +1064,7 @@ def check_init_seed(config):
 
 def continued_model(config, data):
     """A GPT with the weights of --init_from, and this run's context, mask and vocabulary."""
-    loaded = load_start(*start_path(config))
+    _, loaded, _ = load_start(config)
     rows = data.meta["vocab_size"]
     shape = replace(loaded.config, context=config.context, doc_mask=bool(config.doc_mask),
                     end_of_text=data.meta["end_of_text"], vocab_size=rows)
