@@ -5382,7 +5382,9 @@ def test_the_papers_setting_is_assumed_and_said(continued, capsys):
     capsys.readouterr()
     config = continued_config(continued, epochs=None, lr=None)
     assert (config.epochs, config.lr, config.weight_decay) == (8, 3e-5, 0.1)
-    assert "cpt is not tuned at 150k" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cpt 150k is not tuned at" in said and "come from the paper's model of 3B" in said
+    assert "memory" not in said
 
 
 def test_a_decay_that_wipes_the_weights_out_is_said(world, capsys):

@@ -790,7 +790,7 @@ def recipe_settings(recipe, size, budget):
             return None
         epochs, lr, weight_decay = single
         return min(2 * epochs, 128), lr, max(weight_decay / 2, 0.1)
-    tuned = TUNED[recipe].get(size, [])
+    tuned = TUNED.get(recipe, {}).get(size, [])
     return tuned[budget] if budget < len(tuned) else None
 
 
@@ -808,7 +808,11 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
     They are those of the nearest tuned budget, on the same rung of the ladder if there is one. The
     weight decay is scaled so that AdamW's memory in epochs, 1 / (lr x weight_decay x steps per
     epoch), stays what it was there: that is what holds over budgets. The standard recipe keeps 0.1.
+    Continued pre-training has one setting for all.
     """
+    if recipe == "cpt":
+        return CONTINUED, "the paper's model of 3B at 4.2B tokens"
+
     def stands_for(size):  # parameters at scale 1, alike for all of a rung
         named = named_parameters(size)
         if named is None:
@@ -875,12 +879,7 @@ def fill_settings(config, data):
     if missing:
         budgets = [PAPER_TOKENS * multiple // scale for multiple in BUDGETS.values()]
         settings = None
-        if config.recipe == "cpt":
-            settings = CONTINUED
-            assumed.append(f"cpt is not tuned at {config.size}: {CONTINUED[0]} epochs, lr "
-                           f"{CONTINUED[1]:g} and weight decay {CONTINUED[2]:g} are the paper's, "
-                           f"of a model of 3B; --tune searches around them")
-        elif config.tokens in budgets:  # a tuned budget is met exactly or not at all
+        if config.tokens in budgets:  # a tuned budget is met exactly or not at all
             settings = recipe_settings(config.recipe, config.size, budgets.index(config.tokens))
         if settings is None:
             steps = max(1, config.tokens // config.context // config.batch_size)
@@ -888,7 +887,7 @@ def fill_settings(config, data):
             found = dict(zip(names, settings))
             values = ", ".join(f"{name} {found[name]:g}" for name in missing)
             kept = ""
-            if missing == list(names) and config.recipe != "standard":
+            if missing == list(names) and config.recipe not in ("standard", "cpt"):
                 kept = ", with AdamW's memory in epochs kept"
             assumed.append(f"{config.recipe} {config.size} is not tuned at {config.tokens:,} "
                            f"tokens: {values} come from {where}{kept}; --tune searches around them")
