@@ -2032,6 +2032,10 @@ def test_document_shuffle_packs_the_same_documents_anew(world):
     # the real thing trains and has its own name
     assert train.train(run.config)["steps"] == 64
     assert train.run_name(run.config) != train.run_name(tiny_config())
+    # where nothing opens a document, all of it stays in front
+    run.tokens = np.arange(4096) % 319
+    run.order(0)
+    assert np.array_equal(run.train.flatten(), run.tokens)
 
 
 def test_subset_seed_draws_whole_documents_of_the_pool(world):

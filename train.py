@@ -318,7 +318,7 @@ def order_rng(config, epoch, stream):
     return np.random.default_rng([seed, epoch, stream])
 
 
-def pack_documents(tokens, end_of_text, rng, budget=None):
+def pack_documents(tokens, end_of_text, rng, budget):
     """The documents of `tokens` in a random order, cut at `budget` tokens; what precedes the first
     document stays in front."""
     # an end-of-text token opens each document
@@ -326,7 +326,7 @@ def pack_documents(tokens, end_of_text, rng, budget=None):
     order = rng.permutation(len(documents) - 1) + 1
     # only as many documents as the budget needs: the pool may be far larger
     lengths = np.cumsum([len(documents[i]) for i in order])
-    needed = order[:np.searchsorted(lengths, budget or lengths[-1]) + 1]
+    needed = order[:np.searchsorted(lengths, budget) + 1]
     return np.concatenate([documents[0], *(documents[i] for i in needed)])[:budget]
 
 
@@ -467,7 +467,7 @@ class Run:
         """The windows of each step of an epoch, on the device: (steps, batch_size)."""
         if self.config.shuffle == "document":  # other neighbours in a window every epoch
             rng = order_rng(self.config, epoch, 1)
-            packed = pack_documents(self.tokens, self.end_of_text, rng)
+            packed = pack_documents(self.tokens, self.end_of_text, rng, len(self.tokens))
             self.train[:self.real] = device_windows(packed, self.config.context, self.device)
         order = epoch_order(self.config, epoch, self.real, self.synthetic)
         return torch.from_numpy(order).to(self.device)
