@@ -1969,13 +1969,14 @@ def test_recipes_hold_the_papers_settings():
                "1.4b": [(16, 1.6), (16, 1.6), (16, .8), (16, .4)]}
     for size, rows in members.items():
         for budget, (epochs, weight_decay) in enumerate(rows):
-            found = train.recipe_settings("member", size, budget)
-            assert (found[0], found[2]) == (epochs, weight_decay)
-            assert found[1] == train.recipe_settings("regularized", size, budget)[1]
+            standard, regularized, member = (
+                train.tuned_settings(recipe)[size, 209_715_200 * 2 ** budget]
+                for recipe in ("standard", "regularized", "member"))
+            assert member == (epochs, regularized[1], weight_decay)
             # AdamW's memory in epochs is nearly constant over the paper's regularized settings
-            epochs, lr, weight_decay = train.recipe_settings("regularized", size, budget)
+            _, lr, weight_decay = regularized
             assert 0.19 < 1 / (lr * weight_decay * 800 * 2 ** budget) < 0.53
-            assert train.recipe_settings("standard", size, budget)[2] == 0.1
+            assert standard[2] == 0.1
 
 
 def test_learning_rate_schedule():
@@ -5627,5 +5628,5 @@ def test_the_settings_are_certified_by_the_committed_runs():
             near = grid.index(neighbour["value"]) - grid.index(one[neighbour["axis"]])
             assert near == (1 if neighbour["side"] == "up" else -1)
     for recipe, size in itertools.product(("standard", "regularized"), gpt.LADDER[1000]["sizes"]):
-        assert train.recipe_settings(recipe, size, 0) in certified[recipe, size]
+        assert train.tuned_settings(recipe)[size, 209_715] in certified[recipe, size]
     assert len(certified["regularized", "300k"]) == 2

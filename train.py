@@ -778,20 +778,20 @@ def resolve(config):
     return config
 
 
-def recipe_settings(recipe, size, budget):
-    """(epochs, lr, weight_decay) of a recipe at the budget-th of BUDGETS; None where not tuned.
+def tuned_settings(recipe):
+    """{(size, tokens): (epochs, lr, weight_decay)} of all that is tuned for a recipe.
 
     `member` doubles the epochs and halves the weight decay of the best single model (paper, section
     on ensembles), up to 128 epochs and down to 0.1.
     """
+    found = {}
     if recipe == "member":
-        single = recipe_settings("regularized", size, budget)
-        if single is None:
-            return None
-        epochs, lr, weight_decay = single
-        return min(2 * epochs, 128), lr, max(weight_decay / 2, 0.1)
-    tuned = TUNED.get(recipe, {}).get(size, [])
-    return tuned[budget] if budget < len(tuned) else None
+        for place, (epochs, lr, weight_decay) in tuned_settings("regularized").items():
+            found[place] = (min(2 * epochs, 128), lr, max(weight_decay / 2, 0.1))
+    for size, rows in TUNED.get(recipe, {}).items():
+        for multiple, settings in zip(BUDGETS.values(), rows):
+            found[size, PAPER_TOKENS * multiple // SCALE_OF[size]] = settings
+    return found
 
 
 def named_parameters(size):
@@ -821,24 +821,20 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
         return named * SCALE_OF[size]
 
     def distance(place):
-        other, multiple = place
-        relative = tokens * SCALE_OF[size] / (PAPER_TOKENS * multiple)
+        other, other_tokens = place
+        relative = tokens * SCALE_OF[size] / (other_tokens * SCALE_OF[other])
         return (abs(math.log(stands_for(other) / stands_for(size))),
                 abs(math.log(SCALE_OF[other] / SCALE_OF[size])),
                 abs(math.log(relative)))
 
     # the rung first (tokens per parameter are alike on a rung), then the scale, then the budget
-    multiples = list(BUDGETS.values())
-    # every size and budget for which the recipe has settings
-    places = [(other, multiple) for other in SIZES for i, multiple in enumerate(multiples)
-              if recipe_settings(recipe, other, i)]
-    other, multiple = min(places, key=distance)
-    epochs, lr, weight_decay = recipe_settings(recipe, other, multiples.index(multiple))
-    scale = SCALE_OF[other]
-    other_tokens = PAPER_TOKENS * multiple // scale
+    tuned = tuned_settings(recipe)
+    other, other_tokens = min(tuned, key=distance)
+    epochs, lr, weight_decay = tuned[other, other_tokens]
     if recipe != "standard":
         # half the steps an epoch take twice the weight decay for the same memory in epochs
-        there = other_tokens // LADDER[scale]["context"] // LADDER[scale]["batch_size"]
+        rung = LADDER[SCALE_OF[other]]
+        there = other_tokens // rung["context"] // rung["batch_size"]
         weight_decay = float(f"{weight_decay * there / steps_per_epoch:.2g}")
     return (epochs, lr, weight_decay), f"{other} at {other_tokens:,} tokens"
 
@@ -877,10 +873,7 @@ def fill_settings(config, data):
     names = ("epochs", "lr", "weight_decay")
     missing = [name for name in names if getattr(config, name) is None]
     if missing:
-        budgets = [PAPER_TOKENS * multiple // scale for multiple in BUDGETS.values()]
-        settings = None
-        if config.tokens in budgets:  # a tuned budget is met exactly or not at all
-            settings = recipe_settings(config.recipe, config.size, budgets.index(config.tokens))
+        settings = tuned_settings(config.recipe).get((config.size, config.tokens))
         if settings is None:
             steps = max(1, config.tokens // config.context // config.batch_size)
             settings, where = nearest_settings(config.recipe, config.size, config.tokens, steps)
