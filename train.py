@@ -1635,11 +1635,9 @@ def tune(config, axes, seeds, jobs, memo):
     """
     center = descend(config, axes, jobs, memo)
     # one seed may have been lucky: look again with all of them
-    while True:
-        better = better_neighbour(center, axes, seeds, jobs, memo)
-        if better is None:
-            return center
+    while better := better_neighbour(center, axes, seeds, jobs, memo):
         center = better
+    return center
 
 
 def descend(center, axes, jobs, memo):
