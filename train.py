@@ -602,8 +602,12 @@ class Run:
                 + self.train.nbytes + self.val.nbytes + more + self.teacher_cache_bytes())
 
     def save(self):
-        """Checkpoint everything that the rest of the run depends on."""
-        save_checkpoint(self)
+        """Write resume.pt: where the run is, its weights and optimizer, and how long its log is."""
+        if self.rank == 0:
+            state = {"step": self.step, "seconds": self.seconds, "machine": self.machine,
+                     "log_bytes": (self.folder / "log.jsonl").stat().st_size,
+                     "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            write_atomically(self.folder / "resume.pt", lambda file: torch.save(state, file))
 
     def title(self):
         """What to call the run in a line of progress."""
@@ -1108,15 +1112,6 @@ def print_progress(run, losses, vals, speed, mfu):
     left = len(run.members) * tokens / speed
     say(f"{run.title()}: step {run.step}/{run.steps} loss {np.mean(losses):.4f}{val} | "
         f"{speed:,.0f} tokens/s, MFU {mfu:.0%} | {left:.0f} s left")
-
-
-def save_checkpoint(run):
-    """Write resume.pt: where the run is, its weights and optimizer, and how long its log was."""
-    if run.rank == 0:
-        state = {"step": run.step, "seconds": run.seconds, "machine": run.machine,
-                 "log_bytes": (run.folder / "log.jsonl").stat().st_size,
-                 "model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
-        write_atomically(run.folder / "resume.pt", lambda file: torch.save(state, file))
 
 
 def load_checkpoint(run):
