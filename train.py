@@ -176,9 +176,7 @@ class TrainConfig:
     study: str = option(None, "what the run is made for, a label (default: the last part of --out)",
                         "how", identity=False)
 
-    # Not options: the settings that nobody tuned, taken from the nearest budget; and who wrote the
-    # synthetic text, for the tables.
-    assumed: tuple = field(default=(), metadata=dict(identity=False))
+    # Not an option: who wrote the synthetic text, for the tables.
     sampled_from: tuple = field(default=(), metadata=dict(identity=False))
     # Not options: SHA-256 of train.bin, and of the synthetic one, because the same name with other
     # text is another run; the teachers' names, because they may lie in any folder; and what
@@ -190,7 +188,7 @@ class TrainConfig:
 
     def __post_init__(self):
         # a command line and JSON have lists
-        for name in ("teacher", "teachers", "assumed", "sampled_from"):
+        for name in ("teacher", "teachers", "sampled_from"):
             setattr(self, name, tuple(getattr(self, name)))
 
 
@@ -888,7 +886,6 @@ def fill_settings(config, data):
                 kept = ", with AdamW's memory in epochs kept"
             assumed.append(f"{config.recipe} {config.size} is not tuned at {config.tokens:,} "
                            f"tokens: {values} come from {where}{kept}; --tune searches around them")
-            config.assumed = tuple(missing)
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
@@ -1591,14 +1588,15 @@ GRID = {"epochs": (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)}
 
 
-def snap_to_grid(config, axes):
+def snap_to_grid(config, axes, given):
     """The config with settings that nobody tuned moved to the nearest place of the search's grid.
 
-    Only settings of nearest_settings() lie between two places; what is given must be on the grid.
+    Only settings of nearest_settings() lie between two places; what is given, by the names of its
+    options, must be on the grid.
     """
     for axis in axes:
         value, grid = getattr(config, axis), GRID[axis]
-        if value not in grid and axis in config.assumed:
+        if value not in grid and axis not in given:
             place = min(filter(None, grid), key=lambda g: abs(math.log(g / value)))
             say(f"the search starts at {axis} {place:g}, the place of its grid nearest to "
                 f"{value:g}")
@@ -1711,7 +1709,7 @@ def search(config, args):
         raise InputError("--tune runs without torchrun: it starts processes of its own (--jobs)")
     committed = Path(__file__).parent / "results" / f"{scale_of(config.size)}.jsonl"
     memo = read_memo(committed)
-    config = snap_to_grid(config, axes)
+    config = snap_to_grid(config, axes, args.given)
     center = tune(config, axes, args.seeds, args.jobs, memo)
     losses = run_all([replace(center, seed=center.seed + i) for i in range(args.seeds)], 1, memo)
     print(f"{config.recipe} {config.size} at {config.tokens:,} tokens: epochs {center.epochs}, lr "
