@@ -266,7 +266,7 @@ def find_or_sample(args):
     tokens = args.sample_tokens or 5 * student.tokens
     name, request = describe_samples(teachers, args, tokens, student.dtype)
     if (Path("data") / name).exists():
-        print(f"data/{name} is sampled already")
+        say(f"data/{name} is sampled already")
     else:
         if "RANK" in os.environ:
             raise InputError("sample without torchrun first (--jobs); the same command under "

@@ -2684,7 +2684,7 @@ def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
     assert mfu == pytest.approx([1, 1 / 2])
 
 
-def test_dry_run_predicts_and_writes_nothing(world, capsys):
+def test_dry_run_predicts_and_writes_nothing(world, capsys, monkeypatch):
     assert call(train, *TINY, "--dry_run", "--json") == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not (world / "runs").exists()
@@ -2693,6 +2693,10 @@ def test_dry_run_predicts_and_writes_nothing(world, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {key: result[key] for key in ("params", "steps", "flops", "name")} == {
         key: plan[key] for key in ("params", "steps", "flops", "name")}
+    # one of several processes speaks for all
+    assert call(train, *TINY, "--dry_run") == 0 and "memory_bytes: " in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    assert call(train, *TINY, "--dry_run") == 0 and not capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1757,7 +1757,7 @@ def main():
             run = Run(config, None)
             result = bench(run, args.bench) if args.bench else plan(run)
         if not args.json and not args.bench:
-            print("\n".join(f"{key}: {value}" for key, value in result.items()))
+            say("\n".join(f"{key}: {value}" for key, value in result.items()))
     elif args.tune:
         result = search(config, args)
     else:
