@@ -1019,20 +1019,22 @@ def optimum_with_inference(params, loss, inference_tokens):
     # the loss that is left for D once N is given must be above 0
     smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
-    def data(log_n):  # the D that brings N to the loss
-        return (p.B / (loss - p.E - p.A * math.exp(-p.alpha * log_n))) ** (1 / p.beta)
+    def loss_of_data(log_n):
+        return loss - p.E - p.A * math.exp(-p.alpha * log_n)
 
-    def slope(log_n):  # of the compute by N, over N: 6 (D + dD / dlogN) + 2 inference_tokens
-        d = data(log_n)
-        fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * p.B)
-        return 6 * (d - d ** (1 + p.beta) * fall) + 2 * inference_tokens
+    def one_over_data(log_n):  # 1 / D, of the D that brings N to the loss; 0 where D overflows
+        return (loss_of_data(log_n) / p.B) ** (1 / p.beta)
+
+    def slope(log_n):  # of the compute by N, over N D: 6 (1 + dlogD / dlogN) + 2 tokens / D
+        fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * loss_of_data(log_n))
+        return 6 * (1 - fall) + 2 * inference_tokens * one_over_data(log_n)
 
     # just above the smallest N data cost without end; far above it the model does
     ends = smallest + 1e-6, smallest + 60
     if slope(ends[0]) > 0 or slope(ends[1]) < 0:
         raise ValueError(f"there is no optimum at {inference_tokens:g} tokens of inference")
     log_n = brentq(slope, *ends)
-    return math.exp(log_n), data(log_n)
+    return math.exp(log_n), 1 / one_over_data(log_n)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3670,6 +3670,18 @@ def test_published_coefficients():
                                                                          pytest.approx(d, rel=1e-3))
 
 
+def test_an_exponent_at_its_bound_has_an_optimum_with_inference():
+    """As a refit of a bootstrap may have: nothing overflows, and no N is cheaper."""
+    law = dict(A=480.0, B=1.5, E=1.0, alpha=.35, beta=.02)
+    n, d = fit.optimum_with_inference(law, 2.2, 1e12)
+
+    def compute(n):
+        return n * (6 * (1.5 / (1.2 - 480 / n ** .35)) ** 50 + 2e12)
+
+    assert d == pytest.approx((1.5 / (1.2 - 480 / n ** .35)) ** 50)
+    assert compute(n) < min(compute(0.99 * n), compute(1.01 * n))
+
+
 def test_areas_under_a_schedule_do_not_depend_on_the_rows_kept_or_their_order():
     """S1, S2 and the drop of the multi-power law from every 50th row, shuffled, against the sums
     over every step of their definitions. Rows kept begin after the warm-up, which is linear."""
