@@ -782,9 +782,15 @@ def noise_of(found, sigma=None, known_freedom=math.inf):
     return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(len(r) / freedom), freedom
 
 
-def slope_of(found):
-    """Derivatives of the weighted residuals by the variables, (rows, variables)."""
-    return found.problem.jacobian(found.z) * np.sqrt(found.problem.w)[:, None]
+def spread_of(found):
+    """R with R^T R = (J^T J)^-1, J the slopes of the weighted residuals, (variables, variables):
+    times the noise of a point of weight 1, its columns are as long as the variables' errors to
+    first order; very long where J is singular."""
+    slope = found.problem.jacobian(found.z) * np.sqrt(found.problem.w)[:, None]
+    # columns of one size, so that a small singular value means a direction without a slope
+    size = np.sqrt((slope ** 2).sum(0)) + 1e-150
+    _, singular, axes = np.linalg.svd(slope / size, full_matrices=False)
+    return axes / np.maximum(singular, 1e-10)[:, None] / size
 
 
 @np.errstate(all="ignore")
@@ -798,23 +804,18 @@ def not_determined(found, sigma=None, known_freedom=math.inf):
     floor = 1e-4
     if not problem.on_logs:
         floor = 1e-4 * float(np.sqrt((problem.target ** 2).mean()))
-    # columns of one size, so that a small singular value means a direction without a slope
-    slope = slope_of(found)
-    size = np.sqrt((slope ** 2).sum(0)) + 1e-150
-    # the diagonal of the inverse of slope.T @ slope, also where that is singular
-    _, singular, axes = np.linalg.svd(slope / size, full_matrices=False)
-    inverse = ((axes / np.maximum(singular, 1e-10)[:, None]) ** 2).sum(0)
     reach = student_t.ppf(0.975, freedom) if freedom > 0 else math.inf
     # exact points: the floor above is the noise, and it is known
     if noise == 0:
         reach = 1.96
     # half of each variable's 95% interval if the law were linear
-    moves = reach * max(noise, floor) * np.sqrt(inverse) / size
+    moves = reach * max(noise, floor) * np.linalg.norm(spread_of(found), axis=0)
     allowed = np.concatenate([np.full(problem.shapes, math.log(2)), np.abs(z[problem.shapes:])])
     allowed[problem.shapes:][problem.free] = math.inf  # a free coefficient may be 0
     return [name for name, far in zip(problem.names, ~(moves <= allowed)) if far]
 
 
+@np.errstate(all="ignore")
 def standard_errors(found, sigma=None, known_freedom=math.inf):
     """{name: s.e.} of the parameters sought, by least squares to first order; none without a degree
     of freedom, and none of a parameter at its bound. sigma, known_freedom: of noise_of()."""
@@ -823,19 +824,13 @@ def standard_errors(found, sigma=None, known_freedom=math.inf):
     # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
-    # the usual (J^T J)^-1 sigma^2, of columns of one size: else a small unit looks like no slope
-    slope = slope_of(found)
-    size = np.sqrt((slope ** 2).sum(0)) + 1e-150
-    covariance = noise ** 2 * np.linalg.pinv((slope / size).T @ (slope / size))
-    covariance = covariance / np.outer(size, size)
     # variables are not the parameters: the change of every parameter by every variable
     change = []
     for step in 1e-5 * np.eye(len(z)):
         up, down = problem.parameters(z + step), problem.parameters(z - step)
         change.append([(up[name] - down[name]) / 2e-5 for name in problem.names])
-    change = np.array(change)
-    variances = np.diag(change.T @ covariance @ change)
-    return {name: math.sqrt(max(v, 0.0)) for name, v in zip(problem.names, variances)
+    errors = noise * np.linalg.norm(spread_of(found) @ np.array(change), axis=0)
+    return {name: float(error) for name, error in zip(problem.names, errors)
             if name not in found.at_bounds}
 
 
