@@ -676,6 +676,8 @@ def best_coefficients(problem, shape):
 
 def bounded_least_squares(matrix, y, free):
     """argmin |matrix x - y| with x >= 0 but where `free`; columns are first brought to one size."""
+    if matrix.shape[1] == 0:  # all are fixed; nnls aborts the process then
+        return np.zeros(0)
     # nnls stops at a tolerance that is absolute, so the columns must be of one size
     size = column_sizes(matrix)
     scaled = matrix / size
@@ -1579,6 +1581,8 @@ def fixed_of(law, pairs):
             raise ValueError(f"--fix {name}={value}: it must be at least 0")
     if any(value in fixed for value in fixed.values()):
         raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
+    if len(fixed) == len(law.shape) + len(law.signs):
+        raise ValueError("--fix: every parameter is fixed; leave one to be sought")
     return fixed
 
 

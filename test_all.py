@@ -4122,6 +4122,13 @@ def test_fixed_and_equal_parameters(world, capsys):
     for option, message in (("alpha=gamma", "neither a number nor another of the exponents"),
                             ("F=1", "the law has alpha, beta, A, B, E"), ("alpha=-1", "above 0")):
         assert message in fit_refuses("chinchilla", "points.csv", "--fix", option)
+    # one coefficient is sought; its profile holds that as well
+    write_points(world / "few.csv", x=[1, 2, 4, 8], loss=[4, 3.4, 3.3, 3.1])
+    report, _ = law_json(capsys, "reciprocal", "few.csv", "--x", "x", "--fix", "A=1")
+    low, high = report["limit_interval"]
+    assert report["limit"] == pytest.approx(2.98125) and low < 2.98 < high
+    assert "every parameter is fixed" in fit_refuses(
+        "reciprocal", "few.csv", "--x", "x", "--fix", "A=1", "--fix", "E=3")
 
 
 def test_points_that_do_not_determine_a_law_say_so(world, capsys):
