@@ -3192,6 +3192,10 @@ def draw(path, x_label, lines, levels=()):
     axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
     for line in lines:
         draw_points(axis, line)
+    for name in levels:
+        axis.axhline(levels[name], color="0.5", ls=":", lw=1)
+        axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
+                      va="bottom", fontsize=8)
     if all(line.joined for line in lines):
         ticks = sorted({x for line in lines for x in line.x})
         axis.set(xticks=ticks, xticklabels=[f"{tick:,}" for tick in ticks])
@@ -3201,16 +3205,6 @@ def draw(path, x_label, lines, levels=()):
         draw_limits_beside(axis, with_law)
     else:
         draw_laws(axis, with_law)
-    if levels:  # all of them in sight
-        low, high = axis.get_ylim()
-        least, most = min(low, *levels.values()), max(high, *levels.values())
-        margin = (most - least) / 15
-        axis.set_ylim(low if least == low else least - margin,
-                      high if most == high else most + margin)
-    for name in levels:
-        axis.axhline(levels[name], color="0.5", ls=":", lw=1)
-        axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
-                      va="bottom", fontsize=8)
     axis.xaxis.set_minor_formatter("")  # between ticks numbers would overlap
     if sum(not line.faint for line in lines) > 4:  # too many to lie between the points
         figure.legend(loc="outside right upper", fontsize=8)
