@@ -3428,8 +3428,6 @@ def show_tables(text, wanted):
 def runs_command(args):
     """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
     JSON."""
-    if args.figure:
-        new_figure(args.figure)  # refuses before any work
     if args.save and Path(args.save).suffix != ".jsonl":
         raise ValueError(f"--save {args.save} must end in .jsonl")
     if args.save:
@@ -3512,6 +3510,8 @@ def main():
     args = parser.parse_args()
     if args.list:
         return list_laws()
+    if args.figure:
+        new_figure(args.figure)  # refuses before any work
     if names_laws(args.what):
         report = law_command(args)
     else:

@@ -4147,6 +4147,9 @@ def test_points_that_do_not_determine_a_law_say_so(world, capsys):
     write_points(world / "good.csv", **columns, loss=y)
     report, printed = law_json(capsys, "chinchilla", "good.csv")
     assert report["not_determined"] == [] and "note" not in printed
+    # a figure that cannot be is refused before a fit is printed
+    assert "must end in .png" in fit_refuses("chinchilla", "good.csv", "--figure", "a.foo")
+    assert not capsys.readouterr().out
     # two exponents of one size at nearly the same D: nothing tells beta
     narrow = np.exp(np.random.default_rng(1).uniform(0, 0.02, 40)) * 1e10
     noise = np.random.default_rng(2).normal(0, 0.01, 40)
