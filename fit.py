@@ -836,14 +836,14 @@ def standard_errors(found, sigma=None, known_freedom=math.inf):
             if name not in found.at_bounds}
 
 
-def profile(found, sigma=None, freedom=math.inf):
-    """((low, high), fit): the 95% profile-likelihood interval of the limit E of a least-squares
-    fit, None without a degree of freedom, and the fit it belongs to: a better one, if the search
-    along E came upon it.
+def profile(found, sigma=None, freedom=math.inf, name="E"):
+    """((low, high), fit): the 95% profile-likelihood interval of the limit of a least-squares fit,
+    None without a degree of freedom, and the fit it belongs to: a better one, if the search along
+    the limit came upon it.
 
     sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it
     rests on. Otherwise it is estimated from the residuals, with points - parameters degrees. The
-    threshold, F(1, freedom), is wide when they are few, as it must be.
+    threshold, F(1, freedom), is wide when they are few, as it must be. name: the limit's.
     """
     problem, noise, degrees = found.problem, sigma, freedom
     if sigma is None:
@@ -857,7 +857,7 @@ def profile(found, sigma=None, freedom=math.inf):
 
     def excess(limit, around=False):
         # the limit is held, all else is sought anew: from where it was, as it moves little
-        held = replace(problem, fixed={**problem.fixed, "E": limit})
+        held = replace(problem, fixed={**problem.fixed, name: limit})
         if around:
             again = refit_around(held, refits[-1].params)
         else:
@@ -871,7 +871,7 @@ def profile(found, sigma=None, freedom=math.inf):
     # a loss is above 0, and so is its limit
     ends = []
     for bound in (0.0, float(np.max(problem.target)) + top):
-        end = find_end(excess, found.params["E"], bound)
+        end = find_end(excess, found.params[name], bound)
         # the descents may have climbed a ridge: with a deeper minimum the interval is wider
         if excess(end, around=True) < -1e-3 * allowed:
             end = find_end(lambda limit: excess(limit, around=True), end, bound)
@@ -881,7 +881,7 @@ def profile(found, sigma=None, freedom=math.inf):
     if lowest.objective < found.objective * (1 - 1e-6):
         again = refit_around(problem, lowest.params)
         if again.objective < found.objective * (1 - 1e-6):
-            return profile(again, sigma, freedom)
+            return profile(again, sigma, freedom, name)
     return tuple(ends), found
 
 
@@ -2485,12 +2485,11 @@ def tiered_laws(members, average="logits"):
     return laws
 
 
-def power_of_budgets(budgets, own):
-    """The law loss = A_i / x^b + E_i, i = 0 ... budgets - 1, with one b; the limit of budget `own`
-    is called E, as profile() seeks it."""
+def power_of_budgets(budgets):
+    """The law loss = A_i / x^b + E_i, i = 0 ... budgets - 1, with one b."""
     signs = {}
     for i in range(budgets):
-        signs |= {f"A{i}": "+", "E" if i == own else f"E{i}": "+"}
+        signs |= {f"A{i}": "+", f"E{i}": "+"}
 
     def basis(p, c):
         columns = []
@@ -2525,17 +2524,16 @@ def share_exponent(laws):
             rows += zip([i] * law["points"], x, loss, surer * weights)
             apart += surer * squares_around(law, law["line"])
         budget, x, loss, weights = np.array(rows, dtype=float).T
-        columns = {"x": x, "budget": budget}
-        for own, law in enumerate(group):
-            law_of_all = power_of_budgets(len(group), own)
-            found = solve(Problem(law_of_all, columns, loss, weights, "ls"))
-            interval, found = profile(found, sigma, freedom)
+        law_of_all = power_of_budgets(len(group))
+        found = solve(Problem(law_of_all, {"x": x, "budget": budget}, loss, weights, "ls"))
+        for i, law in enumerate(group):
+            interval, found = profile(found, sigma, freedom, f"E{i}")
+            params = found.params
             excess = max(0.0, 2 * found.objective - apart) / (len(group) - 1) / sigma ** 2
             p = float(f_distribution.sf(excess, len(group) - 1, freedom))
-            params = found.params
             # an A of its own that vanished is no power law either
-            at_bounds = ["A" if name == f"A{own}" else name for name in found.at_bounds]
-            shared.append({**law, "A": params[f"A{own}"], "b": params["b"], "E": params["E"],
+            at_bounds = ["A" if name == f"A{i}" else name for name in found.at_bounds]
+            shared.append({**law, "A": params[f"A{i}"], "b": params["b"], "E": params[f"E{i}"],
                            "interval": interval, "leave_one_out": None, "left_out": [],
                            "at_bounds": at_bounds, "p": p})
     return shared
