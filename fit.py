@@ -1502,10 +1502,9 @@ def check_options(names, args):
         "--bootstrap": noise and methods != {"ls"},
         "--pooled takes the noise from the table and --sigma gives it; take one":
             args.sigma and args.pooled,
-        "--loss is what --inference is to reach; give both":
-            args.loss is not None and args.inference is None,
-        "--inference goes with chinchilla and --loss":
-            args.inference is not None and (args.loss is None or names != ["chinchilla"]),
+        "--inference and --loss, which it is to reach, go with chinchilla; give both":
+            (args.inference is None) != (args.loss is None)
+            or (args.inference is not None and names != ["chinchilla"]),
         f"--compute goes with a law in N and D: {', '.join(of_both)}":
             args.compute is not None and not set(names) <= set(of_both)}
     alone = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")

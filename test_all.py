@@ -4280,7 +4280,7 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"],
      "'=2' is no number"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--inference", "1e9"],
-     "goes with chinchilla and --loss"),
+     "go with chinchilla; give both"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--loss", "2"], "give both"),
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--x", "N"], "--x names the columns of"),
     ("chinchilla,kaplan", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--figure", "a.png"],
