@@ -1492,7 +1492,7 @@ def check_options(names, args):
     noise = args.sigma or args.pooled
     # what is wrong by its message; of several the first counts
     wrong = {
-        f"the law {args.what[0]} goes with one CSV file of points": len(args.what) != 2,
+        f"the law {args.what[0]} goes with one table of points": len(args.what) != 2,
         f"--bootstrap {args.bootstrap} gives no interval; take 20 or more, 200 for steady ends":
             args.bootstrap is not None and args.bootstrap < 20,
         "--seed must be at least 0": args.seed is not None and args.seed < 0,
