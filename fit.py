@@ -1488,11 +1488,13 @@ def check_options(names, args):
             raise ValueError(f"--{name} {value:g} is out of range; it must be above 0")
     # what each law will minimize
     methods = {args.method or LAWS[name].method for name in names}
+    targets = {LAWS[name].target for name in names}
     of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
     noise = args.sigma or args.pooled
     # what is wrong by its message; of several the first counts
     wrong = {
         f"the law {args.what[0]} goes with one table of points": len(args.what) != 2,
+        f"laws of {' and '.join(sorted(targets))} have no errors to compare": len(targets) > 1,
         f"--bootstrap {args.bootstrap} gives no interval; take 20 or more, 200 for steady ends":
             args.bootstrap is not None and args.bootstrap < 20,
         "--seed must be at least 0": args.seed is not None and args.seed < 0,

@@ -4315,7 +4315,9 @@ def test_tables_as_people_have_them(world, capsys):
      "lr is 0 up to the"),
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
-    ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?")])
+    ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?"),
+    ("chinchilla,downstream", dict(N=[1, 2, 3], D=[1, 2, 3], loss=[3, 2, 1], error=[1, 1, 1]), [],
+     "laws of error and loss have no errors to compare")])
 def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message):
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
