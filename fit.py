@@ -768,11 +768,11 @@ def watched(items, what):
 # How far may anything lie: the bootstrap, by any method. Does one point decide: leave it out. Do
 # the points tell a parameter at all: see whether it can move while the loss hardly changes.
 
-def noise_of(found, sigma=None, known_freedom=math.inf):
+def noise_of(found, sigma=None, freedom=math.inf):
     """(standard deviation of a point of weight 1, degrees of freedom): sigma if it is known, else
     that of the residuals, robust but for least squares."""
     if sigma is not None:
-        return sigma, known_freedom
+        return sigma, freedom
     problem = found.problem
     r = problem.residuals(found.z)
     freedom = len(r) - len(found.z)
@@ -796,12 +796,12 @@ def spread_of(found):
 
 
 @np.errstate(all="ignore")
-def not_determined(found, sigma=None, known_freedom=math.inf):
+def not_determined(found, sigma=None, freedom=math.inf):
     """Names of the parameters that the points do not determine: shapes that may move by more than
     a factor of two, terms that may move by more than themselves, at a loss that noise does not tell
-    from the best. sigma, known_freedom: of noise_of()."""
+    from the best. sigma, freedom: of noise_of()."""
     problem, z = found.problem, found.z
-    noise, freedom = noise_of(found, sigma, known_freedom)
+    noise, freedom = noise_of(found, sigma, freedom)
     # a loss is never taken to be known to more than four digits
     floor = 1e-4
     if not problem.on_logs:
@@ -818,11 +818,11 @@ def not_determined(found, sigma=None, known_freedom=math.inf):
 
 
 @np.errstate(all="ignore")
-def standard_errors(found, sigma=None, known_freedom=math.inf):
+def standard_errors(found, sigma=None, freedom=math.inf):
     """{name: s.e.} of the parameters sought, by least squares to first order; none without a degree
-    of freedom, and none of a parameter at its bound. sigma, known_freedom: of noise_of()."""
+    of freedom, and none of a parameter at its bound. sigma, freedom: of noise_of()."""
     problem, z = found.problem, found.z
-    noise, freedom = noise_of(found, sigma, known_freedom)
+    noise, freedom = noise_of(found, sigma, freedom)
     # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
