@@ -3449,7 +3449,7 @@ def runs_command(args):
             print_tables(found)
     show_tables(printed.getvalue(), args.table)
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
-    print(f"{len(runs)} runs, {hours:.1f} hours one after another; {len(ensembles)} ensembles.")
+    print(f"Runs: {len(runs)} ({hours:.1f} hours one after another). Ensembles: {len(ensembles)}.")
     contexts = sorted({run["context"] for run in runs if run.get("context")})
     if len(contexts) > 1:
         print(f"Runs of context {', '.join(map(str, contexts))} are compared here, though a longer "
