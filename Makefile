@@ -161,8 +161,8 @@ distillation: data
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for 32
 # epochs of standard 150k and 300k, which want more of them when there is more text. The regularized
-# recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Last, what a
-# higher lr does.
+# recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then members at
+# twice the tokens, with the epochs that were best at the smallest budget. Last, what a higher lr does.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \
@@ -182,6 +182,9 @@ efficiency: data
 	        for other in $$((standard / 2)) $$((standard * 2)); do \
 	            $(PY) train.py $$standard_recipe --epochs $$other || exit; done; \
 	    done || exit; done
+	for row in "150k 128" "300k 64" "600k 32" "1.4m 16"; do set -- $$row; \
+	    $(PY) ensemble.py $(EVERY) --out runs/efficiency --size $$1 --tokens 419430 --epochs $$2 \
+	        --recipe member --lr 3e-3 --weight_decay 0.4 --members 3 --jobs $(JOBS) || exit; done
 	for row in "300k 419430 32 0" "300k 419430 32 1" "300k 419430 32 2" "300k 838860 32 0" \
 	    "150k 838860 64 0" "600k 838860 16 0"; do set -- $$row; \
 	    $(PY) train.py $(EVERY) --out runs/efficiency --size $$1 --tokens $$2 --epochs $$3 \

@@ -5568,6 +5568,28 @@ def test_readmes_show_what_their_commands_print(tmp_path):
     assert studies <= shown
 
 
+def test_how_far_a_student_is_from_its_teachers(world, capsys, monkeypatch):
+    """results/agreement.py against the definition, token by token."""
+    members = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1)]
+    student = train.train(tiny_config(teacher=[f"runs/{name}" for name in members], kl_weight=0.5))
+    folder = world / "runs" / student["name"]
+    monkeypatch.syspath_prepend(HERE / "results")
+    agreement = importlib.import_module("agreement")
+    data = prepare.load_data("tiny")
+    monkeypatch.setattr(agreement, "load_data", lambda _: data)
+    monkeypatch.setattr(sys, "argv", ["agreement.py", str(folder)])
+    agreement.main()
+    (row,), = markdown_tables(capsys.readouterr().out).values()
+
+    windows = train.device_windows(data.val, 32, "cpu").long()
+    logits = [gpt.GPT.load(world / "runs" / name / "model.pt")(windows) for name in members]
+    theirs = (sum(logits) / 2).softmax(-1)
+    ours = gpt.GPT.load(folder / "model.pt")(windows).softmax(-1)
+    expected = (theirs * (theirs / ours).log()).sum(-1)[:, :-1].mean().item()
+    assert float(row["KL on validation"]) == pytest.approx(expected, abs=6e-4) and expected > 0.01
+    assert float(row["KL on train"]) > 0 and row["K"] == "2"
+
+
 def test_losses_on_validation_apart_from_train(world, capsys, monkeypatch):
     """results/overlap.py against a search for 13 words in a row."""
     name = train.train(tiny_config())["name"]
