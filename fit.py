@@ -58,7 +58,10 @@ def take_rows(columns, kept):
 class Law:
     """link(target) = sum of coefficients x basis. shape maps shape parameters to the range they
     are sought in, signs maps coefficients to "+" (at least 0), "-" (at least 0 and subtracted) or
-    "" (any)."""
+    "" (any).
+
+    Its functions read p, the shape parameters, and c, what `prepare` made of the columns, both by
+    attribute; eta is what the basis sums to, (rows,)."""
     formula: str
     source: str
     columns: tuple  # what it reads beside the target
@@ -69,8 +72,8 @@ class Law:
     # what the authors minimize: least squares, or Huber's loss of logs or of raw residuals
     method: str = "ls"
     logs: bool = False  # the basis sums to the log of the target, and residuals are logs
-    link: Callable = lambda y, p, c: y  # target -> what the basis sums to
-    inverse: Callable = lambda eta, p, c: eta  # what the basis sums to, eta -> target
+    link: Callable = lambda y, p, c: y  # target -> eta
+    inverse: Callable = lambda eta, p, c: eta  # eta -> target
     derived: Callable = lambda p: {}  # parameters -> further quantities worth an interval
     prepare: Callable = take_rows  # (columns, kept) -> c, all that no parameter changes
 
@@ -79,7 +82,7 @@ def allocation(p):
     """Compute-optimal N* = G (C / 6)^a, D* = (C / 6)^(1 - a) / G of a Chinchilla law (arXiv
     2203.15556, eq. 4)."""
     p = SimpleNamespace(**p)
-    # A or B may be 0, at its bound
+    # A or B may be 0, at its bound, where its log would not be finite
     log_ratio = np.log(p.alpha * max(p.A, 1e-300)) - np.log(p.beta * max(p.B, 1e-300))
     return {"log_G": log_ratio / (p.alpha + p.beta), "a": p.beta / (p.alpha + p.beta)}
 
@@ -87,17 +90,20 @@ def allocation(p):
 def repeated(unique, total, decay):
     """Effective count of `total` of which `unique` are distinct (arXiv 2305.16264, eq. 5):
     repetitions decay in worth exponentially, and at most decay x unique are gained."""
+    # a first epoch repeats nothing and counts in full
     return unique * (1 + decay * (1 - np.exp(-(total / unique - 1) / decay)))
 
 
 def constrained_terms(p, c):
     """1 / N'^alpha, 1 / D'^alpha and the limit, of effective parameters and data (arXiv 2305.16264,
     eq. 5 to 7): beyond n parameters a unique token, parameters are in excess."""
+    # a run shorter than one epoch sees fewer than U
     unique = np.minimum(c.T, c.U)
     # parameters beyond what the unique tokens can use count as repeated ones
     useful = np.minimum(c.N, p.n * unique)
     parameters = repeated(useful, c.N, p.RN)
     data = repeated(unique, c.T, p.RD)
+    # one exponent for both, as its authors fit it
     return [parameters ** -p.alpha, data ** -p.alpha, 1.0]
 
 
@@ -117,12 +123,13 @@ def overtrain_terms(p, c):
 
 
 def log_linear(*columns):
-    """y = k x column^a x ..., which is linear in logs: exponents of either sign."""
+    """The Law y = k column1^a1 column2^a2 ..., linear in logs, whose exponents have any sign."""
     signs = {"log_k": "", **{f"a_{name}": "" for name in columns}}
     return Law(
         "y = k x1^a1 x2^a2 ..., x1, x2, ...: the columns of --x",
         "arXiv 2505.13738 (AdamW's timescale of D / N); 2406.19146 (best N of C, weights 1 / sd^2 "
         "of its log); 2503.04715 (best lr and batch size of N and D)",
+        # exp overflows beyond 709
         columns, {}, signs, lambda p, c: [1.0, *(np.log(getattr(c, name)) for name in columns)],
         target="y", logs=True, derived=lambda p: {"k": np.exp(np.minimum(p["log_k"], 700.0))})
 
@@ -166,7 +173,7 @@ LAWS = {
         dict(E=(0.05, 8), L0=(1, 20), alpha=(0.05, 3), beta=(0.05, 3), gamma=(0.05, 3),
              delta=(0.05, 5)),
         dict(a="+", b="+", c="+"),
-        # too few parameters, too little training, too much repetition
+        # a term each: too few parameters, too little training, too much repetition
         lambda p, c: [c.N ** -p.alpha, c.T ** -p.beta, c.N ** p.gamma / c.U ** p.delta],
         # the loss goes from the limit E (h = 0) to that of a guess, L0
         link=lambda y, p, c: (y - p.E) / (p.L0 - y),
@@ -184,6 +191,7 @@ LAWS = {
     "downstream": Law(
         "error = epsilon - k exp(-gamma loss)", "arXiv 2403.08540 eq. 5", ("loss",),
         dict(gamma=(0.02, 20)), dict(epsilon="+", k="-"),
+        # from epsilon, the error of a guess, down as the loss falls
         lambda p, c: [1.0, np.exp(-p.gamma * c.loss)], target="error"),
     "unified": Law(
         "loss = a ln C + b", "arXiv 2404.19484 (extrapolates badly: it has no limit)", ("C",),
@@ -217,18 +225,18 @@ WARMUP_PIECES = 16  # an assumed warm-up is a line of so many pieces
 
 
 def read_schedule(step, lr):
-    """One curve whose rows are in order of steps: the area under its learning rate, summed over
-    steps, up to each row; and the changes of lr, an array (changes,) of each kind: change, fall (0
-    for a rise in warm-up), length in steps, the step of its end, lr and area before it at its
-    middle."""
-    # before the first row lr rises from 0 at step 0, as in a linear warm-up, unless that row is at
-    # step 0: whole steps, and none of them then
+    """(area, changes) of one curve, its rows in order of steps. area: the sum of lr over all steps
+    up to each row, (rows,). changes: where lr changes, (6, changes): the change; its fall (0 in
+    warm-up); its length in steps; the step of its end; lr at its middle step, and the area before
+    that."""
+    # before the first row lr rises from 0 at step 0, a linear warm-up in pieces of whole steps;
+    # there are none where that row is at step 0
     warmup = np.unique(np.round(np.linspace(0, step[0], WARMUP_PIECES + 1)))[:-1]
     lr = np.concatenate([lr[0] * warmup / max(step[0], 1), lr])
     step = np.concatenate([warmup, step])
     change, length = np.diff(lr), np.diff(step)
-    # sums over steps, not integrals: a step counts with the lr that it is made with, so that those
-    # of a line from lr_0 (not counted) to lr_1 are m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m
+    # a sum over steps, not an integral: the m steps after lr_0 along a line to lr_1 sum to
+    # m lr_0 + (lr_1 - lr_0) (1 + ... + m) / m, and 1 + ... + m = m (m + 1) / 2
     area = length * lr[:-1] + change * (length + 1) / 2
     area = np.concatenate([[0.0], np.cumsum(area)])
     # between two points lr changes by a little at each step; all of it counts at the middle one
@@ -238,12 +246,13 @@ def read_schedule(step, lr):
     # the first rise is warm-up, in which Tissue et al. hold lr at its peak: nothing falls
     fall = np.where(np.cumsum(change <= 0) > 0, -change, 0.0)
     changes = np.stack([change, fall, length, step[1:], lr_there, area_before])
+    # the assumed warm-up has no rows of its own, but its rise is a change like others
     return area[len(warmup):], changes[:, change != 0]
 
 
 def read_changes(columns, kept):
-    """What the laws of curves read: S1 of each row that counts, the area under lr up to it, and
-    every pair of such a row and an earlier change of lr (`row` and `k`)."""
+    """What the laws of curves read: S1, the area under lr up to each row that counts, (rows,), and
+    every pair of such a row and an earlier change k of its curve, (pairs,)."""
     # no parameter moves any of this, so that a fit computes it once; pairs go by the million in
     # long curves
     area_of_row, changes, pairs, known = np.zeros(len(kept)), [], [], 0
@@ -254,6 +263,7 @@ def read_changes(columns, kept):
         # a change counts from the step on where it ends
         end, rows = of_curve[3], rows[kept[rows]]
         row, k = np.nonzero(end <= columns["step"][rows][:, None])
+        # k counts from the curve's first change; `known` changes of other curves come before it
         pairs.append(np.stack([rows[row], known + k]))
         changes.append(of_curve)
         known += len(end)
@@ -263,6 +273,7 @@ def read_changes(columns, kept):
     row, k = row[in_order], k[in_order]
     change, fall, length, end, lr, area_before = np.concatenate(changes, axis=1)
     return SimpleNamespace(
+        # `change` is by pair; lr, fall and length are by change, lr above 0 for its power -gamma
         S1=area_of_row[kept], lr=np.maximum(lr, 1e-12), change=change[k], fall=fall, length=length,
         # from the change to the row
         area_since=np.maximum(area_of_row[row] - area_before[k], 0.0),
@@ -283,13 +294,16 @@ def annealed(c, memory):
     # a fall at one step adds 1 + memory + memory^2 + ... for every step since: a geometric series,
     # and the sum of it over the steps of one change is another
     forget = 1 - memory
+    # lasting: what it adds in the end; fading: how much of that is still to come at its end
     lasting = c.fall / forget
     fading = memory * (1 - memory ** c.length) * lasting / c.length / forget
     return sum_changes(c, lasting[c.k] - fading[c.k] * memory ** c.steps_since)
 
 
 def multi_power_drop(c, p):
-    """How far all earlier changes of lr move the loss of each row (arXiv 2503.12811, eq. 3)."""
+    """How far all earlier changes of lr move the loss of each row, over B (arXiv 2503.12811, eq.
+    3), (rows,)."""
+    # a change at a low lr takes effect within less area
     speed = p.C * c.lr ** -p.gamma
     return sum_changes(c, c.change * (1 - (1 + speed[c.k] * c.area_since) ** -p.beta))
 
@@ -373,6 +387,7 @@ class Problem:
         """(shape parameters, basis of the terms sought (rows, terms), sum of the fixed terms) at
         these logs of the shapes sought."""
         p = SimpleNamespace(**self.with_fixed(dict(zip(self.shape, np.exp(logs)))))
+        # a block without columns, so that there is a matrix even where every term is fixed
         sought, held = [np.zeros((len(self.target), 0))], 0.0
         for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
             # a constant term, as the limit, is one number
@@ -393,7 +408,7 @@ class Problem:
         return p, matrix, matrix @ z[self.shapes:] + held
 
     def residuals_of(self, eta, p):
-        """The residuals of what the basis sums to."""
+        """The residuals where the basis sums to eta, (rows,)."""
         if self.law.logs:
             return eta - np.log(self.target)
         # most laws are what the basis sums to; some are a function of it
@@ -426,6 +441,7 @@ class Problem:
         elif self.method == "lad":
             loss = r
         else:
+            # beyond delta a line: an outlier pulls no harder than a point at delta
             loss = np.where(r < self.delta, 0.5 * r ** 2, self.delta * (r - 0.5 * self.delta))
         value = float((self.w * loss).sum())
         # where the law overflows nothing is to be found
@@ -469,6 +485,7 @@ class Fit:
         coefficients = self.z[shapes:]
         # a term that vanishes beside the largest is at its bound of 0
         zero = ~problem.free & (coefficients < 1e-9 * np.abs(coefficients).max(initial=0))
+        # distances are of logs: within 0.1% counts as there
         bound = [*(distance < 1e-3), *zero]
         return [name for name, there in zip(problem.names, bound) if there]
 
