@@ -557,6 +557,7 @@ def refit(problem, starts, each=1):
     the shapes of the best `each` of some starts, dicts name -> value. Raises ValueError."""
     shapes = [[start[name] for name in problem.shape] for start in starts]
     shapes = np.array(shapes, dtype=np.float64).reshape(len(starts), -1)
+    # a step around a minimum may leave the law's ranges
     shapes = np.clip(shapes, *np.exp(problem.log_ranges.T))
     reached, _ = search(problem, shapes, each, rounds=0)
     return Fit(problem, reached[0][1], True)
@@ -598,6 +599,7 @@ def search(problem, shapes, each=8, rounds=11):
     rng, quiet, enough = np.random.default_rng(0), 0, 1 if problem.shapes < 3 else 2
     for _ in watched(range(rounds), "search, round"):
         before, best = reached[0]
+        # half the starts far from the best minimum, half beside it
         chosen = take_apart(problem, left, each // 2)
         # steps of a factor of 1.6 or so in each shape: a basin beside the best may be deeper
         hops = best[:problem.shapes] + rng.normal(0, 0.5, (each - len(chosen), problem.shapes))
@@ -625,18 +627,19 @@ def search_few_rows(problem):
     rough = replace(problem, columns=some, y=problem.y[few], weights=None)
     reached, done = search(rough, shape_starts(problem.log_ranges, 100), each=4)
     best = take_apart(problem, reached, 3)
+    # at these shapes the coefficients are sought again, on all rows
     return scan(problem, [np.exp(z[:problem.shapes]) for _, z in best]), done
 
 
 def shape_starts(ranges, each):
-    """Shape parameters to start from, within logs of ranges (shapes, 2): a grid for one or two, a
-    Latin hypercube of `each` a parameter for more, (starts, shapes)."""
+    """Shape parameters to start from, (starts, shapes), within ranges, (shapes, 2), of their logs:
+    a grid for one or two, for more a Latin hypercube of `each` starts a parameter."""
     low, high = ranges.T
     if len(low) > 2:
         # a grid would grow with a power of the number of shapes
         sample = qmc.LatinHypercube(len(low), rng=0).random(each * len(low))
         return np.exp(qmc.scale(sample, low, high))
-    # 80 exponents are a tenth apart, 16 a third: near enough to polish from
+    # in logs 80 exponents are a tenth apart, 16 a third: near enough to polish from
     count = {0: 1, 1: 80, 2: 16}[len(low)]
     axes = [np.linspace(a, b, count) for a, b in ranges]
     return np.exp(np.array(list(product(*axes))))
@@ -646,6 +649,7 @@ def scan(problem, shapes):
     """[(value, z)] of the best coefficients at each of the shapes, the best first."""
     starts = [best_coefficients(problem, shape) for shape in shapes]
     found = [(problem.value(z), z) for z in starts if z is not None]
+    # a start where the law is not finite is none
     return sorted((pair for pair in found if pair[0] < math.inf), key=itemgetter(0))
 
 
@@ -660,6 +664,7 @@ def take_apart(problem, found, count):
             chosen.append((value, z))
         else:
             left.append((value, z))
+    # the caller's own list, which keeps the rest for later rounds
     found[:] = left
     return chosen
 
@@ -673,8 +678,8 @@ def polish_all(problem, chosen):
 
 
 def best_coefficients(problem, shape):
-    """z at these shape parameters with the best coefficients for them, to first order; None if the
-    law is not finite there."""
+    """z, (variables,), at these shape parameters with the best coefficients for them, to first
+    order; None if the law is not finite there."""
     p, matrix, held = problem.basis(np.log(shape))
     # least squares of what the basis sums to, not of the loss: near enough for a start
     target = problem.law.link(problem.target, p, problem.c)
@@ -698,15 +703,16 @@ def bounded_least_squares(matrix, y, free):
     # nnls stops at a tolerance that is absolute, so the columns must be of one size
     size = column_sizes(matrix)
     scaled = matrix / size
-    # a free coefficient is a difference of two
+    # a free coefficient is the difference of two that are at least 0
     x, _ = nnls(np.concatenate([scaled, -scaled[:, free]], axis=1), y)
     x[:len(size)][free] -= x[len(size):]
     return x[:len(size)] / size
 
 
 def polish(problem, z, precision=1e-9):
-    """A local minimum near z. Huber's loss is narrowed down to its width from that of the
-    residuals: narrow from the start, few points would have a say. "lad" is its limit."""
+    """A local minimum near z. Huber's loss starts as wide as the residuals and is narrowed to the
+    width asked for: narrow at once, only the few points inside it would steer the descent. "lad" is
+    its limit, of no width."""
     z = np.clip(z, problem.low, problem.high)
     width = float(np.median(np.abs(problem.residuals(z)))) + 1e-300
     # no width for least squares; hardly any for absolute deviations
@@ -719,16 +725,18 @@ def polish(problem, z, precision=1e-9):
 
 
 def descend(problem, z, width, precision):
-    """scipy's least_squares from z, with Huber's loss of this width, inf for none."""
+    """Where scipy's least_squares ends from z, with Huber's loss of this width; an infinite width
+    is plain least squares."""
     def huber(square):  # rho, rho', rho'' of the squared residual
         # a parabola inside the width, a line of the same slope outside
         inside, root = square <= width ** 2, np.sqrt(np.maximum(square, 1e-300))
         rho = np.where(inside, square, 2 * width * root - width ** 2)
         slope = np.where(inside, 1.0, width / root)
         bend = np.where(inside, 0.0, -0.5 * width / (root * square + 1e-300))
+        # weighted here; scipy minimizes half the sum of rho, which is Problem.value()
         return problem.w * np.stack([rho, slope, bend])
 
-    # a search need not follow every flat valley to its end; the last step does
+    # a search need not follow every flat valley to its end; finish() does
     evaluations = 60 if precision > 1e-12 else 500
     try:
         return least_squares(
@@ -746,7 +754,7 @@ def finish(problem, z):
     if problem.method != "lad":
         return polish(problem, z, 1e-15)
     value, radius, eye = problem.value(z), 0.1, np.eye(len(problem.target))
-    # of a step and of each residual's size, at least r and at least -r
+    # unknowns: the step, at no cost, then a size for each residual, at least r and at least -r
     cost = np.concatenate([np.zeros(len(z)), problem.w])
     while radius > 1e-9:
         # in the region the law counts as linear, and the sum of |r| is a linear program
@@ -755,7 +763,7 @@ def finish(problem, z):
         bounds = [*zip(low, high), *[(0, None)] * len(r)]
         step = linprog(cost, np.block([[slope, -eye], [-slope, -eye]]), np.concatenate([-r, r]),
                        bounds=bounds).x
-        if step is None:
+        if step is None:  # the program has no solution: what is there stands
             break
         trial = np.clip(z + step[:len(z)], problem.low, problem.high)
         trial_value = problem.value(trial)
@@ -793,18 +801,20 @@ def noise_of(found, sigma=None, freedom=math.inf):
     problem = found.problem
     r = problem.residuals(found.z)
     freedom = len(r) - len(found.z)
+    # as many parameters as points leave nothing to tell the noise by
     if freedom < 1:
         return 0.0, freedom
     if problem.method == "ls":
         return float(np.sqrt((problem.w * r ** 2).sum() / freedom)), freedom
-    # 1.4826 medians of |r| are a normal's standard deviation, and outliers hardly move a median
+    # 1.4826 medians of |r| are a normal's standard deviation, and outliers hardly move a median;
+    # the root makes up for what the parameters have taken out of the residuals
     return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(len(r) / freedom), freedom
 
 
 def spread_of(found):
-    """R with R^T R = (J^T J)^-1, J the slopes of the weighted residuals, (variables, variables):
-    times the noise of a point of weight 1, its columns are as long as the variables' errors to
-    first order; very long where J is singular."""
+    """R, (variables, variables), with R^T R = (J^T J)^-1, J the slopes of the weighted residuals.
+    To first order the error of a variable is the length of its column times the noise of a point of
+    weight 1; very long where J is singular."""
     slope = found.problem.jacobian(found.z) * np.sqrt(found.problem.w)[:, None]
     # columns of one size, so that a small singular value means a direction without a slope
     size = np.sqrt((slope ** 2).sum(0)) + 1e-150
@@ -821,6 +831,7 @@ def not_determined(found, sigma=None, freedom=math.inf):
     noise, freedom = noise_of(found, sigma, freedom)
     # a loss is never taken to be known to more than four digits
     floor = 1e-4
+    # of logs the floor is relative already
     if not problem.on_logs:
         floor = 1e-4 * float(np.sqrt((problem.target ** 2).mean()))
     reach = student_t.ppf(0.975, freedom) if freedom > 0 else math.inf
@@ -829,8 +840,10 @@ def not_determined(found, sigma=None, freedom=math.inf):
         reach = 1.96
     # half of each variable's 95% interval if the law were linear
     moves = reach * max(noise, floor) * np.linalg.norm(spread_of(found), axis=0)
+    # shapes are logs, so a factor of two is log 2
     allowed = np.concatenate([np.full(problem.shapes, math.log(2)), np.abs(z[problem.shapes:])])
     allowed[problem.shapes:][problem.free] = math.inf  # a free coefficient may be 0
+    # not "moves > allowed": nan, of a slope that overflows, is too far as well
     return [name for name, far in zip(problem.names, ~(moves <= allowed)) if far]
 
 
@@ -843,7 +856,7 @@ def standard_errors(found, sigma=None, freedom=math.inf):
     # the other methods have no such simple error: their residuals have heavy tails
     if problem.method != "ls" or freedom < 1:
         return {}
-    # variables are not the parameters: the change of every parameter by every variable
+    # z holds logs and scaled coefficients: the slope of each parameter in each variable
     change = []
     for step in 1e-5 * np.eye(len(z)):
         up, down = problem.parameters(z + step), problem.parameters(z - step)
@@ -860,7 +873,7 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
 
     sigma: the noise of a point of weight 1, if known from seeds, and the degrees of freedom it
     rests on. Otherwise it is estimated from the residuals, with points - parameters degrees. The
-    threshold, F(1, freedom), is wide when they are few, as it must be. name: the limit's.
+    threshold, t^2 = F(1, freedom), is wide when they are few, as it must be. name: the limit's.
     """
     problem, noise, degrees = found.problem, sigma, freedom
     if sigma is None:
@@ -883,9 +896,10 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
         refits.append(again)
         return refits[-1].objective - found.objective - allowed
 
-    # a limit above all points misses each by so much at least that it is out of the interval
+    # a law never goes below its limit, so with one this far above all points it misses them by too
+    # much: the upper end lies before it
     top = math.sqrt(2 * (found.objective + allowed) / problem.weights.sum())
-    # a loss is above 0, and so is its limit
+    # from below the bound is 0, as a loss is positive
     ends = []
     for bound in (0.0, float(np.max(problem.target)) + top):
         end = find_end(excess, found.params[name], bound)
@@ -903,15 +917,15 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
 
 
 def find_end(excess, center, bound):
-    """Where excess, negative at the center, crosses zero towards the bound; the bound if
-    nowhere."""
+    """Where excess, negative at the center, crosses zero toward the bound; the bound if nowhere."""
+    # a limit of 0 lies at its bound already
     if bound == center:
         return float(bound)
     inner = center
     for share in 4.0 ** np.arange(-7, 1):  # outward in growing steps
         outer = center + share * (bound - center)
         if excess(outer) >= 0:
-            if excess(inner) >= 0:  # no noise, no doubt
+            if excess(inner) >= 0:  # without noise the interval is a point
                 return float(inner)
             # the crossing lies between the last two
             return float(brentq(excess, inner, outer, xtol=1e-7))
@@ -940,6 +954,7 @@ def bootstrap(found, count, seed=0):
         while np.count_nonzero(drawn) < needed:
             drawn = rng.multinomial(total, np.full(total, 1 / total))
         weights = problem.weights.copy()
+        # a point drawn twice weighs twice
         weights[counted] *= drawn[groups]
         draws.append(refit(replace(problem, weights=weights), [found.params]).quantities())
     return replace(found, draws=draws, drawn_from=total)
@@ -948,8 +963,8 @@ def bootstrap(found, count, seed=0):
 def percentile_interval(found, values, estimate):
     """(low, high), 95%, of an estimate that follows from a fit, whose value for each draw of its
     bootstrap is in `values`."""
-    # a bootstrap's spread is that of the residuals, too small by (points - parameters) / points,
-    # and its percentiles are a normal's: both are made good, by more where points are few
+    # a bootstrap's variance is that of the residuals, too small by (points - parameters) / points,
+    # and its percentiles are a normal's, not a t's; both are made good, by more for fewer points
     freedom = max(found.drawn_from - len(found.z), 1)
     factor = math.sqrt(found.drawn_from / freedom)
     factor = factor * student_t.ppf(0.975, freedom) / norm.ppf(0.975)
@@ -986,6 +1001,7 @@ def jackknife(left_out):
     """The standard error of an estimate from its n values with one of n independent draws left
     out."""
     n, values = len(left_out), np.asarray(left_out)
+    # one draw of n moves a mean by 1 / (n - 1) of its own deviation: hence n - 1 on top
     return math.sqrt((n - 1) / n * ((values - values.mean()) ** 2).sum())
 
 
@@ -1015,7 +1031,7 @@ def compute_optimum(law, params, flops):
     best = int(np.argmin(loss(grid)))
     if best in (0, len(grid) - 1):
         raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
-    # and a search inside the bracket finds it
+    # a search inside the bracket finds the minimum to more digits than the grid has
     found = minimize_scalar(lambda log_n: loss(np.array([log_n]))[0], method="bounded",
                             bounds=(grid[best - 1], grid[best + 1]), options=dict(xatol=1e-7))
     n = float(np.exp(found.x))
@@ -1039,7 +1055,8 @@ def optimum_with_inference(params, loss, inference_tokens):
     def one_over_data(log_n):  # 1 / D, of the D that brings N to the loss; 0 where D overflows
         return (loss_of_data(log_n) / p.B) ** (1 / p.beta)
 
-    def slope(log_n):  # of the compute by N, over N D: 6 (1 + dlogD / dlogN) + 2 tokens / D
+    def slope(log_n):  # of the compute by log N, over N D: 6 (1 + dlogD / dlogN) + 2 tokens / D
+        # -dlogD / dlogN along the curve of equal loss
         fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * loss_of_data(log_n))
         return 6 * (1 - fall) + 2 * inference_tokens * one_over_data(log_n)
 
@@ -1071,8 +1088,8 @@ def fit_reciprocal(x, loss):
 
 def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
     """The power law of these points and the uncertainty of its limit: {"A", "b", "E", "interval",
-    "leave_one_out" (the range of limits), "left_out" (those fits), "at_bounds"}. sigma, freedom: of
-    profile()."""
+    "leave_one_out" (the range of limits), "left_out" (the parameters of those fits), "at_bounds"}.
+    x, loss, weights: (points,); sigma, freedom: of profile()."""
     law = LAWS["power"]
     found = fit(law, *check_points(law, {"x": x, "loss": loss}), weights)
     left_out = leave_one_out(found)
@@ -1097,9 +1114,9 @@ def data_efficiency(law, loss, standard_loss):
 
 
 def measured_efficiency(standard, loss, tokens):
-    """The same without a law, by interpolation between the standard recipe's measured losses, a
-    dict tokens -> loss (log tokens against loss): {"times", "bound"}. Beyond them the nearest point
-    bounds the truth: "more than " or "less than " so many times."""
+    """data_efficiency() without a law, of a loss reached with `tokens`: {"times", "bound"}, by
+    interpolation of log tokens between the standard recipe's measured losses, a dict tokens ->
+    loss. Beyond them the nearest bounds the truth: "more than " or "less than " so many times."""
     # np.interp wants its points to rise
     losses, counts = zip(*sorted((own, count) for count, own in standard.items()))
     needed = np.interp(loss, losses, np.log(counts))
@@ -1112,7 +1129,8 @@ def measured_efficiency(standard, loss, tokens):
 
 
 def rounded(values, places):
-    """Numbers with so many decimals, or with as many digits where all are small: "3.1 to 3.2"."""
+    """Numbers in words, "3.1 to 3.2", with so many decimals, or where all are below 0.1 with so
+    many significant digits."""
     small = max(map(abs, values)) < 0.1
     return " to ".join(f"{value:.{places}{'g' if small else 'f'}}" for value in values)
 
@@ -1123,6 +1141,7 @@ def describe(interval, left_out, sigma, unit="point"):
         known = "no interval, as many parameters as points"
     else:
         noise = "noise from the residuals" if sigma is None else f"noise {sigma:.2g} a {unit}"
+        # at the bound of 0 any lower limit would fit as well
         flat = ", flat below" if interval[0] == 0 else ""
         known = f"95% {rounded(interval, 3)}{flat} ({noise})"
     if left_out:
