@@ -1155,11 +1155,11 @@ def describe(interval, left_out, sigma, unit="point"):
 # People's tables differ in names, units and blanks. What can only be meant one way is read so, and
 # said; anything else stops with the line and what to do, as a wrong number would pass for a result.
 
-# other names of a column, in this kit's results and elsewhere
+# other names of a column, in this kit's results and elsewhere; of several the first there counts
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
            "U": ("tokens",), "K": ("members",), "loss": ("val_loss",), "sigma": ("sd",),
            "V": ("vocab_size",)}
-CONSTANT = ("V", "U", "curve")  # columns that may hold one value
+CONSTANT = ("V", "U", "curve")  # columns that may hold one value in all rows
 # C = 6 N D: what is missing as a function of N and the other
 OF_COMPUTE = {"D": ("C", lambda n, c: c / (6 * n)), "C": ("D", lambda n, d: 6 * n * d)}
 
@@ -1235,6 +1235,7 @@ def keep_rows(rows, where):
                              f"{condition}")
         column, sign, wanted = found.groups()
         header = header_of(rows)
+        # where an earlier condition left no row, the caller says so
         if rows and column not in header:
             raise ValueError(f"condition {condition}: there is no column {column}; there are "
                              f"{', '.join(header)}")
@@ -1274,6 +1275,7 @@ def drop_repeats(rows):
     kept = {}
     for number, (row, place) in enumerate(rows):
         key = number
+        # only results have names that tell copies from points that happen to be equal
         if {"kind", "name", "study"} <= row.keys():
             key = row["kind"], row["name"]
         kept[key] = row, place  # the last one counts
@@ -1297,7 +1299,7 @@ def split_pairs(pairs):
 
 def find_column(name, header, chosen):
     """The column of a table that a law calls `name`: the one chosen, else of that name or alias,
-    else the same but for case and blanks; None if there is none. Raises ValueError."""
+    else the same but for case and punctuation; None if there is none. Raises ValueError."""
     if name in chosen:
         if chosen[name] not in header:
             raise ValueError(f"--columns {name}={chosen[name]}: there is no such column; there are "
@@ -1328,7 +1330,7 @@ def read_number(text, column, place, blank=False):
     if is_number(text):
         return float(text)
     hint = ""
-    # 1,000,000
+    # like 1,000,000
     if re.fullmatch(r"\s*-?\d{1,3}(,\d{3})+(\.\d*)?\s*", str(text)):
         hint = ": write it without thousands separators"
     raise ValueError(f"{place}: {column} is {text!r}, not a number{hint}")
@@ -1378,7 +1380,7 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
         elif name not in absent:
             raise ValueError(f"{path} has no column {name}; it has {', '.join(header)} (say which "
                              f"is meant with --columns {name}=..., or give --set {name}=VALUE)")
-    # N may have been read twice
+    # N may have been read twice, once for C = 6 N D, and noted twice
     return table, rows, list(dict.fromkeys(notes))
 
 
@@ -1417,7 +1419,9 @@ def check_values(law, columns):
     (curve, step), count = steps.most_common(1)[0]
     if count > 1:
         raise ValueError(f"curve {curve} has step {step:g} twice; keep one")
+    # points to predict may have no column of losses: then all rows count
     known = np.isfinite(checked.get(law.target, checked["step"]))
+    # the laws take S1, the area under lr, to the power -alpha
     if (read_changes(checked, known).S1 <= 0).any():
         raise ValueError("lr is 0 up to the first loss of a curve; leave that loss blank")
     return checked
@@ -1448,7 +1452,7 @@ def columns_together(law, columns):
               and len(np.unique(columns[name])) > 1]
     for one, other in combinations(varied, 2):
         x, y = np.log(columns[one]), np.log(columns[other])
-        # in logs: D = 20 N is a line there, and so is any power
+        # in logs, where D = 20 N is a line, as is any power
         if abs(np.corrcoef(x, y)[0, 1]) > 0.9995:
             power = np.polyfit(x, y, 1)[0]
             found.append(f"{one} and {other} go together in all points ({other} as {one}^"
@@ -1502,7 +1506,7 @@ def add_law_options(parser):
 
 
 def names_laws(what):
-    """Whether the words of a command are laws and a table, however a law's name is spelt."""
+    """Whether the words of a command are laws and a table, however a law's name is spelled."""
     names = what[0].split(",")
     if any(name in LAWS for name in names):
         return True
@@ -1527,7 +1531,7 @@ def check_options(names, args):
     targets = {LAWS[name].target for name in names}
     of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
     noise = args.sigma or args.pooled
-    # what is wrong by its message; of several the first counts
+    # message -> whether it applies; of several the first is shown
     wrong = {
         f"the law {args.what[0]} goes with one table of points": len(args.what) != 2,
         f"laws of {' and '.join(sorted(targets))} have no errors to compare": len(targets) > 1,
@@ -1545,11 +1549,12 @@ def check_options(names, args):
             or (args.inference is not None and names != ["chinchilla"]),
         f"--compute goes with a law in N and D: {', '.join(of_both)}":
             args.compute is not None and not set(names) <= set(of_both)}
+    # these are of one fit to all points: a comparison has many
     alone = ("bootstrap", "predict", "compute", "inference", "figure", "sigma", "pooled", "seed")
     for name in alone:
         wrong[f"--{name} goes with one law and all its points, not with several laws or "
               f"--hold_out"] = getattr(args, name) and (len(names) > 1 or args.hold_out)
-    # without a bootstrap nothing is drawn
+    # predictions and optima have intervals by bootstrap, asked for or not; all else draws nothing
     drawn = args.bootstrap or args.predict or args.compute or args.inference
     wrong["--seed is of --bootstrap; give both"] = args.seed is not None and not drawn
     for name in ("save", "table"):
@@ -1570,7 +1575,7 @@ def law_of(name, args):
     chosen = (args.x or "").split(",")
     if chosen == [""] or "curve" in chosen or (name != "log_linear" and len(chosen) > 1):
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
-    # it reads any number of columns
+    # log_linear reads any number of columns; the other two read one, which they call x
     if name == "log_linear":
         return log_linear(*chosen)
     return replace(law, columns=(chosen[0],), basis=lambda p, c: law.basis(
@@ -1591,6 +1596,7 @@ def check_columns(names, args):
         read += ["sigma", "seeds"]
     if args.weights:
         read.append(args.weights)
+    # most likely misspelled; unread, it would change nothing and say nothing
     for option, pairs in (("columns", args.columns), ("set", args.set)):
         for column, value in split_pairs(pairs):
             if column not in read:
@@ -1616,6 +1622,7 @@ def fixed_of(law, pairs):
             raise ValueError(f"--fix {name}={value}: it must be above 0")
         if law.signs.get(name) in ("+", "-") and fixed[name] < 0:
             raise ValueError(f"--fix {name}={value}: it must be at least 0")
+    # values are looked up once, so that a chain of equals would not be followed
     if any(value in fixed for value in fixed.values()):
         raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
     if len(fixed) == len(law.shape) + len(law.signs):
@@ -1625,8 +1632,8 @@ def fixed_of(law, pairs):
 
 @dataclass
 class Points:
-    """A table as a law reads it. Targets are 1 where a row gives the schedule alone; its weight
-    is 0."""
+    """A table as a law reads it. Where a row gives the schedule alone, its target is 1, a filler,
+    and its weight 0."""
     problem: Problem
     rows: list  # as of read_rows()
     notes: list  # lines on what was assumed or is not determined
@@ -1670,6 +1677,7 @@ def read_law(name, path, args):
         # such a row gives the schedule alone, as one without a target does
         table[law.target][~counted] = np.nan
     else:
+        # other laws take each row by itself, so that one without weight can go
         table = {column: cells[counted] for column, cells in table.items()}
         rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
     columns, y = check_points(law, {column: table[column] for column in names})
@@ -1751,7 +1759,7 @@ def notes_on_repeats(law, rows):
     """Whether tokens are repeated in a table whose law has no word for it."""
     if "D" not in law.columns or "U" in law.columns:
         return []
-    # a column `epochs` is this kit's own; other tables have none and are taken at their word
+    # this kit's results have a column `epochs`; a table without it is taken to repeat nothing
     epochs = [float(row["epochs"]) for row, _ in rows if is_number(row.get("epochs"))]
     if max(epochs, default=1) <= 1:
         return []
@@ -1775,6 +1783,7 @@ def law_command(args):
     name, = names
     points = read_law(name, args.what[1], args)
     found, interval = solve(points.problem), None
+    # the profile is of squares; other methods have the bootstrap
     if has_limit(points.problem) and points.problem.method == "ls":
         interval, found = profile(found, points.sigma, points.freedom)
     open_names = not_determined(found, points.sigma, points.freedom)
@@ -1978,6 +1987,7 @@ def report_predictions(found, args):
                                   blank=(target,), absent=(target,))
     for note in notes:
         print(f"note: {args.predict}: {note}")
+    # apart from what the law reads: it may be blank, or no column at all
     truth = table.pop(target, np.nan)
     columns = check_values(law, table)
     predicted = predict(law, found.params, columns)
@@ -1989,7 +1999,7 @@ def report_predictions(found, args):
         answer |= {target: truth, "relative error": error / truth}
     rows = []
     for values in zip(*(column.tolist() for column in answer.values())):
-        # what is not known is left out: JSON has no number for it
+        # nan, the only value unlike itself, is left out: JSON has no number for it
         rows.append({name: value for name, value in zip(answer, values) if value == value})
     print_rows(list(answer), rows)
     if not np.any(known):
@@ -2013,12 +2023,13 @@ def predicted_range(found, columns, predicted):
     problem, rng, changes = found.problem, np.random.default_rng(0), []
     # noise adds to the loss or to its log, as the method has it
     scale = np.log if problem.on_logs else np.asarray
+    # measured minus predicted: what a new point adds to its prediction
     residuals = -problem.residuals(found.z)
-    # of the spread alone: where the residuals lie is the law's own error
+    # their spread alone is noise; an offset of all is the law's own error
     residuals = residuals - np.median(residuals)
     for draw in found.draws:
         change = scale(predict(problem.law, draw, columns)) - scale(predicted)
-        # one residual a refit, so that a band over neighbouring points is smooth
+        # one residual a refit, so that a band over neighboring points is smooth
         changes.append(change + rng.choice(residuals))
     ranges = [percentile_interval(found, change, 0.0) for change in np.array(changes).T]
     low, high = np.array(ranges).T
@@ -2070,7 +2081,7 @@ def mean_error(found, rows):
 
 
 def held_error(points, condition):
-    """The mean absolute error at the rows that meet a condition of a fit to the others."""
+    """The mean absolute error of a fit to the other rows at those that meet a condition."""
     problem = points.problem
     # rows are the same objects before and after the filter
     kept = {id(row) for row, _ in keep_rows(points.rows, [condition])}
@@ -2086,11 +2097,13 @@ def held_error(points, condition):
 
 
 def best_found(found):
-    """(right, lines): for how many lines of points that differ in tokens seen T alone the law puts
-    the least loss where it was measured; None for laws without T."""
+    """(right, lines): the number of lines of points that differ in T, tokens seen, alone; and on
+    how many the law predicts the least loss at the T where it was measured. None for laws without
+    T."""
     columns, y = found.problem.columns, found.problem.y
     if "T" not in columns:
         return None
+    # points with one key, their N and U, lie on one line
     others = [columns[name].tolist() for name in columns if name != "T"]
     lines, right, prediction = {}, 0, found.prediction
     for i, key in enumerate(zip(*others)):
@@ -2111,16 +2124,18 @@ def draw_law(path, name, found):
     chief = "step"
     if "curve" not in law.columns:
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
+    # one value of each other column is a setting; lr goes along with the step
     others = [column for column in law.columns if column not in (chief, "lr")]
     settings, style, how = [], "-", "lines"
     for i in range(len(y)):
         values = [columns[column][i] for column in others]
         texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
         settings.append(", ".join(map(" ".join, zip(others, texts))))
-    if len(set(settings)) > 8:  # too many for lines: one colour, and a cross where the law lies
+    if len(set(settings)) > 8:  # too many for lines: one color, and a cross where the law lies
         settings, style, how = [""] * len(y), "x", "crosses"
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for setting in dict.fromkeys(settings):
+        # rows of weight 0 have a filler for a target
         same = [i for i in np.flatnonzero(found.problem.weights) if settings[i] == setting]
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
         x, predicted = columns[chief][rows], found.prediction[rows]
@@ -2129,7 +2144,7 @@ def draw_law(path, name, found):
         below.plot(x, y[rows] - predicted, ".", color=color)
         at = {name: column[rows] for name, column in columns.items()}
         if style == "-" and chief != "step":
-            # also between the points, so that a few of them have a smooth line
+            # also between the points, so that few of them still give a smooth line
             x = np.geomspace(x[0], x[-1], 100)
             at = {name: np.full(100, column[0]) for name, column in at.items()} | {chief: x}
             predicted = predict(law, found.params, at)
@@ -2154,7 +2169,7 @@ def new_figure(path, width=7, height=4.5):
     if Path(path).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--figure {path} must end in .png, .pdf or .svg")
     try:
-        # not of pyplot, which wants a screen and keeps every figure
+        # without pyplot, which wants a screen and keeps every figure in memory
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("--figure needs matplotlib; pip install matplotlib") from None
@@ -2163,7 +2178,8 @@ def new_figure(path, width=7, height=4.5):
 
 
 def save_figure(path, figure):
-    """Write a figure whole or not at all, so in memory first."""
+    """Write a figure whole or not at all."""
+    # drawn in memory first, as drawing may fail
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format=Path(path).suffix[1:])
     write_atomically(path, drawn.getvalue())
