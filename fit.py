@@ -2208,17 +2208,19 @@ STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 LEAST = 0.1  # the least weight decay above 0 that is searched
 
-ENOUGH_DEGREES = 5  # of freedom: with them a 95% interval is 2.6 standard errors a side, not 12.7
+# of freedom: a 95% interval is then 2.6 standard errors a side, and 12.7 with one degree
+ENOUGH_DEGREES = 5
 
 STANDARD_LINE = "standard, best N"  # what data efficiency is counted against
 
-# what is compared with what: runs of one recipe on the same text
+# what is compared with what: runs of one recipe on the same text, with as many unique tokens
 TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
 
 
 def values(item, names):
-    """The values of some keys, to compare or sort by; what an item lacks is None, the least."""
+    """The values of some keys as pairs (rank, value), to compare or sort by; what an item lacks
+    comes first."""
     found = []
     for name in names:
         value = item.get(name)
@@ -2234,6 +2236,7 @@ def grouped(items, names):
     """[[item]]: the groups of items that agree in these keys, sorted by them."""
     def key(item):
         return values(item, names)
+    # groupby joins only what stands side by side
     return [list(group) for _, group in groupby(sorted(items, key=key), key=key)]
 
 
@@ -2275,6 +2278,7 @@ def mean_settings(runs):
     for group in grouped(runs, ("recipe", "setting")):
         first, losses = group[0], column(group, "val_loss")
         sd = None  # one run says nothing of noise
+        # ddof=1: the mean is of the same runs
         if len(losses) > 1:
             sd = float(losses.std(ddof=1))
         by_seed = {}
@@ -2296,10 +2300,11 @@ def pooled_noise(settings):
     def degrees(group):
         return sum(s["seeds"] - 1 for s in group)
 
-    # two or three seeds a setting say little; together those of a recipe and budget say enough
+    # two or three seeds a setting say little; those of all settings of a budget say enough
     noise = {}
     for recipe in grouped(settings, ("recipe",)):
         for task in grouped(recipe, TASK):
+            # with too few the noise is taken as alike at all budgets of the recipe
             pool = task if degrees(task) >= ENOUGH_DEGREES else recipe
             several, freedom = [s for s in pool if s["seeds"] > 1], degrees(pool)
             if freedom:
@@ -2356,19 +2361,20 @@ def certificate(center, settings, noise):
 
 
 def compare(center, other, axis, noise):
-    """A neighbour's value on the axis, its margin and a verdict. The margin is the mean difference
-    of losses over common seeds; within two standard errors of that it is a tie."""
+    """A neighbor's value on the axis, its margin and a verdict. The margin is the neighbor's loss
+    less the center's, the mean over common seeds; within two standard errors it is a tie."""
     low, high = sorted([center[axis], other[axis]])
     # from 0 there is no factor: the grid's first step goes to LEAST
     near = high / low <= STEP if low else high <= LEAST
     found = {"value": other[axis], "near": near, "setting": other["setting"]}
-    # both means rest on the same initial weights and orders of the data
+    # so both means rest on the same initial weights and orders of the data
     common = center["by_seed"].keys() & other["by_seed"].keys()
     if not common:
         return {**found, "verdict": "not run"}
     margins = [other["by_seed"][seeds] - center["by_seed"][seeds] for seeds in sorted(common)]
     margin = float(np.mean(margins))
     sd, _ = noise[task_of(center)]
+    # a difference of two runs has twice the variance of one
     if abs(margin) <= 2 * sd * math.sqrt(2 / len(margins)):
         verdict = "tie"
     elif margin > 0:
@@ -2390,6 +2396,7 @@ def certificates(settings, noise):
             one = certificate(center, group, noise)
             ties = {n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"}
             other = one["certified"] and not ties & certified
+            # the best is reported in any case: its row says what it lacks
             if one["neighbours"] and (other or not optima):
                 optima.append(one)
             if one["certified"]:
@@ -2438,6 +2445,7 @@ def size_trends(points):
             loss += p["by_seed"].values()
         n, loss = np.array(n), np.array(loss)
         slope, level = np.polyfit(n, loss, 1)
+        # of a line: squared error = variance of the residuals / sum of squared distances in x
         squares = ((loss - slope * n - level) ** 2).sum()
         error = math.sqrt(squares / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
         trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
@@ -2457,6 +2465,7 @@ def size_laws(points, noise):
             continue
         # a mean over seeds is as much surer as it has seeds
         seeds = column(group, "seeds").astype(float)
+        # without seeds limit_of() takes the noise from the residuals
         sigma, freedom = noise.get(task_of(first), (None, 0))
         line = {"x": column(group, "params").tolist(), "loss": loss.tolist(),
                 "weights": seeds.tolist()}
@@ -2468,9 +2477,9 @@ def size_laws(points, noise):
 
 
 def member_laws(ensembles):
-    """The limit K -> infinity of each ensemble: the law A / K + E with its jackknife interval over
-    members and, as "free", A / K^b + E where there are three K or more. Probability means fall more
-    slowly, so their limit is that of the free exponent."""
+    """The limit K -> infinity of each ensemble (paper, section on ensembling), by the law A / K + E
+    with its jackknife interval over members and, as "free", by A / K^b + E where there are three K
+    or more. Probability means fall more slowly, so their limit is that of the free exponent."""
     laws = []
     copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
     for e in ensembles:
@@ -2495,10 +2504,11 @@ def member_laws(ensembles):
 
 
 def best_ensembles(members):
-    """For each (recipe, tokens, size) of members that differ in seed alone the settings of the
-    least limit, of those the ensemble with most members."""
+    """The best ensemble of each (recipe, tokens, size), its members differing in seed alone: of the
+    setting whose largest ensemble has the least limit, that ensemble."""
     alike, best = [], []
     for m in members:
+        # members of several sizes, budgets or recipes have none in common
         if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed":
             alike.append(m)
     for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
@@ -2523,7 +2533,7 @@ def tiered_laws(members, average="logits"):
         k = column(group, "points").astype(float)
         freedom, squares = 0, 0.0
         for count, law in zip(k, over_k):
-            if law["se"] is not None:  # of two members
+            if law["se"] is not None:  # two members leave no error
                 freedom += count - 1
                 squares += (count - 1) * count * law["se"] ** 2
         sigma = None
@@ -2547,6 +2557,7 @@ def power_of_budgets(budgets):
     def basis(p, c):
         columns = []
         for i in range(budgets):
+            # 0 in the rows of other budgets, so that each has an A and an E of its own
             here = (c.budget == i).astype(float)
             columns += [here * c.x ** -p.b, here]
         return columns
@@ -2565,6 +2576,7 @@ def share_exponent(laws):
     """
     shared = []
     for group in grouped(laws, ("claim", "average", "recipe", "data_hash")):
+        # the noise is as sure as that of the budget with fewest degrees
         sigma, freedom = group[0]["sigma"], min(law["freedom"] for law in group)
         unknown = any(law["sigma"] is None for law in group)
         if len(group) < 2 or unknown or not any(map(is_power_law, group)):
@@ -2582,6 +2594,7 @@ def share_exponent(laws):
         for i, law in enumerate(group):
             interval, found = profile(found, sigma, freedom, f"E{i}")
             params = found.params
+            # what one b adds to the squares, by each b given up, in units of the noise
             excess = max(0.0, 2 * found.objective - apart) / (len(group) - 1) / sigma ** 2
             p = float(f_distribution.sf(excess, len(group) - 1, freedom))
             # an A of its own that vanished is no power law either
@@ -2607,9 +2620,9 @@ def half_width(law):
 
 
 def vary_differences(members):
-    """Members that differ in something else than seed against the most that differ in seed, all
-    else equal: their laws with `apart`, the difference of the loss at each K, `limit_apart`, and
-    `half` the width of the latter's 95% interval."""
+    """Ensembles whose members differ in something else than seed, each against the largest whose
+    members differ in seed, all else equal: its law with `apart`, the differences of the loss by K,
+    `limit_apart`, that of the limits, and `half`, half the width of its 95% interval."""
     rows = []
     for m in members:
         alike = agreeing(members, {**m, "vary": "seed"}, ("rest", *AXES, "vary"))
@@ -2627,13 +2640,13 @@ def vary_differences(members):
 
 
 def student_shares(runs, ensembles, noise):
-    """What students keep of their teachers' gain: for each setting of students and their teachers
-    the mean loss of the students, of the teachers alone (`single`) and of their ensemble, and
-    `share` = (single - student) / (single - ensemble) with its 95% interval.
-
-    Other students of other teachers are not counted in the interval.
+    """What students keep of their teachers' gain (paper, section on distillation): for each setting
+    of students and their teachers the mean loss of the students, of the teachers alone (`single`)
+    and of their ensemble, and `share` = (single - student) / (single - ensemble) with its 95%
+    interval, which leaves out that other teachers would make other students.
     """
     losses = {run["name"]: run["val_loss"] for run in runs}
+    # ensembles by their members, as a student knows the names of its teachers
     together = {tuple(sorted(Path(name).name for name in e.get("members", ()))): e
                 for e in ensembles}
     students = [run for run in runs if run.get("teachers") or run.get("sampled_from")]
@@ -2668,7 +2681,8 @@ def half_width_of_share(row, alone, ensemble_error, noise):
         return None
     deviation, freedom = noise
     share, members = row["share"], len(alone)
-    # of student, single and ensemble, each times the share's slope in it
+    # of student, single and ensemble, each times the slope of the share in it: -1, 1 - share and
+    # share, over the gain, single - ensemble
     errors = np.array([deviation / math.sqrt(row["seeds"]),
                        np.std(alone, ddof=1) / math.sqrt(members) * (1 - share),
                        ensemble_error * share]) / (row["single"] - row["ensemble"])
@@ -2686,7 +2700,7 @@ def predictions(members):
     for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
         by_count = sorted(group, key=lambda m: m["points"])
         small, large = by_count[0], by_count[-1]
-        if large["points"] < 2 * small["points"]:  # else there is little to predict
+        if large["points"] < 2 * small["points"]:  # too little to predict
             continue
         rows, free = [], small["free_probs"]
         losses = zip(large["loss_by_k"]["logits"], large["loss_by_k"]["probs"])
@@ -2707,6 +2721,7 @@ def lines_over_data(points, noise, over_n, shared, members):
     lines = {}  # {(name, data hash): {tokens: (loss, interval)}}
 
     def add(name, item, loss, interval=None):
+        # of several at one budget the least loss stays
         line = lines.setdefault((name, item["data_hash"]), {})
         line[item["tokens"]] = min(line.get(item["tokens"], (math.inf, None)), (loss, interval),
                                    key=lambda known: known[0])
@@ -2716,6 +2731,7 @@ def lines_over_data(points, noise, over_n, shared, members):
     for p in points:
         if p["recipe"] in measured:
             interval = None
+            # a mean of n seeds has the noise of one run over the root of n
             if task_of(p) in noise:
                 sd, freedom = noise[task_of(p)]
                 interval = t_interval(p["loss"], sd / math.sqrt(p["seeds"]), freedom + 1)
@@ -2810,6 +2826,7 @@ def widen(interval, loss, standard):
     losses, halves = zip(*sorted(zip(standard["loss"], halves)))
     half = float(np.interp(loss, losses, halves))
     low, high = interval
+    # independent noises add in squares; each side by itself, as an interval may be uneven
     return [loss - math.hypot(loss - low, half), loss + math.hypot(high - loss, half)]
 
 
