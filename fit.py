@@ -2846,9 +2846,9 @@ SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epoc
 
 
 def print_table(title, rows, columns):
-    """A Markdown table under its title; nothing where there are no rows. columns: {header: template
-    of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent, and a
-    column of empty cells is left out."""
+    """Print a Markdown table under its title; nothing where there are no rows. columns: {header:
+    template of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent,
+    and a column of empty cells is left out."""
     if not rows:
         return
     texts = []  # column by column
@@ -2879,11 +2879,12 @@ def print_settings(points, settings):
     print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
     rows = []
     for group in grouped(settings, BEST_OF):
+        # places: pairs of context and batch size, each with its own best setting
         for places in grouped(best_of(group, ("context", "batch_size")), ("context", "batch_size")):
             best = dict(places[0])
             if best.get("steps"):
                 best["steps_per_epoch"] = best["steps"] // best["epochs"]
-            if best["tried"] < len(group):  # there are other places
+            if best["tried"] < len(group):  # some settings have another place
                 rows.append(best)
     print_table("Best settings by context and batch size", rows,
                 {"context": "{context}", "batch": "{batch_size}",
@@ -2895,6 +2896,7 @@ def print_noise(noise):
     its settings."""
     rows = [{**dict(zip(TASK, task)), "sd": sd, "freedom": freedom}
             for task, (sd, freedom) in noise.items()]
+    # one row would only repeat what the settings show
     if len(rows) < 2:
         return
     print_table(f"Noise of one run (a budget with fewer than {ENOUGH_DEGREES} degrees of freedom "
@@ -2904,9 +2906,10 @@ def print_noise(noise):
 
 
 def print_certificates(found):
-    """A line a certificate: the setting, its neighbours' margins and which are not worse, and the
-    least margin of those that are."""
+    """A line a certificate: the setting, its neighbors' margins in nats and which are not worse,
+    and the least margin of those that are."""
     rows, margins = [], {}
+    # a column for each axis and side: "lr down", with the key lr_down
     for axis, side in product(AXES, ("down", "up")):
         margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
     for one in found:
@@ -2914,6 +2917,7 @@ def print_certificates(found):
         for neighbour in one["neighbours"]:
             verdict, margin = neighbour["verdict"], neighbour.get("margin")
             cell = verdict
+            # "not run" and "end" have no margin to show
             if margin is not None:
                 cell = f"{margin:+.3f}"
             if verdict in ("tie", "better"):
@@ -2939,6 +2943,7 @@ def print_trends(curves, trends, rows):
             row[f"at{p['epochs']}"] = p["loss"]
             counts[p["epochs"]] = f"{{at{p['epochs']}:.3f}}"
         by_epochs.append(row)
+    # curves may differ in their counts, met in any order
     in_order = {f"{count} epochs": counts[count] for count in sorted(counts)}
     print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
                 {"size": "{size}", "tokens": "{tokens:,}", **in_order})
@@ -3032,11 +3037,14 @@ def print_laws(laws):
     """The laws over N, N and K, D with what is known of their limits."""
     rows = []
     for law in laws:
+        # a claim is "N", "N and K" or "D"; its first letter is what the law's x is
         row = {**law, "of": law["recipe"], "x": law["claim"][0], "unit": "run"}
+        # a law over D is of all budgets
         if row["x"] == "N":
             row["at"] = f"{law['tokens']:,}"
         if "K" in law["claim"]:
             row["of"] += f" ensembles, K to infinity, {law['average']}"
+            # each limit over K weighs as much as it has members
             row["unit"] = "member"
         rows.append(row)
         # which count of parameters is the right one is not known, so both limits are shown
@@ -3045,7 +3053,7 @@ def print_laws(laws):
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
-        if not is_power_law(row):  # a step or a level: its numbers would be taken for a law's
+        if not is_power_law(row):  # its numbers would be taken for a law's
             row.update(A=None, b=None, E=None, known="no power law: A or b ran to its bound")
         if "p" in row:
             verdict = "rejected" if row["p"] < 0.05 else "not rejected"
@@ -3081,7 +3089,7 @@ def print_efficiencies(ratios):
 # --------------------------------------------------------------------------------------------------
 # Figures
 
-# marker, colour and line of a recipe, to be told apart in grey as well
+# marker, color and line of a recipe, to be told apart in gray as well
 STYLES = {"standard": ("s", "0.5", "-"), "regularized": ("o", "tab:blue", "-"),
           "member": ("^", "tab:green", "--"), "student": ("D", "tab:red", ":")}
 OTHER_STYLE = ("*", "black", "-.")
@@ -3118,6 +3126,7 @@ def size_lines(points, laws, members):
         if several:
             label += f", {mine[0]['tokens']:,} tokens"
         marker, color, style = STYLES.get(recipe, OTHER_STYLE)
+        # one seed has no spread to draw
         error = [p["sd"] or 0 for p in mine]
         lines.append(Line(label, column(mine, "params"), column(mine, "loss"), marker, color,
                           style, error, found.get(("N", *values(mine[0], TASK)))))
@@ -3133,11 +3142,12 @@ def size_lines(points, laws, members):
 def member_lines(members):
     """Loss against K of the best ensemble of each recipe and size, with its law; faint, that of
     their probability means."""
+    # where all are of mixed members there is no best: all are drawn
     chosen = best_ensembles(members) or members
     sizes = list(dict.fromkeys(m["size"] for m in chosen))
     lines = []
     for m in chosen:
-        # a colour a recipe, a marker a size
+        # a color a recipe, a marker a size
         _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
         marker = MARKERS[sizes.index(m["size"]) % len(MARKERS)]
         k = list(range(1, m["points"] + 1))
@@ -3148,14 +3158,15 @@ def member_lines(members):
 
 
 def epoch_lines(curves):
-    """Loss of the standard recipe against epochs, a line a size and budget; faint, its train
-    loss."""
+    """Loss of the standard recipe against epochs, a line a size and budget; faint, its train loss,
+    which goes on falling when validation loss rises again."""
     lines = []
     for i, curve in enumerate(curves):
         epochs, color = column(curve, "epochs"), f"C{i % 10}"
         label = f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens"
         lines.append(Line(label, epochs, column(curve, "loss"), MARKERS[i % len(MARKERS)], color,
                           joined=True))
+        # a gap in a line would look like a measured stretch
         if all(p.get("train_loss") for p in curve):
             lines.append(Line("", epochs, column(curve, "train_loss"), "", color, ":", joined=True,
                               faint=True))
@@ -3163,12 +3174,14 @@ def epoch_lines(curves):
 
 
 def student_lines(students):
-    """Loss of students by text against the tokens that their teachers wrote, a line a share of
-    them."""
+    """Loss of students by text against the tokens that their teachers wrote, a line for each share
+    of those in an epoch."""
+    # students by text alone: those by KL as well would need a line each
     by_text = [s for s in students if s.get("synthetic_tokens") and not s["kl_weight"]]
     lines = []
     for i, line in enumerate(grouped(by_text, ("k", "size", "synthetic_weight"))):
         best = best_of(line, ("synthetic_tokens",))
+        # best_of() sorts by loss, a line goes from left to right
         best.sort(key=lambda s: s["synthetic_tokens"])
         lines.append(Line(f"{line[0]['synthetic_weight']:g} of an epoch, {line[0]['size']}",
                           column(best, "synthetic_tokens"), column(best, "loss"),
@@ -3206,7 +3219,7 @@ def data_lines(lines, laws):
 
 def draw_points(axis, line):
     """The points of a line with their errors."""
-    # ms, mfc: size of a marker, colour of its inside
+    # ms, mfc: size of a marker, color of its inside
     look = {"label": line.label, "mfc": line.color}
     if line.faint:
         look = {"alpha": 0.6, "mfc": "white"}
@@ -3216,8 +3229,8 @@ def draw_points(axis, line):
 
 
 def draw_limits_beside(axis, lines):
-    """The laws over K out to 16 members and, beside each other at the right, their limits with
-    their intervals: K to infinity. So many of them can be told apart."""
+    """The laws over K, out to 16 members or more, and at the right their limits, K to infinity,
+    with their intervals: side by side, so that many can be told apart."""
     last = max(16, *(line.x[-1] for line in lines))
     k = np.geomspace(1, last, 100)
     for i, line in enumerate(lines):
@@ -3244,13 +3257,14 @@ def draw_laws(axis, lines):
     lowest, margin = low, (high - low) / 50
     told = [line for line in lines if not line.law["interval"] or line.law["interval"][0] > 0]
     for line in told:
+        # farther below than the axis is high, it is left out of sight
         if line.law["E"] > 2 * low - high:
             lowest = min(lowest, line.law["E"] - margin)
         axis.axhline(line.law["E"], color=line.color, ls="--", lw=1)
         band = line.law["interval"] or line.law["leave_one_out"]
         if band:
             axis.axhspan(*band, color=line.color, alpha=0.12, lw=0)
-    axis.set_ylim(lowest, high)  # which lines and bands have stretched
+    axis.set_ylim(lowest, high)  # lines and bands have stretched it
 
 
 def draw(path, x_label, lines, levels=()):
@@ -3264,6 +3278,7 @@ def draw(path, x_label, lines, levels=()):
         axis.axhline(levels[name], color="0.5", ls=":", lw=1)
         axis.annotate(name, (0.99, levels[name]), xycoords=("axes fraction", "data"), ha="right",
                       va="bottom", fontsize=8)
+    # joined points are counts, such as epochs, that deserve a tick each
     if all(line.joined for line in lines):
         ticks = sorted({x for line in lines for x in line.x})
         axis.set(xticks=ticks, xticklabels=[f"{tick:,}" for tick in ticks])
@@ -3300,6 +3315,7 @@ def draw_bars(path, ratios):
     width = 0.8 / len(recipes)
     for i, recipe in enumerate(recipes):
         mine = agreeing(ratios, {"recipe": recipe}, ["recipe"])
+        # the bars of a budget stand side by side, their middle at its tick
         places = [budgets.index(ratio["tokens"]) + (i + 0.5) * width - 0.4 for ratio in mine]
         times = [ratio["measured"]["times"] for ratio in mine]
         bars = axis.bar(places, times, width, label=recipe, color=f"C{i}", alpha=0.7)
@@ -3338,6 +3354,7 @@ def draw_claims(path, found):
                             student_levels(found["students"]))}
     drawn = 0
     for claim, figure in figures.items():
+        # NAME.png becomes NAME-epochs.png and so on, where there are lines
         if figure[1]:
             draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
             drawn += 1
@@ -3375,9 +3392,11 @@ def read_results(sources, where=()):
     names = ", ".join(map(str, sources))
     if not rows:
         raise ValueError(f"no finished run in {names}; train one first")
+    # two messages: no run at all and none that meets --where need different help
     kept = keep_rows(rows, where)
     if not kept:
         raise ValueError(f"no finished run in {names} with {' and '.join(where)}")
+    # the tables read these keys without asking
     for row, place in kept:
         for key in ("kind", *NEEDED.get(row.get("kind"), ())):
             if key not in row:
@@ -3391,6 +3410,7 @@ def count_once(results):
     Prints what this leaves out beside copies, and the runs that have two losses."""
     found, twice, others = {}, {}, 0
     for result in results:
+        # evaluations stay in the file for whoever reads it
         if result["kind"] not in NEEDED:
             others += 1
             continue
@@ -3401,7 +3421,8 @@ def count_once(results):
             twice[key] = {**result, "first_study": before["study"], "first": before["val_loss"],
                           "apart": result["val_loss"] - before["val_loss"]}
         found[key] = result
-    # rounding differs between processors, and between compiled and not, and grows: like a new seed
+    # rounding differs between processors, and between compiled and not, and grows in training: the
+    # difference is like that of a new seed
     print_table("Runs made twice, on two machines or compiled and not: the second one counts",
                 list(twice.values()),
                 {**SETTING, "seed": "{seed}", "study": "{first_study}", "loss": "{first:.4f}",
@@ -3418,6 +3439,7 @@ def save_results(path, results):
     that, written whole or not at all. What the file holds stays, unless the same comes anew. One
     process at a time: of two that save at once the later one wins."""
     before = []
+    # read as strictly as results are: a damaged file is not written over
     if Path(path).exists():
         before = [row for row, _ in read_rows(path)]
     merged = {}
@@ -3436,6 +3458,7 @@ def write_atomically(path, content):
             file.write(content)
         os.replace(temporary, path)
     finally:
+        # it is still there only after a failure
         if os.path.exists(temporary):
             os.unlink(temporary)
 
@@ -3444,7 +3467,9 @@ def write_atomically(path, content):
 # Command line
 
 def analyse(runs, ensembles):
-    """The paper's whole analysis: {what: its rows or laws}."""
+    """The paper's whole analysis of runs on one text: {what: its rows or laws}."""
+    # runs to settings, settings to best points, points to laws over N and K, their limits to laws
+    # over D: each step reads the one before
     settings = mean_settings(runs)
     noise = pooled_noise(settings)
     points = best_of(settings)
@@ -3504,6 +3529,7 @@ def runs_command(args):
     # saved before they are counted once: a study keeps its own line of a shared run
     if args.save:
         save_results(args.save, results)
+    # held back until all are made: --table chooses among them
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runs, ensembles = count_once(results)
         by_data = {}
@@ -3526,6 +3552,7 @@ def runs_command(args):
     if args.figure and len(by_data) != 1:
         raise ValueError(f"--figure draws one data set, not {len(by_data)}; choose one with "
                          "--where data=NAME")
+    # found: of the one data set there is
     if args.figure:
         draw_claims(args.figure, found)
     reports = {data: report_of(found) for data, found in by_data.items()}
@@ -3554,6 +3581,7 @@ def main():
     parser = argparse.ArgumentParser(
         description="Laws, limits and figures of runs or of any table of points.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    # one line, without argparse's long usage above it
     parser.error = lambda message: parser.exit(
         2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
     parser.add_argument("what", nargs="*", default=["runs"],
@@ -3573,6 +3601,7 @@ def main():
                       help="also merge the results into this file, one a line")
     runs.add_argument("--table", action="append", default=[], metavar="WORDS",
                       help="print only the tables whose title has these words")
+    # the options so far; those that follow have no effect on runs
     of_runs = set(vars(parser.parse_args([])))
     add_law_options(parser)
     args = parser.parse_args()
@@ -3589,6 +3618,7 @@ def main():
             raise ValueError(f"no effect on runs: {', '.join(idle)}; leave that out, or name a law "
                              "and its points")
         report = runs_command(args)
+    # strict JSON, so any reader takes it: nan and inf are none
     if args.json:
         print(json.dumps(report, allow_nan=False))
 
