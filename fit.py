@@ -567,6 +567,7 @@ def refit_around(problem, params):
     """The Fit from the shapes of `params` and around them: of one shape all over its range, of
     several by steps of a fifth in each, enough to step over the ridges near a minimum."""
     starts = [params]
+    # one shape is cheap to scan whole; several would need a grid
     if problem.shapes == 1:
         for shape in shape_starts(problem.log_ranges, 1):
             starts.append({problem.shape[0]: shape[0]})
@@ -862,6 +863,7 @@ def standard_errors(found, sigma=None, freedom=math.inf):
         up, down = problem.parameters(z + step), problem.parameters(z - step)
         change.append([(up[name] - down[name]) / 2e-5 for name in problem.names])
     errors = noise * np.linalg.norm(spread_of(found) @ np.array(change), axis=0)
+    # at a bound an estimate can move to one side only
     return {name: float(error) for name, error in zip(problem.names, errors)
             if name not in found.at_bounds}
 
@@ -876,6 +878,7 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
     threshold, t^2 = F(1, freedom), is wide when they are few, as it must be. name: the limit's.
     """
     problem, noise, degrees = found.problem, sigma, freedom
+    # the objective is half the weighted sum of squares
     if sigma is None:
         degrees = len(problem.target) - len(found.z)
         if degrees < 1:
@@ -1094,6 +1097,7 @@ def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
     found = fit(law, *check_points(law, {"x": x, "loss": loss}), weights)
     left_out = leave_one_out(found)
     interval, _ = profile(found, sigma, freedom)
+    # left_out is kept whole: efficiencies() evaluates each of these laws
     return {**found.params, "interval": interval, "leave_one_out": limit_range(left_out),
             "left_out": left_out, "at_bounds": found.at_bounds}
 
@@ -1129,8 +1133,8 @@ def measured_efficiency(standard, loss, tokens):
 
 
 def rounded(values, places):
-    """Numbers in words, "3.1 to 3.2", with so many decimals, or where all are below 0.1 with so
-    many significant digits."""
+    """Numbers as text, "3.1 to 3.2", with so many decimals, or where all are below 0.1 with so many
+    significant digits."""
     small = max(map(abs, values)) < 0.1
     return " to ".join(f"{value:.{places}{'g' if small else 'f'}}" for value in values)
 
@@ -1528,6 +1532,7 @@ def check_options(names, args):
             raise ValueError(f"--{name} {value:g} is out of range; it must be above 0")
     # what each law will minimize
     methods = {args.method or LAWS[name].method for name in names}
+    # an error of losses and one of benchmark errors are in different units
     targets = {LAWS[name].target for name in names}
     of_both = [name for name, law in LAWS.items() if set(law.columns) == {"N", "D"}]
     noise = args.sigma or args.pooled
@@ -1687,7 +1692,7 @@ def read_law(name, path, args):
     if problem.on_logs and np.nanmin(y) <= 0:
         raise ValueError(f"{problem.method} takes the log of {law.target}, which must be positive; "
                          f"use --method ls or raw_huber")
-    # only the profile of a limit asks for the noise
+    # given noise serves the limit's interval, and the errors beside it; without a limit it is idle
     sigma, freedom = read_noise(args, table)
     if sigma is not None and not has_limit(problem):
         raise ValueError("--sigma and --pooled are for the interval of a limit E that is sought, "
@@ -1705,6 +1710,7 @@ def has_limit(problem):
 
 def fixed_by_vocabulary(name, table, notes):
     """{"L0": ln V}, the loss of a guess, where the table gives V; else {}, which is noted."""
+    # of several vocabularies each would have an L0, and the law has one
     sizes = np.unique(table.get("V", ()))
     if len(sizes) > 1:
         raise ValueError(f"{name} takes one vocabulary, and V varies; choose with --where")
@@ -1720,6 +1726,7 @@ def read_noise(args, table):
         if "seeds" not in table:
             raise ValueError("--pooled needs a column seeds, how many runs each sd is of; or give "
                              "--sigma NOISE:DEGREES")
+        # n runs of a setting leave n - 1 degrees beside their mean
         degrees = table["seeds"] - 1
         if (degrees < 0).any() or degrees.sum() == 0:
             raise ValueError("--pooled needs two seeds or more at some point")
@@ -1793,6 +1800,7 @@ def law_command(args):
     found = draw_refits(found, points.notes, args)
     report = describe_fit(name, points, found, open_names, args)
     print_fit(report, own_method=args.method is None)
+    # each part prints its lines and adds its keys
     if has_limit(points.problem):
         report |= report_limit(points, found, interval, report["params"]["E"])
     if name == "unified":
@@ -1811,6 +1819,7 @@ def draw_refits(found, notes, args):
     needed = args.predict or args.compute is not None or args.inference is not None
     if not (args.bootstrap or needed):
         return found
+    # too few points: an error where the bootstrap was asked for, else a note
     try:
         found = bootstrap(found, args.bootstrap or DRAWS, args.seed or 0)
     except ValueError as error:
@@ -1838,6 +1847,7 @@ def describe_parameters(found, errors):
         error, low, high = errors.get(name), None, None
         if found.draws and name not in found.problem.fixed:
             drawn = [draw[name] for draw in found.draws]
+            # the spread of the refits, by any method, replaces the error to first order
             error = np.std(drawn, ddof=1)
             low, high = percentile_interval(found, drawn, value)
             # what is sought from 0 on has no interval below 0
@@ -1880,9 +1890,11 @@ def print_fit(report, own_method):
         title += ", the law's own (--method for another)"
     print(f"{report['law']}: {report['formula']}\n{report['points']} points; {title}; rmse "
           f"{report['rmse']:.4g}, objective {report['objective']:.6g}")
+    # before the numbers, as they say how to read them
     for note in report["notes"]:
         print(f"note: {note}")
     for name, one in report["params"].items():
+        # a derived quantity may overflow
         value = math.nan if one["value"] is None else one["value"]
         line = f"{name:>8} {value:12.6g}"
         if one["se"] is not None:
@@ -1929,6 +1941,7 @@ def check_optimum(found, open_names):
         why = together[0] if together else f"these points do not determine {', '.join(doubt)}"
         raise ValueError(f"there is no optimum to tell: {why}; add runs in which N and D vary "
                          f"apart")
+    # 6 N D is a number of FLOPs only where both are plain counts
     for name in ("N", "D"):
         if columns[name].max() < 1e5:
             raise ValueError(f"{name} is at most {columns[name].max():g} in these points, "
@@ -1959,6 +1972,7 @@ def describe_optimum(title, solve_for, found):
     """{name: value, name_low, name_high} of what solve_for(params) gives, N and D and perhaps the
     loss, printed."""
     drawn, failed, report, line = [], 0, {}, []
+    # the optimum of each refit: their spread is its interval
     for draw in found.draws:
         try:
             drawn.append(solve_for(draw))
@@ -2004,6 +2018,7 @@ def report_predictions(found, args):
     print_rows(list(answer), rows)
     if not np.any(known):
         return {"mae": None, "rows": rows}
+    # in the unit of the target, nats for a loss
     mae = float(np.abs(error[known]).mean())
     print(f"{args.predict}: mean absolute error {mae:.4g} over {known.sum()} points")
     return {"mae": mae, "rows": rows}
@@ -2263,6 +2278,7 @@ def rest_of(result, but=()):
     compared as well. A result without it agrees with none but its own setting.
     """
     identity = result.get("identity") or {"setting": result["setting"]}
+    # older results have no identity; a setting is a hash that nothing else shares
     rest = {key: identity[key] for key in identity if key not in (*SEEDS, *AXES, *but)}
     return json.dumps(rest, sort_keys=True)
 
@@ -2768,6 +2784,7 @@ def data_laws(lines):
     laws = []
     for line in lines:
         points = len(line["tokens"])
+        # three parameters: with three budgets the law meets them all, and has no interval
         if points > 2:
             law = limit_of(line["tokens"], line["loss"])
             laws.append({"claim": "D", **line, "points": points, **law})
@@ -2786,6 +2803,7 @@ def efficiencies(lines, laws):
     range when one of the law's points is left out."""
     rows = []
     for line in lines:
+        # losses compare on one text alone
         standard = agreeing(lines, {**line, "recipe": STANDARD_LINE}, ("recipe", "data_hash"))
         if not standard or line["recipe"] == STANDARD_LINE:
             continue
@@ -2794,6 +2812,7 @@ def efficiencies(lines, laws):
         if len(own_losses) < 2:  # nothing to interpolate
             continue
         for tokens, loss, interval in zip(line["tokens"], line["loss"], line["intervals"]):
+            # the paper compares recipes at one budget
             if tokens not in own_losses:
                 continue
             own = own_losses[tokens]
@@ -2809,6 +2828,7 @@ def efficiencies(lines, laws):
             if law and not (interval and interval[0] == 0):
                 row["by_law"] = efficiency_by(law[0], loss, own)
                 ratios = [efficiency_by(one, loss, own) for one in law[0]["left_out"]]
+                # with a point left out the standard law's limit may lie above the loss
                 reached = [ratio for ratio in ratios if ratio is not None]
                 if reached:
                     row["by_law_range"] = [min(reached), max(reached)]
@@ -2961,6 +2981,7 @@ def print_ensembles(members):
     rows = []
     order = ("recipe", "params", "epochs", "weight_decay", "vary", "points")
     for m in sorted(members, key=lambda m: values(m, order)):
+        # nats per token of the mean of K members, K = 1 first
         logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
         row = {**m, **by_count(logits), "recipe": m["recipe"] or "mixed", "half": half_width(m),
                "probs_last": probs[-1], "probs_b": m["free_probs"]["b"]}
@@ -2982,6 +3003,7 @@ def print_ensembles(members):
                 {"recipe": "{recipe}", "size": "{size}", "differ in": "{vary}", "1": "{k1:+.3f}",
                  "2": "{k2:+.3f}", "3": "{k3:+.3f}", "K": "{count}", "K members": "{last:+.3f}",
                  "limit": "{limit_apart:+.3f}", "95%": "+-{half:.3f}"})
+    # the test of a limit: was it right about more members than it was fitted to
     for small, large, rows in predictions(members):
         print_table(f"{large['points']} members of {large['size']}, recipe {large['recipe']}, and "
                     f"what {small['points']} predict: A / K + E for logit means, A / K^b + E for "
@@ -3006,6 +3028,7 @@ def print_students(rows):
 def by_count(losses):
     """The first three and the last of losses by K, as cells of a row."""
     row = {"count": len(losses), "last": losses[-1]}
+    # the paper's 300M ensemble passes the best single model's limit at K = 3
     for k, loss in enumerate(losses[:3], 1):
         row[f"k{k}"] = loss
     return row
@@ -3543,6 +3566,7 @@ def runs_command(args):
                 print(f"## {data}\n")
             print_tables(found)
     show_tables(printed.getvalue(), args.table)
+    # what the study cost on one machine
     hours = sum(run.get("seconds") or 0 for run in runs) / 3600
     print(f"Runs: {len(runs)} ({hours:.1f} hours one after another). Ensembles: {len(ensembles)}.")
     contexts = sorted({run["context"] for run in runs if run.get("context")})
