@@ -301,8 +301,8 @@ def annealed(c, memory):
 
 
 def multi_power_drop(c, p):
-    """How far all earlier changes of lr move the loss of each row, over B (arXiv 2503.12811, eq.
-    3), (rows,)."""
+    """How far all earlier changes of lr move the loss of each row, (rows,), before the factor B
+    (arXiv 2503.12811, eq. 3)."""
     # a change at a low lr takes effect within less area
     speed = p.C * c.lr ** -p.gamma
     return sum_changes(c, c.change * (1 - (1 + speed[c.k] * c.area_since) ** -p.beta))
@@ -1303,7 +1303,8 @@ def split_pairs(pairs):
 
 def find_column(name, header, chosen):
     """The column of a table that a law calls `name`: the one chosen, else of that name or alias,
-    else the same but for case and punctuation; None if there is none. Raises ValueError."""
+    else the same but for case, blanks and punctuation; None if there is none. Raises ValueError.
+    """
     if name in chosen:
         if chosen[name] not in header:
             raise ValueError(f"--columns {name}={chosen[name]}: there is no such column; there are "
@@ -2112,9 +2113,9 @@ def held_error(points, condition):
 
 
 def best_found(found):
-    """(right, lines): the number of lines of points that differ in T, tokens seen, alone; and on
-    how many the law predicts the least loss at the T where it was measured. None for laws without
-    T."""
+    """(right, lines), of the lines of points that differ in T, tokens seen, alone: on how many the
+    law predicts the least loss at the T where it was measured, and how many there are. None for
+    laws without T."""
     columns, y = found.problem.columns, found.problem.y
     if "T" not in columns:
         return None
@@ -2223,7 +2224,7 @@ STEP = 3.4  # the widest step of a search: grids double, or go 1, 3, 10
 ENDS = {"epochs": 1, "lr": 0, "weight_decay": 0}  # nothing lies below
 LEAST = 0.1  # the least weight decay above 0 that is searched
 
-# of freedom: a 95% interval is then 2.6 standard errors a side, and 12.7 with one degree
+# degrees of freedom: with 5 a 95% interval is 2.6 standard errors a side, with one 12.7
 ENOUGH_DEGREES = 5
 
 STANDARD_LINE = "standard, best N"  # what data efficiency is counted against
@@ -2278,7 +2279,7 @@ def rest_of(result, but=()):
     compared as well. A result without it agrees with none but its own setting.
     """
     identity = result.get("identity") or {"setting": result["setting"]}
-    # older results have no identity; a setting is a hash that nothing else shares
+    # sorted, so that the order of options does not tell two results apart
     rest = {key: identity[key] for key in identity if key not in (*SEEDS, *AXES, *but)}
     return json.dumps(rest, sort_keys=True)
 
@@ -2294,7 +2295,7 @@ def mean_settings(runs):
     for group in grouped(runs, ("recipe", "setting")):
         first, losses = group[0], column(group, "val_loss")
         sd = None  # one run says nothing of noise
-        # ddof=1: the mean is of the same runs
+        # ddof=1, as the mean is of the same few runs
         if len(losses) > 1:
             sd = float(losses.std(ddof=1))
         by_seed = {}
@@ -2549,7 +2550,7 @@ def tiered_laws(members, average="logits"):
         k = column(group, "points").astype(float)
         freedom, squares = 0, 0.0
         for count, law in zip(k, over_k):
-            if law["se"] is not None:  # two members leave no error
+            if law["se"] is not None:  # two members are too few for a jackknife
                 freedom += count - 1
                 squares += (count - 1) * count * law["se"] ** 2
         sigma = None
@@ -3415,7 +3416,6 @@ def read_results(sources, where=()):
     names = ", ".join(map(str, sources))
     if not rows:
         raise ValueError(f"no finished run in {names}; train one first")
-    # two messages: no run at all and none that meets --where need different help
     kept = keep_rows(rows, where)
     if not kept:
         raise ValueError(f"no finished run in {names} with {' and '.join(where)}")
