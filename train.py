@@ -47,12 +47,12 @@ from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, lo
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
 SEEDS = ("seed", "init_seed", "data_seed")  # what runs of one setting differ in
 ALL_SEEDS = (*SEEDS, "subset_seed")  # every seed that a run draws with
-TEACHER_CACHE_BYTES = 2 ** 30  # teachers' states of all windows are kept if they fit in this
+TEACHER_CACHE_BYTES = 2 ** 30  # teachers' states of all windows stay in memory if they fit in this
 LOCK_SILENCE = 600  # seconds without a heartbeat after which another host's lock is abandoned
 
-# (epochs, lr, weight_decay) of each budget in turn. Scale 1: the paper's, from its released search.
-# 1/1000: searched with this kit, for the runs see results/1000.jsonl. Standard and regularized ones
-# are certified, students were chosen among a few.
+# (epochs, lr, weight_decay) for each of BUDGETS in turn, as far as it is tuned. Scale 1 has the
+# paper's, from its released search. 1/1000 was searched with this kit (runs: results/1000.jsonl):
+# standard and regularized settings are certified, students' were chosen among a few.
 TUNED = {
     "standard": {
         "150m": [(8, 3e-3, 0.1), (16, 1e-2, 0.1), (32, 1e-2, 0.1), (64, 3e-3, 0.1)],
@@ -85,8 +85,8 @@ TUNED = {
     },
 }
 
-# Continued pre-training (paper, section on it): the setting of Llama 3.2 3B at 4.2B tokens of
-# mathematics, for any size until one is tuned.
+# (epochs, lr, weight_decay) of continued pre-training: what the paper used for Llama 3.2 3B on 4.2B
+# tokens of mathematics. It serves any size until one is tuned.
 CONTINUED = (8, 3e-5, 0.1)
 
 
@@ -101,7 +101,8 @@ def scale_of(size):
 def option(default, help, group, identity=True, choices=None, least=0, nargs=None):
     """A field of TrainConfig that is a command-line option, too.
 
-    identity=False: the option says how or where to run and does not change what is computed.
+    identity=False: it stays out of the run's name, because it does not change what is computed, or
+    because another field records what does. least: the smallest number that is allowed.
     """
     metadata = dict(help=help, group=group, identity=identity, choices=choices, least=least,
                     nargs=nargs)
@@ -111,7 +112,7 @@ def option(default, help, group, identity=True, choices=None, least=0, nargs=Non
 @dataclass
 class TrainConfig:
     """All that decides a run, and how it is carried out. resolve() fills what is None or "auto"."""
-    # What is learned. Each field here names a run anew.
+    # What is learned. Each field here changes the run's name; init_from does by started_from below.
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "parameters, as the paper names its models", "what",
                        choices=tuple(SIZES))
@@ -155,7 +156,7 @@ class TrainConfig:
     kl_on: str = option("all", "windows whose loss has the divergence", "distillation",
                         choices=("all", "real", "sampled"))
 
-    # How it is carried out. Only the precision changes what comes out, so only it is identity.
+    # How it is carried out. Only the precision changes more than rounding, so only it is identity.
     dtype: str = option("auto", "auto: bf16 on cuda, else fp32 (whose products are TF32 on cuda)",
                         "how", choices=("auto", "fp32", "bf16"))
     device: str = option("auto", "auto (cuda, then mps, then cpu) or a torch device", "how",
@@ -178,16 +179,14 @@ class TrainConfig:
 
     # Not an option: who wrote the synthetic text, for the tables.
     sampled_from: tuple = field(default=(), metadata=dict(identity=False))
-    # Not options: SHA-256 of train.bin, and of the synthetic one, because the same name with other
-    # text is another run; the teachers' names, because they may lie in any folder; and what
-    # training starts from likewise: a run's name, or the SHA-256 of a folder's files.
-    data_hash: str = ""
-    synthetic_hash: str = ""
-    teachers: tuple = ()
-    started_from: str = ""
+    # Not options either, and all identity: resolve() fills in what the options above refer to.
+    data_hash: str = ""  # Data.fingerprint(): other text under the same name is another run
+    synthetic_hash: str = ""  # the same of the synthetic text
+    teachers: tuple = ()  # their names alone, because their folders may move
+    started_from: str = ""  # the name of --init_from's run, or a hash of the folder's files
 
     def __post_init__(self):
-        # a command line and JSON have lists
+        # a command line and JSON give lists; identity() compares with defaults, which are tuples
         for name in ("teacher", "teachers", "sampled_from"):
             setattr(self, name, tuple(getattr(self, name)))
 
@@ -202,7 +201,7 @@ def add_options(parser, defaults=TrainConfig()):
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         kind, nargs = f.type, f.metadata["nargs"]
-        if nargs:  # several texts
+        if nargs:  # the field is a tuple, each of its values a text
             kind = str
         groups[name].add_argument(f"--{f.name}", type=kind, default=getattr(defaults, f.name),
                                   choices=f.metadata["choices"], nargs=nargs,
@@ -213,7 +212,8 @@ def config_from(args):
     """The resolved TrainConfig of parsed arguments. Raises InputError."""
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     config = resolve(TrainConfig(**{k: v for k, v in vars(args).items() if k in names}))
-    for name in ("size", "recipe"):  # what --init_from decides
+    # --init_from decides size and recipe: to overrule a user's own words silently would mislead
+    for name in ("size", "recipe"):
         asked, found = getattr(args, name), getattr(config, name)
         if name in args.given and asked != found:
             raise InputError(f"--{name} {asked} does not go with --init_from {config.init_from}, "
@@ -227,15 +227,15 @@ def drawn_seed(config, name):
     if value is not None:
         return value
     if name == "subset_seed":
-        return 0  # no subset is drawn, so the members' subsets start at the first
+        return 0  # without one no subset is drawn; members that vary it count up from 0
     return config.seed
 
 
 def identity(config):
-    """What a run computes: the fields that matter to it and differ from their defaults.
+    """{field: value} of what a run computes: the identity fields that differ from their defaults.
 
-    So a new option never renames old runs. A seed that equals --seed is left out: one run has one
-    name.
+    Defaults are left out, so a new option never renames old runs. So are init_seed and data_seed
+    where they equal --seed, so one run has one name.
     """
     found = {}
     for f in dataclasses.fields(config):
@@ -253,7 +253,7 @@ def short_hash(value, digits=6):
 
 
 def setting_of(config):
-    """A hash of what a run computes without its seeds: where it agrees, seeds alone differ."""
+    """A hash of identity() without the seeds: runs that agree in it differ in seeds alone."""
     setting = {k: v for k, v in identity(config).items() if k not in SEEDS}
     return short_hash(setting, digits=8)
 
@@ -272,8 +272,8 @@ def run_name(config):
 # Data: windows on the device, and the order in which an epoch visits them
 #
 # Data are fixed and scarce, which makes this part simple: D tokens are cut once into consecutive
-# windows of T, all of them lie on the device, and an epoch is a permutation of their indices. There
-# is no loader, and nothing random but what follows from a seed and the number of the epoch.
+# windows of T tokens, all of them lie on the device, and an epoch is a permutation of the windows.
+# No loader is needed, and every random choice follows from a seed and the number of the epoch.
 
 def device_windows(tokens, context, device):
     """All windows of `tokens` as one int32 tensor on the device: (windows, context)."""
@@ -288,14 +288,15 @@ def inputs_and_targets(windows):
 
 def synthetic_per_epoch(config, real):
     """Windows to mix with `real` ones an epoch, so that synthetic_weight of all are synthetic."""
+    # s / (real + s) = weight, solved for s
     return round(real * config.synthetic_weight / (1 - config.synthetic_weight))
 
 
 def epoch_order(config, epoch, real, synthetic=0):
     """The windows of one epoch in a random order: int64 (steps, batch_size).
 
-    Indices from `real` on are synthetic windows. They are taken in turn, so that none repeats
-    before all have been seen. A last incomplete batch is dropped.
+    real, synthetic: how many windows of each there are; indices from `real` on are synthetic. Those
+    are taken in turn, so none repeats before all were seen. A last incomplete batch is dropped.
     """
     mixed = synthetic_per_epoch(config, real)
     # epoch 0 takes the first `mixed` synthetic windows, epoch 1 the next, around and around
@@ -317,9 +318,9 @@ def order_rng(config, epoch, stream):
 
 
 def pack_documents(tokens, end_of_text, rng, budget):
-    """The documents of `tokens` in a random order, cut at `budget` tokens; what precedes the first
-    document stays in front."""
-    # an end-of-text token opens each document
+    """The documents of `tokens` in a random order, cut at `budget` tokens: (budget,). What precedes
+    the first document stays in front."""
+    # an end-of-text token opens each document, so piece 0 is what comes before the first of them
     documents = np.split(tokens, np.flatnonzero(np.asarray(tokens) == end_of_text))
     order = rng.permutation(len(documents) - 1) + 1
     # only as many documents as the budget needs: the pool may be far larger
@@ -345,6 +346,7 @@ def budget_tokens(config, data):
 def lr_at(step, steps, peak):
     """Learning rate of 0-based `step`: linear from 0 over the first 1% of steps, then a cosine that
     reaches 0 at `steps`."""
+    # rounded down, as in the paper's code; a run of less than 100 steps has no warm-up
     warmup = steps // 100
     if step < warmup:
         return peak * step / warmup
@@ -363,7 +365,7 @@ def make_optimizer(model, weight_decay):
             decayed.append(module.weight)
         elif isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm)):
             kept.append(module.weight)
-    # a new kind of layer must be put into a group by hand, not fall between them
+    # catches a new kind of layer, which would silently not be trained: give it a group above
     grouped, every = [id(p) for p in decayed + kept], [id(p) for p in model.parameters()]
     assert sorted(grouped) == sorted(every), "every parameter belongs to exactly one group"
     groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=kept, weight_decay=0.0)]
@@ -374,7 +376,8 @@ def make_optimizer(model, weight_decay):
 def evaluate(model, windows, batch_size, rank=0, world=1):
     """Mean nats per prediction over all windows in order, summed in float64.
 
-    windows: int32 (windows, context). Each process takes its share of them.
+    windows: int32 (windows, context), all of them. Process `rank` of `world` runs its share, and
+    each gets the mean of all.
     """
     total, mine = 0.0, windows[rank::world]
     for start in range(0, len(mine), batch_size):
@@ -384,8 +387,9 @@ def evaluate(model, windows, batch_size, rank=0, world=1):
             tokens = torch.cat([tokens, tokens[:1].expand(missing, -1)])
             ignored = torch.full_like(targets[:1], -1)
             targets = torch.cat([targets, ignored.expand(missing, -1)])
-        # summed on the CPU: not every device has float64
+        # summed on the CPU, because mps has no float64
         total += float(model(tokens, targets).cpu().double().sum())
+    # a window of T tokens has T - 1 predictions
     return add_up(total) / (len(windows) * (windows.shape[1] - 1))
 
 
@@ -419,7 +423,7 @@ class Run:
             raise InputError(f"--batch_size {config.batch_size} cannot be shared by {self.world} "
                              f"processes evenly; make it a multiple of {self.world}")
 
-        # the whole data set is one tensor on the device: (windows, context)
+        # all windows are one tensor on the device, real ones first: (windows, context)
         data = load_data(config.data)
         self.tokens, self.end_of_text = budget_tokens(config, data), data.meta["end_of_text"]
         self.train = device_windows(self.tokens, config.context, self.device)
@@ -444,26 +448,30 @@ class Run:
         self.steps = config.epochs * self.steps_per_epoch
         self.tokens_seen = self.steps * config.batch_size * config.context
 
-        # what a student follows: its teachers, which learn no more
+        # what a student follows: its teachers, whose weights stay as they are
         self.teachers = load_models(config.teacher, config.out, self.device)
-        if self.teachers:  # the head of their mean logits, (V, sum of C)
+        if self.teachers:
+            # their heads side by side, over their number: times their states side by side, one
+            # product makes the mean logits, (V, sum of C)
             heads = [teacher.head.weight.detach().to(self.device) for teacher in self.teachers]
             self.teacher_head = torch.cat(heads, dim=1) / len(heads)
         share = {"all": (1, 1), "real": (1, 0), "sampled": (0, 1)}[config.kl_on]
+        # the divergence's weight in the loss of a real and of a sampled window, (2,)
         self.kl_share = config.kl_weight * torch.tensor(share, device=self.device)
         self.teacher_cache = None  # their states in all windows, once guide() has asked for them
 
         # how and where it runs
         self.machine = describe_machine(self)
-        self.parallel = self.model  # the model that trains: over processes it averages gradients
+        self.parallel = self.model  # what trains: with several processes a wrapper around it
         if self.world > 1:
-            # the rotary tables are the same everywhere; gradients need no second copy in buckets
+            # it averages gradients over processes. Rotary tables, its only buffers, are the same in
+            # all and need no exchange; gradients need no second copy in buckets
             self.parallel = torch.nn.parallel.DistributedDataParallel(
                 self.model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def order(self, epoch):
         """The windows of each step of an epoch, on the device: (steps, batch_size)."""
-        if self.config.shuffle == "document":  # other neighbours in a window every epoch
+        if self.config.shuffle == "document":  # other neighbors in a window every epoch
             rng = order_rng(self.config, epoch, 1)
             packed = pack_documents(self.tokens, self.end_of_text, rng, len(self.tokens))
             self.train[:self.real] = device_windows(packed, self.config.context, self.device)
@@ -471,8 +479,10 @@ class Run:
         return torch.from_numpy(order).to(self.device)
 
     def trainable(self):
-        """The model to call in training, compiled if it is to be. Saved weights keep their names,
-        because self.model stays as it is."""
+        """The model to call in training, compiled if it is to be.
+
+        self.model stays as it is, since compiling would put a prefix before its weights' names.
+        """
         if not self.machine["compile"]:
             return self.parallel
         mode = "reduce-overhead" if self.machine["compile"] == "graphs" else "default"
@@ -481,18 +491,20 @@ class Run:
     def train_step(self, forward, order):
         """One optimizer step on the windows `order`, of which each process takes its share.
 
-        Returns this process's part of the mean loss and the gradient's norm, still on the device.
+        order: int64 (batch_size,). Returns this process's part of the mean loss, in nats per
+        prediction, and the norm of the gradient before clipping, () each, still on the device.
         """
         config, loss = self.config, 0.0
         # a window's last token predicts nothing
         predictions = config.batch_size * (config.context - 1)
-        if self.machine["compile"] == "graphs":  # else it would load the compiler for nothing
+        if self.machine["compile"] == "graphs":  # else this would load the compiler for nothing
+            # the last step's outputs are done with: their memory may be written over
             torch.compiler.cudagraph_mark_step_begin()
         # a batch that does not fit in memory goes through in parts, whose gradients add up
         parts = order[self.rank::self.world].split(self.machine["micro_batch_size"])
         for i, part in enumerate(parts):
             tokens, targets = inputs_and_targets(self.train[part])
-            # processes exchange gradients, which then are means over processes, in the last pass
+            # processes exchange gradients once a step, in the last pass: an exchange is slow
             exchange = contextlib.nullcontext()
             if self.world > 1 and i + 1 < len(parts):
                 exchange = self.parallel.no_sync()
@@ -501,17 +513,20 @@ class Run:
                     guide = self.guide(tokens, part)
                     total = forward(tokens, targets, guide, total=True).sum()
                     part_loss = total / predictions
-                # processes average their gradients; the parts of the loss are to be summed
+                # times world, because DDP averages gradients where those of a sum are wanted
                 (part_loss * self.world).backward()
             loss += part_loss.detach()
-        # clipping to norm 1 keeps one bad batch from throwing the weights far off
+        # clipping to norm 1, as the paper does, keeps one bad batch from throwing the weights off
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.apply_gradients()
         return loss, norm
 
     @torch.no_grad()
     def guide(self, tokens, windows):
-        """What the teachers say of some windows, a Guide; None without teachers."""
+        """What the teachers say of some windows, a Guide; None without teachers.
+
+        tokens: (B, T), what stands in the windows with the indices `windows`, (B,).
+        """
         if not self.teachers:
             return None
         if self.teacher_cache is None and self.teacher_cache_bytes() > 0:
@@ -525,7 +540,7 @@ class Run:
             states = self.teacher_states(tokens)
         else:
             states = self.teacher_cache[windows]
-        sampled = (windows >= self.real).long()
+        sampled = (windows >= self.real).long()  # (B,): 0 real, 1 sampled, as in kl_share
         return Guide(states, self.teacher_head, self.kl_share[sampled][:, None],
                      self.config.kl_temperature)
 
@@ -538,11 +553,13 @@ class Run:
         return torch.cat(states, dim=2)
 
     def teacher_cache_bytes(self):
-        """Memory for the teachers' states in all windows; 0 where it is too much, or changes.
+        """Bytes that the teachers' states in all windows would take; 0 where they are not kept.
 
-        It is the same in every epoch, unless documents are packed anew, so small students ask once.
+        Teachers say the same of a window in every epoch, so a student whose windows stay and are
+        few asks them once.
         """
         width = sum(teacher.config.width for teacher in self.teachers)
+        # 4 bytes a number: what the last norm gives is fp32, under autocast as well
         size = 4 * self.train.numel() * width
         if self.config.shuffle == "document" or size > TEACHER_CACHE_BYTES:
             return 0
@@ -562,7 +579,7 @@ class Run:
         """
         model, batch = self.model, self.machine["micro_batch_size"]
         if self.device.type == "cuda":
-            # few windows: each chunk of their logits is compiled by itself
+            # few windows a pass: every chunk of their logits adds to the code to be compiled
             model, batch = self.trainable(), min(batch, 8)
         with autocast(self.config.dtype, self.device):
             return evaluate(model, windows, batch, self.rank, self.world)
@@ -573,8 +590,8 @@ class Run:
 
     def cost(self):
         """What the run takes, known before it starts."""
-        # Of training, a third is the forward pass, which is all that a teacher does. (MFU counts
-        # the student alone.)
+        # The forward pass is a third of training, and all that a teacher does. It counts at every
+        # step, even where the states are kept. (MFU counts the student alone.)
         flops = self.model.flops_per_token()
         flops += sum(teacher.flops_per_token() / 3 for teacher in self.teachers)
         return {"name": run_name(self.config), "params": self.model.parameter_count(),
@@ -583,15 +600,15 @@ class Run:
                 "flops": flops * self.tokens_seen}
 
     def memory_bytes(self, windows, compiled):
-        """Estimate of the memory that training takes with so many windows a pass."""
+        """Estimate of the bytes that training takes with so many windows a pass."""
         # on CUDA compiled code keeps less than eager code
         compiled = bool(compiled) and self.device.type == "cuda"
         tokens = windows * self.config.context
         more = sum(p.nbytes for teacher in self.teachers for p in teacher.parameters()
                    if p.device.type == self.device.type)
         if self.teachers:
-            # their heads side by side and their states; and a student's logits, of which compiled
-            # code keeps the gradients of all chunks
+            # their heads side by side, the states of a pass in fp32, and 2 bytes for each of the
+            # student's logits, because with a Guide compiled code keeps gradients of all chunks
             width, rows = self.teacher_head.shape[1], self.teacher_head.shape[0]
             more += self.teacher_head.nbytes + 4 * tokens * width + 2 * tokens * rows
         if self.world > 1:  # DDP's buckets hold the gradients once more
@@ -615,8 +632,9 @@ class Run:
 def run_steps(run, heartbeat):
     """Take all remaining steps of a run, with log lines, validations and checkpoints.
 
-    Between log lines nothing waits for the device: losses add up there, and so does the first step
-    at which one was not finite. Checkpoints lie at log lines, where the sums are empty.
+    heartbeat: called at every step, see claim(). Between log lines nothing waits for the device:
+    the sum of losses stays there, and so does the first step at which one was not finite.
+    Checkpoints are taken at log lines, where that sum starts at 0 anyway, so none has to hold it.
     """
     config, forward = run.config, run.trainable()
     # by default once an epoch: overfitting shows from one pass to the next
@@ -627,15 +645,15 @@ def run_steps(run, heartbeat):
     logged_step = run.step  # of the last log line
     logged_at = saved_at = time.monotonic()  # of the last log line and the last checkpoint
     # a resumed run counts the seconds of before, too
-    started, printed_at = logged_at - run.seconds, 0.0
+    started, printed_at = logged_at - run.seconds, 0.0  # 0.0: the first log line is printed
     while run.step < run.steps:
         epoch, place = divmod(run.step, run.steps_per_epoch)
-        if order is None or place == 0:
+        if order is None or place == 0:  # a resumed run may begin inside an epoch
             order = run.order(epoch)
         loss, norm = run.train_step(forward, order[place])  # () each, or (members,)
         loss_sum = loss_sum + loss
         # a tensor on the device, looked at when the next log line waits for it anyway
-        bad = (bad_step < 0) & ~torch.isfinite(loss + norm)
+        bad = (bad_step < 0) & ~torch.isfinite(loss + norm)  # only the first is kept
         bad_step = torch.where(bad, run.step, bad_step)
         run.step += 1
         heartbeat()
@@ -645,9 +663,10 @@ def run_steps(run, heartbeat):
         if not (validate or last or run.step % config.log_every == 0):
             continue
 
-        # a log line
+        # A log line. First the check, so that no checkpoint holds weights that are not finite.
         refuse_bad_steps(run, bad_step)
         count = (run.step - logged_step) * config.batch_size * config.context
+        # tokens a second of all members; refuse_bad_steps() has just waited for the device
         speed = len(run.members) * count / (time.monotonic() - logged_at)
         losses = [add_up(total) / (run.step - logged_step) for total in loss_sum.reshape(-1)]
         vals = run.evaluate_members() if validate else []
@@ -691,13 +710,15 @@ def train(config):
     # of several processes the first holds the folder for all
     claimed = claim(folder) if rank == 0 else contextlib.nullcontext(lambda: None)
     with explain_out_of_memory(config), claimed as heartbeat:
-        if world == 1 and (folder / "result.json").exists():  # someone else has just finished it
+        # Someone else may have finished it before the claim. Of several processes all must decide
+        # alike, and each looks at another moment: they do not look again.
+        if world == 1 and (folder / "result.json").exists():
             return read_json(folder / "result.json")
         run = Run(config, folder)
         begin(run)
         run_steps(run, heartbeat)
         result = finish(run)
-        if world > 1:  # nobody leaves before the first has written: gloo aborts who is left
+        if world > 1:  # all wait until the first has written: gloo aborts those whom others leave
             dist.barrier()
     return result
 
@@ -717,12 +738,13 @@ def begin(run, **more):
 def finish(run):
     """The result of a run whose steps are done; published with its weights, result.json last."""
     config = run.config
-    # train loss on as many tokens as there are for validation
+    # train loss on the first tokens, as many as there are for validation: the gap between the two
+    # losses shows overfitting
     sample = device_windows(run.tokens[:len(run.val) * config.context], config.context, run.device)
     val_loss, train_loss = run.evaluate(run.val), run.evaluate(sample)
     write_row(run, step=run.step, val_loss=val_loss, train_loss=train_loss)
-    # AdamW's weights are an average of updates over the last 1 / (lr x weight_decay) steps (arXiv
-    # 2405.13698): its memory, tau, here in epochs
+    # AdamW's weights are a moving average of its updates, over the last 1 / (lr x weight_decay)
+    # steps (arXiv 2405.13698). This memory, tau, is given in epochs, at the peak learning rate.
     decay_per_epoch = config.lr * config.weight_decay * run.steps_per_epoch
     tau = 1 / decay_per_epoch if decay_per_epoch else None
     speed = run.tokens_seen / run.seconds
@@ -748,12 +770,13 @@ def finish(run):
 
 def resolve(config):
     """A copy with all filled in that depends on size, recipe, data and device. Raises InputError
-    for what cannot run."""
+    for what cannot run. To resolve it once more changes nothing."""
     config = replace(config)
     config.study = config.study or Path(config.out).name
     check_ranges(config)
     data = load_data(config.data)
     config.data, config.data_hash = data.folder.name, data.fingerprint()
+    # before the rest, because it decides the size
     if config.init_from:
         fill_start(config, data)
     elif config.recipe == "cpt":
@@ -772,6 +795,7 @@ def resolve(config):
     if config.teacher:
         check_teachers(config, data)
 
+    # the device last: what is wrong with the rest is said before a GPU is started
     device = use_device(config.device, config.threads)
     if config.compile == "graphs" and device.type != "cuda":
         raise InputError(f"--compile graphs needs CUDA, not {device.type}; use --compile 1")
@@ -783,8 +807,8 @@ def resolve(config):
 def tuned_settings(recipe):
     """{(size, tokens): (epochs, lr, weight_decay)} of all that is tuned for a recipe.
 
-    `member` doubles the epochs and halves the weight decay of the best single model (paper, section
-    on ensembles), up to 128 epochs and down to 0.1.
+    `member` has no table: it doubles the epochs and halves the weight decay of the best single
+    model (paper, section on ensembles), up to 128 epochs and down to 0.1.
     """
     found = {}
     if recipe == "member":
@@ -807,15 +831,16 @@ def named_parameters(size):
 def nearest_settings(recipe, size, tokens, steps_per_epoch):
     """(settings, where they are from) when nobody tuned a recipe at this size and budget.
 
-    They are those of the nearest tuned budget, on the same rung of the ladder if there is one. The
-    weight decay is scaled so that AdamW's memory in epochs, 1 / (lr x weight_decay x steps per
-    epoch), stays what it was there: that is what holds over budgets. The standard recipe keeps 0.1.
-    Continued pre-training has one setting for all.
+    settings: (epochs, lr, weight_decay) of the nearest tuned size and budget. Sizes of one rung,
+    such as 300m, 30m, 3m and 300k, are nearest. The weight decay is scaled so that AdamW's memory
+    in epochs, 1 / (lr x weight_decay x steps_per_epoch), stays what it was there, since it varies
+    little over the paper's optima. The standard recipe keeps its 0.1, continued pre-training has
+    one setting for all.
     """
     if recipe == "cpt":
         return CONTINUED, "the paper's model of 3B at 4.2B tokens"
 
-    def stands_for(size):  # parameters at scale 1, alike for all of a rung
+    def stands_for(size):  # parameters that it would have at scale 1: the same on all of a rung
         named = named_parameters(size)
         if named is None:
             raise InputError(f"size {size} is not named for its parameters, as 50k would be; "
@@ -824,12 +849,12 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
 
     def distance(place):
         other, other_tokens = place
+        # the rung first (tokens per parameter are alike on a rung), then the scale, then the budget
         relative = tokens * SCALE_OF[size] / (other_tokens * SCALE_OF[other])
         return (abs(math.log(stands_for(other) / stands_for(size))),
                 abs(math.log(SCALE_OF[other] / SCALE_OF[size])),
                 abs(math.log(relative)))
 
-    # the rung first (tokens per parameter are alike on a rung), then the scale, then the budget
     tuned = tuned_settings(recipe)
     other, other_tokens = min(tuned, key=distance)
     epochs, lr, weight_decay = tuned[other, other_tokens]
@@ -837,12 +862,13 @@ def nearest_settings(recipe, size, tokens, steps_per_epoch):
         # half the steps an epoch take twice the weight decay for the same memory in epochs
         rung = LADDER[SCALE_OF[other]]
         there = other_tokens // rung["context"] // rung["batch_size"]
+        # two digits: it is a guess, and stands in the run's name
         weight_decay = float(f"{weight_decay * there / steps_per_epoch:.2g}")
     return (epochs, lr, weight_decay), f"{other} at {other_tokens:,} tokens"
 
 
 def budget_of(text, scale):
-    """D as a number, from a number or a label of BUDGETS. Raises InputError."""
+    """D as a number of tokens, from a number or a label of BUDGETS. Raises InputError."""
     label = str(text).lower()
     if label in BUDGETS:
         return PAPER_TOKENS * BUDGETS[label] // scale
@@ -881,6 +907,7 @@ def fill_settings(config, data):
             settings, where = nearest_settings(config.recipe, config.size, config.tokens, steps)
             found = dict(zip(names, settings))
             values = ", ".join(f"{name} {found[name]:g}" for name in missing)
+            # with a learning rate or epochs of the user's own, the memory may be another
             kept = ""
             if missing == list(names) and config.recipe not in ("standard", "cpt"):
                 kept = ", with AdamW's memory in epochs kept"
@@ -907,7 +934,7 @@ def odd_settings(config, data):
             found.append(f"{config.size} has {count:,} parameters with the vocabulary of "
                          f"{vocabulary:,} of {config.data}, not those it is named for")
     share = config.lr * config.weight_decay
-    if share >= 1:  # such as a memory of an epoch gives where an epoch has a step or two
+    if share >= 1:  # as where weight decay was scaled to an epoch of only a step or two
         found.append(f"lr x weight_decay is {share:.3g}: each step takes that share of the weights "
                      f"away, and nothing is learned; lower --weight_decay")
     return found
@@ -976,7 +1003,7 @@ def check_teachers(config, data):
         if result["context"] < config.context:
             raise InputError(f"{result['name']} has context {result['context']}; give --context "
                              f"{result['context']}, or less")
-    # in one order, since sums of floating-point numbers depend on it
+    # sorted, so that any order on the command line makes one run: sums round by their order
     named = sorted(zip([result["name"] for result in results], runs))
     config.teachers = tuple(name for name, _ in named)
     config.teacher = tuple(run for _, run in named)
@@ -985,8 +1012,8 @@ def check_teachers(config, data):
 
 
 # --------------------------------------------------------------------------------------------------
-# Continued pre-training: weights of another model, fresh optimizer and schedule (paper, section on
-# continued pre-training)
+# Continued pre-training: weights of another model, a fresh optimizer and schedule (paper, section
+# on continued pre-training)
 
 def is_hub_folder(name):
     """Whether a folder is a model in Hugging Face's format. A run's config.json has no
@@ -1020,8 +1047,9 @@ def fill_start(config, data):
         if not theirs.exists():
             raise InputError(f"{folder} has no tokenizer.json; save the tokenizer there, and "
                              f"prepare the text with --tokenizer {folder}")
+        # source: what --tokenizer would take; same: whether the data were made with it
         source, same = folder, own.exists() and own.read_text() == theirs.read_text()
-        digest = hashlib.sha256()
+        digest = hashlib.sha256()  # other weights in the same folder make another run
         for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
             digest.update(sha256_file(file).encode())
         config.started_from = digest.hexdigest()[:12]
@@ -1062,7 +1090,7 @@ def continued_model(config, data):
     shape = replace(loaded.config, context=config.context, doc_mask=bool(config.doc_mask),
                     end_of_text=data.meta["end_of_text"], vocab_size=rows)
     model, weights = GPT(shape), loaded.state_dict()
-    # some have rows beyond their tokenizer, for speed: no text has those tokens
+    # some models have more rows than their tokenizer has tokens, for speed: no text needs those
     for name in ("embedding.weight", "head.weight"):
         weights[name] = weights[name][:rows]
     model.load_state_dict(weights)
@@ -1073,7 +1101,7 @@ def continued_model(config, data):
 # Log and checkpoints
 #
 # A checkpoint is taken at a log line and holds the length of the log. So a killed run goes on with
-# the same numbers, and its log is that of a run which nobody killed.
+# the same numbers, and its log has the rows of a run that nobody killed, and a header a start.
 
 def say(text):
     """Print a line, in the first process alone."""
@@ -1102,7 +1130,7 @@ def log_members(run, losses, vals, speed, mfu):
 
 def print_progress(run, losses, vals, speed, mfu):
     """One line for who waits."""
-    # the mean over members where several train as one
+    # the mean of the losses over members, where several train as one
     val = f" val {np.mean(vals):.4f}" if vals else ""
     # at the speed of now: the first step, which waits for the compiler, says nothing of the others
     tokens = (run.steps - run.step) * run.config.batch_size * run.config.context
@@ -1134,7 +1162,7 @@ def load_checkpoint(run):
     run.step, run.seconds = state["step"], state["seconds"]
     # log lines after the checkpoint are taken back: they will be written again
     if run.rank == 0:
-        with open(log, "r+b") as file:
+        with open(log, "r+b") as file:  # in place: "wb" would empty it
             file.truncate(state["log_bytes"])
 
 
@@ -1156,7 +1184,8 @@ def expand(names, out):
     runs = []
     for name in names:
         members = None
-        # by folder first, then by name; absolute, as an ensemble may lie in the present folder
+        # A folder goes before a name. Absolute, because the parent's parent is needed below, which
+        # a relative path may not have.
         for folder in (Path(name).absolute(), Path(out) / name, Path(out) / "ensembles" / name):
             if (folder / "result.json").exists():
                 members = read_json(folder / "result.json").get("members")
@@ -1194,7 +1223,7 @@ def load_models(names, out, device="cpu"):
             raise InputError(f"{error}; delete {folder} and train it again") from error
 
     device = torch.device(device)
-    weights = 4 * sum(model.parameter_count() for model in models)  # bytes
+    weights = 4 * sum(model.parameter_count() for model in models)  # bytes, in fp32
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         if weights >= memory / 2:
@@ -1221,16 +1250,16 @@ class InUse(InputError):
 
 @contextlib.contextmanager
 def claim(folder):
-    """Hold a run folder for this process; yields the heartbeat, to be called at every step.
+    """Hold a run folder for this process; yields heartbeat(), to be called at every step.
 
-    The file `lock` names the holder, and the kernel frees it when its process dies, however. Hosts
-    may share the folder and not their locks: for them the file's modification time is a heartbeat,
+    The file `lock` names the holder, and the kernel frees it however its process dies. Hosts may
+    share a folder without sharing locks. For them the file's time of change is the sign of life,
     and after LOCK_SILENCE seconds without one another host takes over. Raises InUse.
     """
     host = socket.gethostname()
     me = f"process {os.getpid()} on {host}"
-    with open(folder / "lock", "a+") as lock:
-        # who holds it: this host's kernel knows for its own processes
+    with open(folder / "lock", "a+") as lock:  # "a+" makes the file, but keeps what is in it
+        # of processes on this host the kernel knows whether one holds it
         free = True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1239,7 +1268,7 @@ def claim(folder):
         lock.seek(0)
         owner = lock.read()
         silence = time.time() - os.stat(lock.fileno()).st_mtime
-        # for others the name in the file and its age must do
+        # of another host's only the name in the file and its age tell
         elsewhere = owner and not owner.endswith(f" on {host}")
         if not free or (elsewhere and silence < LOCK_SILENCE):
             raise InUse(f"{folder} is in use by {owner}; wait for it or stop it, then run the same "
@@ -1253,6 +1282,7 @@ def claim(folder):
 
         def heartbeat():
             nonlocal last_beat
+            # seldom, because a shared disk is slow; often enough to miss a few
             if time.monotonic() - last_beat > LOCK_SILENCE / 20:
                 lock.seek(0)
                 if lock.read() != me:
@@ -1286,7 +1316,7 @@ def join_processes():
 
 def add_up(value):
     """The sum of a number over all processes, in float64 on the CPU."""
-    # over gloo: no device has to be waited for
+    # on the CPU it goes over gloo, and no device has to be waited for
     total = torch.tensor(float(value), dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -1309,10 +1339,10 @@ def use_device(name, threads=1):
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         if torch.cuda.is_available():
             name = "cuda"
-    ordered = threads > 1 and name == "cpu"  # compiled, threads would add in any order
+    ordered = threads > 1 and name == "cpu"  # compiled code would else let threads add in any order
     if torch.are_deterministic_algorithms_enabled() != ordered:  # the switch itself takes a second
         torch.use_deterministic_algorithms(ordered)
-    if name == "cuda":  # under torchrun each process has its own
+    if name == "cuda":  # under torchrun each process has a device of its own
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
@@ -1331,12 +1361,13 @@ def missing_for_compile(device):
     """What torch.compile lacks on a device, in words; None if it lacks nothing."""
     if device.type == "cuda":  # Triton starts a C compiler
         compiler = os.environ.get("CC", "gcc")
-    elif device.type == "cpu":
+    elif device.type == "cpu":  # TorchInductor writes C++
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     else:
         return "compiler for it"
     if not shutil.which(compiler):
         return compiler
+    # what they compile is loaded as a Python module
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python.h"
     return None
@@ -1369,11 +1400,12 @@ def fitting_micro_batch(run, share, compiled):
     """The largest divisor of `share` windows whose training takes at most 70% of the memory."""
     if run.device.type == "cuda":
         memory = torch.cuda.get_device_properties(run.device).total_memory
-        # less than all of it where several jobs share a device: see train_apart
+        # less than all of it where several jobs share a device: see train_quietly
         memory *= torch.cuda.get_per_process_memory_fraction(run.device)
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # large passes keep a device busy, so the largest that fits; a divisor, so all have one shape
+    # large passes keep a device busy, so the largest that fits; a divisor, so that all passes have
+    # one shape and are compiled once
     for size in range(share, 1, -1):
         if share % size == 0 and run.memory_bytes(size, compiled) < 0.7 * memory:
             return size
@@ -1402,7 +1434,7 @@ def describe_machine(run):
 
 
 def processor_name():
-    """The CPU as the system calls it: two kinds of processors round differently."""
+    """The CPU as the system calls it, noted because two kinds of processors round differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -1420,7 +1452,8 @@ def autocast(dtype, device):
 
 
 def matmul_rate(dtype, device):
-    """FLOP/s of a large square matrix product here, the best of five: what MFU is measured by."""
+    """FLOP/s of a large square matrix product here, the best of five: an MFU of 1."""
+    # measured, not taken from a data sheet, so that MFU has a meaning on any machine
     n = 8192 if device.type == "cuda" else 512
     number = torch.bfloat16 if dtype == "bf16" else torch.float32
     a = torch.randn(n, n, device=device, dtype=number)
@@ -1429,6 +1462,7 @@ def matmul_rate(dtype, device):
         start = time.perf_counter()
         float((a @ a)[0, 0])  # reading one number waits for the device
         best = min(best, time.perf_counter() - start)
+    # each of n x n results takes n multiplications and n additions
     return 2 * n ** 3 / best
 
 
@@ -1444,7 +1478,8 @@ def explain_out_of_memory(config):
 
 
 def bench(run, steps):
-    """Speed and peak memory of `steps` optimizer steps, compilation apart; nothing is written.
+    """Speed (tokens/s) and peak memory (bytes) of about `steps` optimizer steps, without the time
+    to compile; nothing is written.
 
     MFU is GPT.flops_per_token() x tokens/s over the rate of a large matrix product here.
     """
@@ -1458,13 +1493,14 @@ def bench(run, steps):
         return time.perf_counter() - start
 
     time_steps(4)  # the first compiles, and a device needs a moment to reach its pace
-    # the best of five parts: a neighbour on the machine can only slow a part down
+    # the best of five parts: other work on the machine can only slow a part down
     part = max(1, steps // 5)
     tokens = part * len(run.members) * config.batch_size * config.context  # of all processes
     speed = tokens / min(time_steps(part) for _ in range(5))
     if run.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     else:
+        # getrusage counts in bytes on macOS, in KiB on Linux
         unit = 1 if sys.platform == "darwin" else 1024
         memory = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     flops = speed * run.members[0].model.flops_per_token() / run.world
@@ -1473,7 +1509,8 @@ def bench(run, steps):
 
 
 def plan(run):
-    """What a run will take, before it starts."""
+    """What a run will take, before it starts: cost(), bytes of memory, and the least time in
+    seconds for one process."""
     config, windows = run.config, run.machine["micro_batch_size"]
     memory = run.memory_bytes(windows, run.machine["compile"])
     # at the rate of a large matrix product, which no real step reaches
@@ -1492,8 +1529,8 @@ def run_all(configs, jobs, memo=None):
     """Validation loss of each resolved config; infinite for a run that diverged.
 
     A loss comes from the run's folder, from memo {run name: loss}, or from training it, `jobs` at
-    once. Processes and machines that ask for the same runs share them: who claims a run trains it,
-    the others wait for its result.
+    once; memo keeps what was trained. Processes and machines that ask for the same runs share them:
+    who claims a run trains it, the others wait for its result.
     """
     memo = {} if memo is None else memo
     # a slot stands for one of the jobs, so that jobs can be spread over devices
@@ -1510,6 +1547,7 @@ def run_all(configs, jobs, memo=None):
     def attempt(config):
         job = slots.get()
         try:
+            # another process may have finished it since the list was made
             loss = find(config)
             if loss is None and not failed.is_set():
                 loss = train_apart(config, job, jobs)
@@ -1521,7 +1559,8 @@ def run_all(configs, jobs, memo=None):
         if loss is not None:
             memo[run_name(config)] = loss
 
-    # threads only wait; each run trains in a process of its own
+    # threads only wait; each run trains in a process of its own. Runs that others hold come back
+    # without a loss, so the loop asks again.
     waiting = False
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         while missing := [config for config in configs if find(config) is None]:
@@ -1546,7 +1585,7 @@ def train_apart(config, job, jobs):
     try:
         folder = Path(config.out) / name
         if folder.exists():
-            with claim(folder):  # to ask here is cheaper than in a new process
+            with claim(folder):  # raises InUse here, before a process has loaded torch for nothing
                 pass
         # One process a run, thrown away with all that torch and its compiler remember. An exception
         # comes back as itself, and a killed process takes no other with it.
@@ -1565,6 +1604,7 @@ def train_apart(config, job, jobs):
 def train_quietly(config, sharing):
     """The validation loss of train(), infinite if it diverged. `sharing` jobs share the device."""
     device = use_device(config.device, config.threads)
+    # a bound for each, lest the first run's large passes leave no memory to the others
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1 / sharing, device)
     try:
@@ -1579,24 +1619,25 @@ def train_quietly(config, sharing):
 # --------------------------------------------------------------------------------------------------
 # The search for locally optimal hyperparameters (paper, section on the regularized recipe)
 #
-# Its result is a claim about the table of runs, that no step of the grid leads down. fit.py checks
-# it there: the certificate.
+# What it finds is a claim about the table of runs: no step of the grid from here lowers the loss.
+# fit.py checks that claim on the table, and prints the certificate.
 
-# the paper's grid and a little beyond
+# the paper's grid and a little beyond; a step multiplies by 2, or by about 3 for the learning rate
 GRID = {"epochs": (1, 2, 4, 8, 16, 32, 64, 128, 256),
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6)}
 
 
 def snap_to_grid(config, axes, given):
-    """The config with settings that nobody tuned moved to the nearest place of the search's grid.
+    """The config with the settings that were filled in moved to the nearest place of the grid.
 
-    Only settings of nearest_settings() lie between two places; what is given, by the names of its
-    options, must be on the grid.
+    Those of students and of nearest_settings() may lie between two places. `given` names the
+    options that the user gave: they must be on the grid. Raises InputError where one is not.
     """
     for axis in axes:
         value, grid = getattr(config, axis), GRID[axis]
         if value not in grid and axis not in given:
+            # by ratio, as the grid's steps are; its 0 has none
             place = min(filter(None, grid), key=lambda g: abs(math.log(g / value)))
             say(f"the search starts at {axis} {place:g}, the place of its grid nearest to "
                 f"{value:g}")
@@ -1606,7 +1647,8 @@ def snap_to_grid(config, axes, given):
 
 
 def neighbours(config, axes):
-    """The configs one step of the grid away along the axes. Raises InputError off the grid."""
+    """The configs one step of the grid away, up or down along one of the axes. Raises InputError
+    off the grid."""
     found = []
     for axis in axes:
         value, grid = getattr(config, axis), GRID[axis]
@@ -1621,9 +1663,10 @@ def neighbours(config, axes):
 
 
 def tune(config, axes, seeds, jobs, memo):
-    """A locally optimal setting: no neighbour is better over `seeds` seeds by more than a tie.
+    """A locally optimal setting, as a config: over `seeds` seeds no neighbor is better by more than
+    a tie (see better_neighbour).
 
-    The descent goes by one seed; then the setting moves on while a neighbour is better over all
+    The descent goes by one seed; then the setting moves on while a neighbor is better over all
     seeds. Each move lowers the mean, so this ends.
     """
     center = descend(config, axes, jobs, memo)
@@ -1635,7 +1678,7 @@ def tune(config, axes, seeds, jobs, memo):
 
 def descend(center, axes, jobs, memo):
     """Coordinate descent on the config's seed: one axis after another, until no step is better."""
-    turn, stuck = 0, 0  # stuck: axes without a better neighbour since the last move
+    turn, stuck = 0, 0  # stuck: axes in a row without a better neighbor
     while stuck < len(axes):
         # one axis at a time, as the paper does: far fewer runs than the whole grid
         near = [center, *neighbours(center, [axes[turn % len(axes)]])]
@@ -1643,35 +1686,37 @@ def descend(center, axes, jobs, memo):
         best = near[losses.index(min(losses))]
         if best is center:
             turn, stuck = turn + 1, stuck + 1
-        else:
+        else:  # the same axis again, while it leads down
             center, stuck = best, 0
     return center
 
 
 def better_neighbour(center, axes, seeds, jobs, memo):
-    """The best neighbour if it is better than a tie over the seeds, else None.
+    """The best neighbor if it is better than a tie over the seeds, else None.
 
-    Neighbours within four standard deviations of the center get all the seeds; a difference of
+    Neighbors less than four standard deviations above the center get all the seeds; a difference of
     means within two standard errors is a tie. Raises InputError if the center itself diverges.
     """
     def losses_of(config):
         return run_all([replace(config, seed=config.seed + i) for i in range(seeds)], jobs, memo)
 
     steps = neighbours(center, axes)
+    # every neighbor on one seed at least: a certificate lists them all
     first = run_all(steps, jobs, memo)
     own = losses_of(center)
     if not np.isfinite(own).all():
         raise InputError(f"lr {center.lr:g} with weight decay {center.weight_decay:g} diverges on "
                          f"some seed; start the search at a lower --lr")
-    if seeds == 1:
+    if seeds == 1:  # no spread to judge by; descend() has compared this seed already
         return None
-    # a neighbour far above the center on one seed will not fall below it over several
+    # a neighbor far above the center on one seed will not fall below it over several
     reach = np.mean(own) + 4 * np.std(own, ddof=1)
     near = [step for step, loss in zip(steps, first) if loss < reach]
     found = [losses_of(step) for step in near]
-    # the noise of a run, pooled; a setting that diverges says nothing about it
+    # the noise of one run, pooled over settings; one that diverges says nothing about it
     finite = [losses for losses in [own, *found] if np.isfinite(losses).all()]
     sd = math.sqrt(np.mean([np.var(losses, ddof=1) for losses in finite]))
+    # two standard errors of the difference between two means of `seeds` runs
     tie = 2 * sd * math.sqrt(2 / seeds)
     margins = [np.mean(losses) - np.mean(own) for losses in found]
     if margins and min(margins) < -tie:
@@ -1711,6 +1756,7 @@ def search(config, args):
     memo = read_memo(committed)
     config = snap_to_grid(config, axes, args.given)
     center = tune(config, axes, args.seeds, args.jobs, memo)
+    # all of these are trained by now: this only looks them up
     losses = run_all([replace(center, seed=center.seed + i) for i in range(args.seeds)], 1, memo)
     print(f"{config.recipe} {config.size} at {config.tokens:,} tokens: epochs {center.epochs}, lr "
           f"{center.lr:g}, weight decay {center.weight_decay:g}, loss {np.mean(losses):.4f} over "
@@ -1753,6 +1799,7 @@ def main():
         raise InputError("--bench takes 1 step or more, and goes without --dry_run")
     config = config_from(args)
     if args.dry_run or args.bench:
+        # a run without a folder: it cannot write anything
         with explain_out_of_memory(config):
             run = Run(config, None)
             result = bench(run, args.bench) if args.bench else plan(run)
