@@ -6,6 +6,8 @@
 The first trains the members that are missing, the second takes finished runs. Members share tokens
 and settings and differ in seed. The paper averages their logits; the average of their probabilities
 stands beside it. The result goes to runs/ensembles/NAME/result.json.
+
+Read chunk_losses() and law_of_members() first; the rest serves them.
 """
 import contextlib
 import copy
@@ -29,14 +31,14 @@ from train import (ALL_SEEDS, SEEDS, Run, TrainConfig, add_options, autocast, be
                    finish, inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
                    run_all, run_folder, run_name, run_steps, use_device)
 
-# Up to so many members the loss at K is the mean over every subset of K; above, there are too many
-# subsets, and it is the mean over random orders.
+# Up to so many members the loss at K is the mean over every subset of K members, 2^8 - 1 in all.
+# Of more members there are too many subsets, and it is the mean over random ones.
 ALL_SUBSETS = 8
 
-# Logits of all members at a time, in fp32: a CPU's cache, and 1 GiB on a GPU.
+# fp32 logits held at a time, of all members: 4 MiB, for a CPU's cache, and 1 GiB on a GPU.
 EVAL_LOGITS = {"cpu": 2 ** 20, "cuda": 2 ** 28}
 
-# Below so many parameters of a member, members train as one model on CUDA: not measured yet.
+# Members below so many parameters train as one model on CUDA: a guess, not measured yet.
 STACK_BELOW = 20_000_000
 
 
@@ -46,7 +48,8 @@ STACK_BELOW = 20_000_000
 def choose_subsets(members, orders=64, seed=0):
     """The subsets of members whose averages are evaluated, as tuples of indices.
 
-    All of them or, beyond ALL_SUBSETS, each member alone and the beginnings of random orders.
+    All of them or, of more than ALL_SUBSETS members, each alone and the first 2, 3, ... of each of
+    `orders` random orders.
     """
     # The loss at K is a mean over many choices of K members, because a single choice would mix luck
     # with the effect of K.
@@ -58,7 +61,7 @@ def choose_subsets(members, orders=64, seed=0):
         return subsets
 
     generator = torch.Generator().manual_seed(seed)
-    heads = {}  # one tuple for each set, because the order inside does not matter
+    heads = {}  # {set: one of its orders}: the order inside does not matter to an average
     for _ in range(orders):
         order = tuple(torch.randperm(members, generator=generator).tolist())
         for k in range(2, members + 1):
@@ -68,13 +71,13 @@ def choose_subsets(members, orders=64, seed=0):
 
 def running_sums(members, subsets):
     """Yields (subset, sum of its members' tensors), sharing the sums of equal beginnings."""
-    # Sorted, subsets with equal beginnings are neighbours: (0, 1) and (0, 1, 2) share one sum. The
-    # stack holds the sums of all beginnings of the subset before.
+    # Sorted, subsets with equal beginnings are neighbors: (0, 1) and (0, 1, 2) share one sum, so
+    # most subsets cost one addition. The stack holds the sums of all beginnings of the last subset.
     stack = []
     before = ()
     for subset in sorted(subsets):
-        shared = len(os.path.commonprefix([before, subset]))  # it takes any sequences
-        del stack[shared:]
+        shared = len(os.path.commonprefix([before, subset]))  # of any two sequences
+        del stack[shared:]  # at most K sums are alive at a time
         for i in subset[shared:]:
             if stack:
                 stack.append(stack[-1] + members[i])
@@ -85,10 +88,11 @@ def running_sums(members, subsets):
 
 
 def chunk_losses(logits, targets, subsets):
-    """Sums over positions of each subset's nats and of the members' divergence, in float64.
+    """Sums over P positions of each subset's nats and of the members' divergence, in float64.
 
-    logits: fp32 (P, V) of each of K members; targets: (P,). Returns {"logits": {subset: nats},
-    "probs": {subset: nats}, "kl": the mean of KL(p_i || p_j) over pairs of members}.
+    logits: a list of K members' fp32 (P, V); targets: (P,). Returns {"logits": {subset: nats},
+    "probs": {subset: nats}, "kl": the mean of KL(p_i || p_j) over ordered pairs of members, 0 for
+    one member}.
     """
     K = len(logits)
     # A member's logits and log-probabilities differ by one constant a position, which the softmax
@@ -104,30 +108,32 @@ def chunk_losses(logits, targets, subsets):
     for row, (subset, total) in enumerate(running_sums(logs, subsets)):
         k = len(subset)
         own = target_logs[list(subset)]  # (k, P)
-        # the mean of logits, normalized anew; and log(1/k sum of p) for the mean of probabilities
+        # nats are -log p of the target: p of the mean of logits, normalized anew; then p = 1/k sum
+        # of the members' p
         logits_nats[row] = (total / k).logsumexp(-1) - own.mean(0)
         probs_nats[row] = math.log(k) - own.logsumexp(0)
         order.append(subset)
 
     sums = {"kl": 0.0}
     for average, nats in (("logits", logits_nats), ("probs", probs_nats)):
-        # in one piece to the CPU: to wait for a device once a subset would cost more than the sums
+        # in one piece to the CPU: to wait for a device at each subset would cost more than the sums
         rows = nats.cpu().double()
         sums[average] = {subset: float(row.sum()) for subset, row in zip(order, rows)}
     if K > 1:
-        # sum over v of p_i log p_j for all pairs; the diagonal holds the negative entropies
+        # KL(p_i || p_j) is sum over v of p_i log p_i - p_i log p_j: an entry of the diagonal less
+        # one of the same row, (K, K)
         cross = torch.einsum("ipv,jpv->pij", logs.exp(), logs).cpu().double().sum(0)
         sums["kl"] = float(K * cross.trace() - cross.sum()) / (K * (K - 1))
     return sums
 
 
 def batch_losses(models, windows, subsets, dtype, positions):
-    """Yields chunk_losses of all predictions of some windows, `positions` at a time."""
+    """Yields chunk_losses() of all predictions of some windows (B, T), `positions` at a time."""
     tokens, targets = inputs_and_targets(windows)
     device = tokens.device
-    # Each model runs once up to its last layer. Its states are small; the logits are not, and are
-    # made a chunk at a time. Their product has the precision that it has in training, so one member
-    # has the loss that its run has; averages are fp32.
+    # Each model runs once up to the input of its head. These states are small; the logits are not,
+    # and are made a chunk at a time, in the precision of training, so that a member alone has the
+    # loss of its run. Averages are fp32.
     number = torch.bfloat16 if dtype == "bf16" else torch.float32
     states = []
     heads = []
@@ -150,13 +156,14 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
     """Nats per prediction over all windows: {"logits": {subset: loss}, "probs": ..., "kl"}.
 
     "logits" is one softmax of the mean logits, as in the paper, "probs" the mean of the members'
-    probabilities. windows: (W, T). Memory is bounded by the states of a batch and the logits of a
-    chunk; where they do not fit, both are halved. Raises InputError where that does not help.
+    probabilities; "kl" as in chunk_losses(). windows: (W, T). It needs memory for the states of a
+    batch and the logits of a chunk; where they do not fit, both are halved. Raises InputError where
+    that does not help.
     """
     limit = EVAL_LOGITS["cpu"]
     if windows.is_cuda:
         limit = EVAL_LOGITS["cuda"]
-    batch = 8  # windows
+    batch = 8  # windows, whose states are held at a time
     if models[0].embedding.weight.device.type != windows.device.type:
         batch = 32  # models that wait on the CPU are copied for each batch
     # positions whose logits are held at a time, a small number where the vocabulary is large
@@ -197,8 +204,8 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
 
 def mean_by_k(losses, without=None):
     """{K: loss}, the mean over the subsets of K members, or over those without one member."""
-    # Every member has the same weight at every K. So the losses differ by K alone, not by the luck
-    # of who is in.
+    # Over all subsets every member has the same weight at every K, over random ones nearly. So the
+    # losses differ by K, not by the luck of who is in.
     sizes = {}
     for subset, loss in losses.items():
         if without not in subset:  # None is in no subset
@@ -212,13 +219,14 @@ def mean_by_k(losses, without=None):
 def law_of_members(losses, fit_law, least, drawn=True):
     """The law over K of {subset: loss}: {"A", "E", "b" if it is free, "se", "interval"}.
 
-    E is the limit K -> infinity, "se" its standard error by the jackknife over members. Members are
-    the random draws here, and the losses at all K share them. So the spread of fits with one member
-    left out says how far other draws would move the limit; it does not say whether the law holds.
+    E is the limit K -> infinity in nats, "se" its standard error by the jackknife over members,
+    "interval" its 95% interval. Members are the random draws here, and the losses at all K share
+    them, so residuals of the fit say nothing of the luck of the draw. The spread of fits with one
+    member left out says how far other draws would move the limit, not whether the law holds.
 
-    None with fewer than `least` members. The law has no interval with exactly `least` members,
-    where members were chosen, not drawn, or where random orders leave too few values of K once a
-    member is taken out.
+    fit_law: fit_reciprocal or fit_power, of fit.py; least: the members that it needs. None with
+    fewer. There is no interval with exactly so many, where members were chosen, not drawn, or where
+    random orders leave too few values of K without some member.
     """
     K = max(map(len, losses))
     if K < least:
@@ -231,7 +239,7 @@ def law_of_members(losses, fit_law, least, drawn=True):
     # Fit once more without each member in turn. The losses are known, so no model runs again.
     left_out = [mean_by_k(losses, without=i) for i in range(K)]
     fewest = min(map(len, left_out))  # values of K to fit without some member
-    # without a member K - 1 values of K are left; random orders may lack two of them
+    # without a member K - 1 values of K are left; of random orders we bear the lack of two
     if drawn and K > least and fewest >= max(least, K - 3):
         law["se"] = jackknife([fit_to(by_k)["E"] for by_k in left_out])
         law["interval"] = t_interval(law["E"], law["se"], K)
@@ -241,7 +249,7 @@ def law_of_members(losses, fit_law, least, drawn=True):
 # --------------------------------------------------------------------------------------------------
 # The result of an ensemble
 
-# What follows from a run's configuration alone, of the keys that its result has beside it.
+# Keys of a run's result that are no options, and still follow from its configuration alone.
 DERIVED = ("setting", "params", "params_nonembedding", "tau_epochs")
 
 
@@ -252,11 +260,11 @@ def identity_fields():
 
 
 def fill_defaults(result):
-    """A run's result with the options that it leaves open."""
+    """A run's result with a value for every option, also those that are newer than the run."""
     # An older run lacks newer options and was made as their defaults say.
-    defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # as results have them
+    defaults = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))  # lists, not tuples
     full = {**defaults, **result}
-    # --seed sets both, so a run that was given it alone says nothing of the two.
+    # --seed sets both, so a run that was given it alone leaves the two null.
     for name in ("init_seed", "data_seed"):
         if full[name] is None:
             full[name] = full["seed"]
@@ -269,7 +277,8 @@ def members_agree(results, key):
 
 
 def differing_fields(results):
-    """Names of the options in which members differ; "seed" stands for both seeds that it sets."""
+    """Names of the identity options in which members differ; "seed" stands for both seeds that it
+    sets."""
     vary = []
     for name in identity_fields():
         # --seed decides nothing by itself: what counts are the two seeds that it sets
@@ -293,7 +302,7 @@ def shared_facts(results):
     for key in facts:
         if members_agree(results, key):
             facts[key] = results[0].get(key)
-    # and in the form in which train.py writes it, for whoever looks for results that are alike
+    # the same as a run's result has it, so that a query by identity finds ensembles, too
     identities = [result.get("identity") or {} for result in results]
     facts["identity"] = {key: value for key, value in identities[0].items()
                          if key not in SEEDS and members_agree(identities, key)}
@@ -305,10 +314,11 @@ def shared_facts(results):
 def evaluate_ensemble(names, out, device, orders=64):
     """The result of an ensemble of finished runs, given by folder or by name under `out`.
 
-    It has what members share, the loss at every K of both averages, the laws and the limit. Raises
-    InputError for runs that cannot be averaged.
+    It has what members share, the loss at every K of both averages, the laws and the limit, in nats
+    per prediction. orders: of choose_subsets(). Raises InputError for runs that cannot be averaged.
     """
     results, models, data = load_members(names, out, device)
+    # all that may not differ, such as the context, was compared: the first speaks for all
     windows = device_windows(data.val, results[0]["context"], device)
     subsets = choose_subsets(len(models), orders)
     losses = subset_losses(models, windows, subsets, results[0]["dtype"])
@@ -323,7 +333,8 @@ def evaluate_ensemble(names, out, device, orders=64):
     # only members that were drawn, not chosen, say how far other draws would move the limit
     drawn = set(vary) <= set(ALL_SEEDS)
     logits, probs = losses["logits"], losses["probs"]
-    # The paper fits A / K + E to the mean of logits. The free exponent beside it tests that law.
+    # The paper's exponent of K is about 1, so we fit A / K + E. The law with a free exponent, which
+    # the paper fits, stands beside it as a test.
     law = law_of_members(logits, fit_reciprocal, 2, drawn)
     limit = interval = None
     if law:
@@ -347,7 +358,7 @@ def evaluate_ensemble(names, out, device, orders=64):
 
 
 def ensemble_name(result):
-    """Readable, and the same for the same members in any order."""
+    """A readable name for the folder, the same for the same members in any order."""
     # a hash of the members, because a list of their names would be too long for a folder
     members = "\n".join(sorted(result["members"]))
     digest = hashlib.sha256(members.encode()).hexdigest()[:6]
@@ -367,7 +378,7 @@ def read_members(names, out):
     results = [fill_defaults(read_json(run_folder(name, out) / "result.json")) for name in names]
     first = results[0]
     seen = {}
-    # An average needs models that answer the same question; sizes and settings may differ.
+    # An average needs models that predict the same tokens from the same ones; sizes may differ.
     for result in results:
         for key in ("data", "data_hash", "context", "doc_mask", "dtype"):
             if result[key] != first[key]:
@@ -397,13 +408,14 @@ def load_members(names, out, device="cpu"):
 # --------------------------------------------------------------------------------------------------
 # All members at once: K small models as one, whose weights have a leading dimension of members
 #
-# A small model's kernels are shorter than their launch, so a GPU mostly waits. K models as one have
-# kernels K times as long. Not measured on a GPU yet; on a CPU it does not pay.
+# A small model's kernels take less time than their launch, so a GPU mostly waits. K models as one
+# have kernels of K times the work. Not measured on a GPU yet; on a CPU it does not pay.
 
 class StackedLinear(torch.nn.Linear):
     """K Linears: weight (K, out, in); the rows of x (K B, T, in) belong to the members in turn."""
 
     def forward(self, x):
+        # one product a member: (K, B T, in) x (K, in, out)
         y = torch.bmm(x.reshape(len(self.weight), -1, x.shape[-1]), self.weight.mT)
         return y.view(*x.shape[:-1], -1)
 
@@ -428,7 +440,7 @@ class StackedRMSNorm(torch.nn.RMSNorm):
 
 
 def stack_models(models):
-    """One GPT that computes what all of them do: its batch is theirs, one after another."""
+    """One GPT that computes what all of them do. Its batch is theirs, one after another."""
     kinds = {torch.nn.Linear: StackedLinear, torch.nn.Embedding: StackedEmbedding,
              torch.nn.RMSNorm: StackedRMSNorm}
     stacked = copy.deepcopy(models[0])
@@ -442,9 +454,12 @@ def stack_models(models):
 
 
 def clip_members(gradients):
-    """What clip_grad_norm_ does, to each of K members by itself: norms (K,); gradients (K, ...)."""
+    """What clip_grad_norm_ does with norm 1, in place, to each of K members by itself.
+
+    gradients: (K, ...) of each parameter. Returns the norms before clipping, (K,).
+    """
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-    scales = (1 / (norms + 1e-6)).clamp(max=1.0)
+    scales = (1 / (norms + 1e-6)).clamp(max=1.0)  # torch's own formula
     for g in gradients:
         g.mul_(scales.view(-1, *[1] * (g.dim() - 1)))
     return norms
@@ -458,7 +473,7 @@ class Stack(Run):
     """
 
     def __init__(self, runs):
-        vars(self).update(vars(runs[0]))  # schedule, step and machine are those of all
+        vars(self).update(vars(runs[0]))  # all runs have its schedule, step and machine
         self.members, self.seconds = runs, sum(run.seconds for run in runs)
         self.model = self.parallel = stack_models([run.model for run in runs])
         # AdamW works on each number by itself, so one optimizer does what K of them would
@@ -528,8 +543,9 @@ class Stack(Run):
 def train_together(configs):
     """What train() does, for several runs that differ in seeds or subset alone.
 
-    Runs at one step go as one model. After a kill between two members' checkpoints they are not at
-    one step; stacked in other company a run rounds differently.
+    Runs at the same step go as one model. A kill between two members' checkpoints leaves them at
+    two steps, and each step's group then goes by itself. Such a resume is not exact to the last
+    bit, because a run rounds differently in another group.
     """
     folders = [Path(config.out) / run_name(config) for config in configs]
     with contextlib.ExitStack() as claims:
@@ -544,13 +560,14 @@ def train_together(configs):
         for run in runs:
             begin(run, stacked=len(runs))
         try:
-            # most often there is one step: that of all
+            # most often there is one step, that of all runs
             steps = sorted({run.step for run in runs})
             groups = [[run for run in runs if run.step == step] for step in steps]
             for group in groups:
                 stack = Stack(group)
                 run_steps(stack, lambda: [beat() for beat in beats])
                 stack.update_members()
+                # each member ends as if it had been trained alone
                 for run in stack.members:
                     finish(run)
         except torch.OutOfMemoryError:
@@ -565,12 +582,12 @@ def worth_stacking(config, members):
         return False
     if use_device(config.device, config.threads).type != "cuda":
         return False
-    # counted without weights, because this process keeps what it takes of the device
+    # shapes without weights: memory that this process took of the device it would keep
     with torch.device("meta"):
         model = GPT(model_shape(config, load_data(config.data)))
     # all at once, each with a batch in one pass
     tokens = config.batch_size * config.context
-    memory = members * model.training_bytes(tokens, config.dtype, compiled=True)
+    memory = members * model.training_bytes(tokens, config.dtype, compiled=True)  # bytes
     fits = memory < 0.7 * torch.cuda.get_device_properties(0).total_memory
     return model.parameter_count() < STACK_BELOW and fits
 
@@ -596,7 +613,8 @@ def train_members(configs, jobs, stack):
 
 
 def bench_stack(configs, steps):
-    """Tokens per second of the members as one model and of one by itself: what stacking brings."""
+    """Tokens per second of all members as one model and of one by itself, their ratio (what it
+    brings to stack), and the peak memory of the first in bytes."""
     runs = [Run(config, None) for config in configs]
     stacked, alone = bench(Stack(runs), steps), bench(Run(configs[0], None), steps)
     return {"members": len(runs), "params": alone["params"],
@@ -615,11 +633,11 @@ def member_configs(first, count, vary):
     nothing.
     """
     configs = []
-    draws = set()  # what a member draws with; two members that agree in it are copies
+    draws = set()  # the seeds that a member draws with; two that agree in all are copies
     for i in range(count):
         seeds = {name: drawn_seed(first, name) + i for name in vary}
         config = dataclasses.replace(first, **seeds)
-        if config.init_from:
+        if config.init_from:  # resolve() has looked at the first alone
             check_init_seed(config)
         configs.append(config)
         draws.add(tuple(drawn_seed(config, name) for name in ALL_SEEDS if name != "seed"))
@@ -648,8 +666,8 @@ def print_ensemble(result):
     by_k = zip(result["loss_by_k"]["logits"], result["loss_by_k"]["probs"])
     for k, (logits, probs) in enumerate(by_k, 1):
         print(f"{k:2d}   {logits:10.4f}   {probs:10.4f}")
-    # Probability means fall more slowly than 1 / K, so their limit is that of a free exponent if
-    # there are members enough to fit one.
+    # Probability means fall more slowly than 1 / K. So their limit is taken from the law with a
+    # free exponent, where there are members enough to fit one.
     probs_law = result["free_probs_law"] or result["probs_law"]
     laws = (("logit", result["law"]), ("logit", result["free_law"]), ("probability", probs_law))
     for average, law in laws:
