@@ -6,8 +6,10 @@
 By text, as in the paper: sample from the teachers without a prompt at temperature 1, mix that with
 the real tokens, train a student on the mixture with train.py's own loop. The samples are a data set
 of their own, data/sampled-..., kept for the next student. By probabilities (--mode kl): the loss on
-the real text is mixed with the divergence from the teachers' averaged prediction. One teacher of
-the student's own size is self-distillation.
+the real text is mixed with the divergence from the teachers' averaged prediction (model.py,
+guided_nats). One teacher of the student's own size is self-distillation.
+
+Read sample_batch() and find_or_sample() first; the rest serves them.
 """
 import argparse
 import concurrent.futures
@@ -34,13 +36,13 @@ from train import (TrainConfig, add_options, autocast, claim, config_from, expan
 # --------------------------------------------------------------------------------------------------
 # Synthetic text
 
-COMPILE_FROM = 2 ** 20  # tokens to sample that earn a compilation on a CPU
+COMPILE_FROM = 2 ** 20  # so many tokens to sample are worth half a minute of compiling on a CPU
 
 
 @dataclasses.dataclass
 class Plan:
-    """What each batch of a sampled text depends on."""
-    windows: int
+    """What each batch of a sampled text depends on, beside the teachers."""
+    windows: int  # of the whole text
     batch: int  # windows of one batch
     seed: int
     average: bool  # whether every token is drawn from the teachers' mean logits
@@ -50,45 +52,49 @@ class Plan:
 
 
 def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
-    """How many windows to sample at a time where `jobs` processes share the device; average:
-    whether all models sample at once."""
+    """How many windows to sample at a time, where `jobs` processes share the devices.
+
+    windows: how many there are to sample; average: whether all models sample at once.
+    """
     device = torch.device(device)
     room = 2 ** 33  # bytes
     if device.type == "cuda":
         jobs = math.ceil(jobs / max(1, torch.cuda.device_count()))  # those that share a device
-        # a quarter: the teachers may fill half, and logits and weights in bf16 need their part
+        # a quarter: teachers may fill half (load_models), logits and weights in bf16 the rest
         room = torch.cuda.get_device_properties(device).total_memory // 4
-    # the keys and values of all layers of one window, of each model
+    # bytes of the keys and values (hence 2) that each model remembers of one window, in all layers
     number_bytes = 2 if dtype == "bf16" else 4
     caches = []
     for model in models:
         c = model.config
         caches.append(number_bytes * 2 * c.layers * c.kv_heads * c.width // c.heads * c.context)
-    cache_bytes = sum(caches) if average else max(caches)
+    cache_bytes = sum(caches) if average else max(caches)  # in turn: one model's at a time
     batch = max(1, min(512, room // cache_bytes // jobs))
     if device.type == "cpu":
         batch = 64  # small enough for a CPU's cache
-    # every teacher has its turn, also where there are few windows
+    # one batch a teacher at least, so that none is left out where there are few windows
     return min(batch, max(1, windows // len(models)))
 
 
 def sample_batch(models, plan, start):
-    """The windows from `start` on: token ids (batch, context) of text that starts with end-of-text.
+    """The windows from number `start` on: token ids (batch, context); each starts with end-of-text.
 
-    By one of the teachers in turn, as the paper's best student was taught; or, with plan.average,
-    by all of them at every token, which costs as many times more as there are teachers.
+    One of the teachers writes them, in turn with the others, as for the paper's best student; or,
+    with plan.average, all of them at every token, which costs as many times more as there are
+    teachers.
     """
     taken = models
     if not plan.average:
         taken = [models[start // plan.batch % len(models)]]
-    # Large teachers wait on the CPU, and what is copied to the GPU goes with this call.
+    # Large teachers wait on the CPU; their copies on the GPU are gone when this call ends.
     teachers = [on_device(model, plan.device) for model in taken]
-    # Each batch has a generator of its own, so that its text depends on its place alone.
+    # Each batch has a generator of its own, so that its text depends on its place alone, not on the
+    # process that samples it. The factor, a large prime, keeps the batches of two seeds apart.
     seed = (1_000_003 * plan.seed + start) % 2 ** 63
     generator = torch.Generator(plan.device).manual_seed(seed)
     count = min(plan.batch, plan.windows - start)
     with autocast(plan.dtype, torch.device(plan.device)):
-        # the last batch may be smaller, and would be compiled anew
+        # the last batch may be smaller: another shape would be compiled anew, for one batch
         compiled = plan.compiled and count == plan.batch
         text = sample(teachers, count, models[0].config.context, generator, compiled=compiled)
     return text.cpu().numpy()
@@ -100,6 +106,7 @@ def sample_share(models, plan, folder, job=0, jobs=1, heartbeat=lambda: None):
     starts = range(0, plan.windows, plan.batch)
     context = models[0].config.context
     started = printed = time.monotonic()
+    # what an earlier command has left counts as done, but not for the speed
     before = len(list(folder.glob("*.npy")))
     for start in starts[job::jobs]:
         file = folder / f"{start}.npy"
@@ -109,7 +116,7 @@ def sample_share(models, plan, folder, job=0, jobs=1, heartbeat=lambda: None):
         heartbeat()
         write_atomically(file, lambda out: np.save(out, text))
 
-        # a line now and then, from one of the processes, of all that is there
+        # a line every ten seconds, from one process, about the batches of all
         now = time.monotonic()
         if job == 0 and (now - printed > 10 or start == starts[-1]):
             printed = now
@@ -135,8 +142,10 @@ def share_out(runs, args, plan, folder, heartbeat):
         with concurrent.futures.ProcessPoolExecutor(args.jobs, spawn) as processes:
             shares = [processes.submit(sample_apart, runs, args, plan, folder, job)
                       for job in range(args.jobs)]
+            # this process holds the folder, so it gives the sign of life
             while concurrent.futures.wait(shares, timeout=10).not_done:
                 heartbeat()
+            # result() raises here what a process raised
             for share in shares:
                 share.result()
     except BrokenProcessPool:
@@ -145,18 +154,18 @@ def share_out(runs, args, plan, folder, heartbeat):
 
 
 def describe_samples(teachers, args, tokens, dtype="fp32"):
-    """(name of a sampled data set, the request that it answers).
+    """(name of a sampled data set, the request that it answers, as a dict).
 
     teachers: results of runs. The name follows from the request alone, so that the same command,
-    repeated or interrupted, finds what is there.
+    repeated after an end or a kill, finds what is there.
     """
     taken = {"members": "turns", "ensemble": "average"}[args.sample_from]
     request = {"teachers": [(teacher["name"], teacher["data_hash"]) for teacher in teachers],
                "tokens": tokens, "seed": args.sample_seed, "temperature": 1.0,
                "teachers_take": taken}
-    # The temperature is no option. It is in the hash so that other ways to sample, should there be
-    # some, cannot be taken for this one.
-    if dtype != "fp32":  # left out where it is, so that samples keep the names that they have
+    # The temperature is no option yet. It stands in the request, so that samples of another one, if
+    # there ever are some, get another name.
+    if dtype != "fp32":  # newer than the first samples, which keep their names
         request["dtype"] = dtype
     digest = short_hash(request)
     first = teachers[0]
@@ -166,23 +175,23 @@ def describe_samples(teachers, args, tokens, dtype="fp32"):
 def sample_data(name, request, runs, args, data, device):
     """Sample the data set data/NAME that answers a request of describe_samples.
 
-    data: what the teachers were trained on. Validation part and tokenizer are taken from there, so
-    that the samples load and evaluate like any data set.
+    data: what the teachers were trained on. The validation part and the tokenizer are taken from
+    there, so that the samples are a data set like any other.
     """
-    # processes of a share load the teachers themselves
+    # several processes load the teachers themselves; this one then needs their shapes alone
     models = load_models(runs, args.out, device if args.jobs == 1 else "cpu")
     dtype = request.get("dtype", "fp32")
     # whole windows, so a few tokens more than were asked for
     windows = math.ceil(request["tokens"] / models[0].config.context)
     average = request["teachers_take"] == "average"
     batch = sampling_batch(models, windows, device, dtype, args.jobs, average)
-    # on a GPU it is not measured yet
+    # on a CPU alone: on a GPU compiled sampling is not measured yet
     compiled = (device.type == "cpu" and request["tokens"] >= COMPILE_FROM
                 and use_compile(args.compile, device))
     plan = Plan(windows=windows, batch=batch, seed=request["seed"], average=average,
                 device=str(device), compiled=compiled, dtype=dtype)
-    # What is sampled so far. Text depends on the batch size, and by rounding on how it is computed,
-    # so these are in the name: a command that goes on elsewhere begins anew.
+    # The batches sampled so far. Text depends on the batch size, and by rounding on how it is
+    # computed, so the folder is named after these: a command repeated elsewhere begins anew.
     way = "compiled" if compiled else "eager"
     folder = Path("data") / f".{name}-{device.type}-{way}-{batch}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,9 +201,11 @@ def sample_data(name, request, runs, args, data, device):
         else:
             share_out(runs, args, plan, folder, heartbeat)
         parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
+        # what says how to read tokens; the rest, such as counts and hashes, write_data makes anew
         meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
         write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
                    {"identity": request, **meta}, data.tokenizer_file())
+    # only now, when the data set is whole
     shutil.rmtree(folder)
 
 
@@ -223,7 +234,7 @@ def read_arguments():
     if min(args.sample_tokens, args.sample_seed) < 0 or args.jobs < 1:
         raise InputError("--sample_tokens and --sample_seed must be at least 0, --jobs at least 1")
 
-    # what is not given depends on the mode
+    # The default of an option that was not given depends on the mode.
     if args.recipe is None:
         args.recipe = "kl_student" if args.mode == "kl" else "student"
     if args.mode == "kl":
@@ -247,9 +258,10 @@ def read_arguments():
 
 
 def find_or_sample(args):
-    """The student's config with the data set that is sampled for it, unless it is there already."""
+    """The student's config with the name of its sampled data set, which is sampled if it is
+    missing. Raises InputError for options and teachers that do not go together."""
     # Refuse what cannot work before the long sampling: the student's own options first, still
-    # without teachers and mixture, because its data set has no name yet.
+    # without the mixture, which may be missing, and without teachers, which only write here.
     plain = argparse.Namespace(**{**vars(args), "teacher": (), "synthetic_weight": 0.0})
     student = config_from(plain)
     device = use_device(args.device, args.threads)
@@ -262,7 +274,7 @@ def find_or_sample(args):
             raise InputError(f"the teachers have {key} {theirs}, the student {own}; "
                              f"give --{key} {theirs}")
 
-    # At half of every epoch, five times the real text last five epochs before a sample returns.
+    # With half of each epoch synthetic, five times the real text last five epochs before a repeat.
     tokens = args.sample_tokens or 5 * student.tokens
     name, request = describe_samples(teachers, args, tokens, student.dtype)
     if (Path("data") / name).exists():
