@@ -9,8 +9,10 @@ tasks).
     python eval.py RUN --export_hf DIR              # a folder for transformers and lm-eval
 
 A benchmark is answered by the log-likelihood of each choice after its question, with prompts,
-tokens, truncation and scores as lm-evaluation-harness has them. Several runs are one model, whose
-prediction of each token is the average of theirs.
+tokens, truncation and scores as lm-evaluation-harness has them ("the harness" below). Several runs
+are one model, whose prediction of each token is the average of theirs.
+
+Read score_tokens(), validate() and run_task() first; the rest serves them.
 """
 import copy
 import functools
@@ -39,7 +41,8 @@ from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vo
 from train import (autocast, device_windows, expand, inputs_and_targets, is_hub_folder, on_device,
                    short_hash, use_device)
 
-# the benchmarks on the hub: data set, configuration (None: all there are), split
+# the benchmarks on the hub: data set, configuration (None: all there are), and the split that the
+# harness takes: validation where the answers of the test split are not public
 HUB_TASKS = {
     "piqa": ("baber/piqa", "default", "validation"),
     "sciq": ("allenai/sciq", "default", "test"),
@@ -51,13 +54,14 @@ HUB_TASKS = {
     "blimp": ("nyu-mll/blimp", None, "train"),
 }
 
-# Passages of the continuation task: half of each is given, half is to be recognized.
+# Of the continuation task: tokens of a passage, tokens of the shortest one that is used, choices
+# beside the true one. Half of a passage is given, half is to be recognized.
 PASSAGE, SHORTEST_PASSAGE, WRONG_CHOICES = 256, 32, 3
 
-SAMPLED_TOKENS = 1024  # of a sample beyond its prompt, at most: other models' contexts are long
+SAMPLED_TOKENS = 1024  # at most so many beyond a prompt: the contexts of other models are long
 
-# Tokens of a forward pass: few, for a CPU's cache, or what fills a GPU. Logits that are held at a
-# time: 64 MiB in fp32, or 1 GiB on a GPU.
+# Tokens of a forward pass: few, for a CPU's cache, or what fills a GPU. Numbers of logits held at a
+# time, by all models: 64 MiB in fp32, or 1 GiB on a GPU.
 BATCH_TOKENS = {"cpu": 2 ** 11, "cuda": 2 ** 16}
 HELD_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
@@ -69,9 +73,9 @@ HELD_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 class Subject:
     """One or several models that are evaluated as one, and the tokenizer that they share."""
     names: list  # of the runs or folders
-    models: list  # GPTs
+    models: list  # GPTs; one where weights were averaged
     average: str  # of several: "logits" or "probs"
-    dtype: str
+    dtype: str  # "fp32" or "bf16", of matrix products below the head, as in training
     device: Any
     tokenizer: Any  # tiktoken's, or that of a tokenizer.json
     token_bytes: Any  # a function: the UTF-8 length of each token
@@ -81,12 +85,12 @@ class Subject:
 
     @property
     def config(self):
-        """That of the first model; the others agree in context, mask and vocabulary."""
+        """The GPTConfig of the first model; the others agree in context, mask and vocabulary."""
         return self.models[0].config
 
     def encode(self, text, start=True):
-        """Token ids of a text. start: with the tokens that a tokenizer.json puts before any text,
-        as Llama 3's does; this kit's own tokenizers put none."""
+        """Token ids of a text, as a list. start: with the tokens that a tokenizer.json puts before
+        any text, as Llama 3's does; this kit's own tokenizers put none."""
         if isinstance(self.tokenizer, HubTokenizer):
             return self.tokenizer.tokenizer.encode(text, add_special_tokens=start).ids
         return self.tokenizer.encode_ordinary(text)
@@ -102,7 +106,7 @@ def load_subject(names, out, device, average):
         subject = load_folders(names, device)
     else:
         subject = load_runs(names, out, device)
-    if average == "weights":
+    if average == "weights":  # one model from here on, so nothing is left to average
         subject.models = [average_weights(subject.models)]
     else:
         subject.average = average
@@ -118,7 +122,7 @@ def load_runs(names, out, device):
     path = data.folder / "tokenizer.json"
     if path.exists():
         text = path.read_text()
-    else:  # a set that was prepared before this file came into use
+    else:  # a set that was prepared before each had this file
         text = tokenizer_json(data.ranks(), data.meta["pattern"], data.meta["vocab_size"])
     return Subject([result["name"] for result in results], models, "logits", results[0]["dtype"],
                    device, tokenizer, data.token_bytes, text, facts, data)
@@ -147,7 +151,7 @@ def load_folders(names, device):
             raise InputError(f"{name} and {names[0]} differ in tokenizer, vocabulary or context; "
                              f"they cannot be averaged")
 
-    def token_bytes():
+    def token_bytes():  # when it is asked for: benchmarks need no vocabulary
         return token_lengths(hub_vocabulary(Path(names[0])).ranks, first.vocab_size)
 
     tokenizer = HubTokenizer(Path(names[0]) / "tokenizer.json", first.end_of_text)
@@ -155,9 +159,10 @@ def load_folders(names, device):
 
 
 def average_weights(models):
-    """The soup: one model whose weights are the means of theirs. Raises InputError.
+    """The soup: one model whose weights are the means of theirs. Raises InputError for models of
+    different shapes.
 
-    It works for models that went the same way for a while, as in continued pre-training from one
+    It works for models that share a part of their training, as in continued pre-training from one
     start; of runs from scratch the mean is noise (paper, section on continued pre-training).
     """
     if any(model.config != models[0].config for model in models):
@@ -173,13 +178,14 @@ def average_weights(models):
 # Predictions: the log-probability of tokens under the average
 
 def average_logs(logs, average):
-    """Log-probabilities of the average of models. logs: theirs, fp32 (P, V) each."""
+    """Log-probabilities of the average of models, (P, V). logs: theirs, fp32 (P, V) each."""
     if len(logs) == 1:
         return logs[0]
     logs = torch.stack(logs)
-    if average == "probs":
+    if average == "probs":  # log(1/K sum of p), without leaving logarithms, where p would be 0
         return logs.logsumexp(0) - math.log(len(logs))
-    # A model's logits and log-probabilities differ by one constant, which the softmax cancels.
+    # A model's logits and log-probabilities differ by one number a position, which the softmax
+    # cancels: the mean of either is the same prediction.
     return logs.mean(0).log_softmax(-1)
 
 
@@ -187,16 +193,17 @@ def average_logs(logs, average):
 def score_tokens(subject, states_of, targets):
     """(log-probability, whether it is the likeliest token) of each target: (P,) each, on the CPU.
 
-    states_of(model): the input of the head at the P positions that predict, (P, C).
+    states_of(model): the input of the head at the P positions that predict, (P, C). targets: int64
+    (P,), the tokens that are to be predicted there.
     """
     states = []
     heads = []
     with autocast(subject.dtype, subject.device):
         for model in subject.models:
-            model = on_device(model, subject.device)
+            model = on_device(model, subject.device)  # large ones wait on the CPU
             states.append(states_of(model).float())
             heads.append(model.head.weight)
-    # logits are by far the largest tensor, so a chunk of positions at a time
+    # the logits are by far the largest tensor, so they are made for a chunk of positions at a time
     held = HELD_LOGITS.get(subject.device.type, HELD_LOGITS["cpu"])
     chunk = max(8, held // (len(heads) * subject.config.vocab_size))
     logs, likeliest = [], []
@@ -217,7 +224,7 @@ def window_nats(subject, windows):
     """Nats of each prediction in windows (W, T): float64 (W, T - 1)."""
     T = windows.shape[1]
     budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
-    # windows of one length need no padding, so they are simply taken in turn
+    # windows have one length, so they need no padding and are simply taken in turn
     batch = max(1, budget // T)
     found = []
     for start in range(0, len(windows), batch):
@@ -233,33 +240,37 @@ def window_nats(subject, windows):
 
 
 def error_over_documents(nats, documents):
-    """Standard error of the mean of nats when documents, not tokens, are the random draws.
+    """Standard error of the mean of nats when documents, not tokens, are the random draws; None for
+    fewer than two documents.
 
-    nats, documents: the loss of each prediction and the number of its document, same shape. Tokens
-    of one document are alike, so as many tokens tell less than they seem to.
+    nats, documents: the loss of each prediction and the number of its document, same shape. Losses
+    within a document are alike, so an error over tokens would be far too small.
     """
     _, index = np.unique(documents, return_inverse=True)
-    # of each document: how many predictions, and below the sum of how far they lie off the mean
+    # of each document: how many predictions; and below, the sum of their distances from the mean
     counts = np.bincount(index.ravel())
     if len(counts) < 2:
         return None
-    # the mean is a ratio of two sums over documents; to first order its error is that of residuals
+    # Documents differ in length, so the mean is a ratio: nats over predictions, both summed over
+    # documents. To first order its error is that of the residuals (Cochran, Sampling Techniques).
     residuals = np.bincount(index.ravel(), nats.ravel()) - nats.mean() * counts
     draws = len(counts)
     return math.sqrt(draws / (draws - 1) * (residuals ** 2).sum()) / nats.size
 
 
 def perplexity_of(loss):
-    """e^loss, or the largest float where that is beyond it."""
+    """e^loss, or the largest float where that is beyond it: a result in JSON has no infinity."""
     return math.exp(min(loss, math.log(sys.float_info.max)))
 
 
 def loss_by_position(nats, windows, end_of_text, doc_mask):
-    """Mean loss by how many tokens a prediction sees, in powers of two: [{from, to, loss, ...}].
+    """Mean loss by how many tokens a prediction sees, in powers of two: [{"from", "to", "loss",
+    "predictions"}]. nats: (W, T - 1) of windows (W, T).
 
-    Where attention stays inside documents, those of the own document count.
+    Where attention stays inside documents, only tokens of the prediction's own document count.
     """
     places = np.arange(windows.shape[1] - 1)
+    # where the text that each position sees begins, (W, T - 1): with its window or its document
     begins = np.zeros_like(windows[:, :-1], dtype=np.int64)
     if doc_mask:
         starts = np.where(windows[:, :-1] == end_of_text, places, 0)
@@ -278,11 +289,14 @@ def loss_by_position(nats, windows, end_of_text, doc_mask):
 
 
 def validation_tokens(subject, data):
-    """(tokens of the validation text as the model reads it, whether they are those of the set)."""
+    """(tokens of a set's validation text as the model reads it, whether those are the set's own).
+
+    Only then is a loss in nats per token comparable with that of runs on the set.
+    """
     if subject.data and subject.data.meta["sha256"] == data.meta["sha256"]:
         return data.val, True
-    # Another tokenizer reads the same text in other tokens. Whether it is another one shows in the
-    # tokens themselves; the last document may be cut inside a word.
+    # Another tokenizer reads the same text in other tokens. Whether it is another shows when the
+    # text is encoded anew. The last document is not compared: it may have been cut inside a word.
     own, theirs = subject.config.end_of_text, data.meta["end_of_text"]
     starts = np.flatnonzero(data.val == theirs)
     decode = data.tokenizer().decode
@@ -295,10 +309,13 @@ def validation_tokens(subject, data):
 
 
 def validate(subject, data):
-    """The report on validation text as a dict; loss and perplexity are null with another tokenizer
-    than the set's, because then tokens are other units. Raises InputError."""
+    """The report on validation text as a dict: losses in nats per token, and bits per byte.
+
+    Losses and perplexity are null with another tokenizer than the set's, because its tokens are
+    another unit. Raises InputError for tokens that the model does not know.
+    """
     tokens, same = validation_tokens(subject, data)
-    # such an id would be an error of the embedding, far from here
+    # the embedding would fail on such an id, on a GPU without saying why
     if tokens.max() >= subject.config.vocab_size:
         raise InputError(f"{data.folder} has tokens beyond the model's vocabulary")
     # a model with a long context may read a short text as one window
@@ -308,8 +325,8 @@ def validate(subject, data):
     # a prediction belongs to the document of the predicted token
     documents = (windows == end_of_text).cumsum().reshape(windows.shape)[:, 1:]
     loss, error = float(nats.mean()), error_over_documents(nats, documents)
-    # Nats per token to bits per byte, comparable across tokenizers: over the UTF-8 bytes of the
-    # predicted tokens, since the first token of a window is given.
+    # From nats per token to bits per byte, which compare across tokenizers: by the UTF-8 bytes of
+    # the predicted tokens alone, since the first token of a window is given.
     text_bytes = int(subject.token_bytes()[windows[:, 1:]].sum())
     bits = nats.size / math.log(2) / text_bytes
     report = {"data": data.folder.name, "val_loss": loss, "val_loss_se": error,
@@ -330,17 +347,19 @@ def validate(subject, data):
 class Item:
     """A question with the choices that are scored after it."""
     pairs: list  # (context, continuation) of each choice, texts or lists of tokens
-    gold: int
-    sizes: list | None = None  # characters of each choice, by which acc_norm divides
+    gold: int  # index of the right choice
+    sizes: list | None = None  # characters of each choice, for acc_norm; None: it has none
 
 
 def choice_item(query, choices, gold):
-    """The Item of a question and its answers, which follow after a space."""
+    """The Item of a question and its answers, which follow after a space. Raises TypeError."""
     if not isinstance(choices, list):  # a text would be taken for a list of letters
         raise TypeError("the choices are no list")
     return Item([(query, f" {choice}") for choice in choices], gold,
-                [len(choice) for choice in choices])
+                [len(choice) for choice in choices])  # without the space, as in the harness
 
+
+# Prompts below are the harness's to the character: another space would change an accuracy.
 
 def read_listed(row):
     return choice_item(row["query"], row["choices"], row["gold"])
@@ -363,7 +382,7 @@ def read_arc(row):
     question, choices = row["question"], row.get("choices")
     if isinstance(question, dict):
         question, choices = question["stem"], question["choices"]
-    if isinstance(choices, list):
+    if isinstance(choices, list):  # a choice a row becomes a list a column
         choices = {key: [choice[key] for choice in choices] for key in ("text", "label")}
     return choice_item(f"Question: {question}\nAnswer:", choices["text"],
                        choices["label"].index(row["answerKey"]))
@@ -371,7 +390,7 @@ def read_arc(row):
 
 def read_hellaswag(row):
     def clean(text):
-        # WikiHow's headings in brackets
+        # WikiHow's headings stand in brackets; in this order, as in the harness
         text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
         return text.replace("  ", " ")
 
@@ -380,24 +399,28 @@ def read_hellaswag(row):
 
 
 def read_winogrande(row):
-    """The rest of the sentence is scored, after each of the two names."""
+    """The rest of the sentence is scored, after each of the two names.
+
+    So the two scored texts are the same, and their lengths play no part.
+    """
     before, _, after = row["sentence"].partition("_")
     pairs = [(before + row[name], f" {after.strip()}") for name in ("option1", "option2")]
     return Item(pairs, int(row["answer"]) - 1)
 
 
 def read_blimp(row):
+    # two whole sentences after nothing; the grammatical one should be the likelier
     return Item([("", f" {row[name]}") for name in ("sentence_good", "sentence_bad")], 0)
 
 
 def read_lambada(row):
-    """One choice: right where each token of the last word is the likeliest."""
+    """One choice, the last word: right where each of its tokens is the likeliest."""
     words = row["text"].split(" ")
     return Item([(" ".join(words[:-1]), f" {words[-1]}")], 0)
 
 
-# A line is read by the first format whose keys it has. SciQ comes first, because its files may
-# also have a query without the supporting text.
+# A line is read by the first format of which it has all keys. SciQ comes first, because its files
+# may also have query, choices and gold, but without the supporting text.
 FORMATS = (
     (("support", "question", "correct_answer", "distractor1"), read_sciq),
     (("query", "choices", "gold"), read_listed),
@@ -411,7 +434,7 @@ FORMATS = (
 
 
 def read_item(row, where):
-    """The Item of a row in one of FORMATS. Raises InputError, which says where."""
+    """The Item of a row in one of FORMATS. Raises InputError that begins with `where`."""
     if not isinstance(row, dict):
         raise InputError(f"{where} is not a JSON object")
     readers = [reader for keys, reader in FORMATS if all(key in row for key in keys)]
@@ -426,7 +449,7 @@ def read_item(row, where):
                          f"({type(error).__name__}: {error})") from None
     if not 0 <= item.gold < len(item.pairs):  # counted from 0
         raise InputError(f"{where} has gold {item.gold}, but {len(item.pairs)} choices")
-    # An empty choice has log-likelihood 0, the best there is.
+    # An empty choice would have log-likelihood 0, and so be the likeliest of all.
     for i, (context, continuation) in enumerate(item.pairs):
         if not isinstance(context, str):
             raise InputError(f"{where}: the question is no text")
@@ -437,7 +460,7 @@ def read_item(row, where):
 
 def read_file(path):
     """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in their own."""
-    opened = open(path, encoding="utf-8")
+    opened = open(path, encoding="utf-8")  # never the locale's encoding
     if path.suffix == ".gz":
         opened = gzip.open(path, "rt", encoding="utf-8")
     rows = []
@@ -447,7 +470,7 @@ def read_file(path):
                 rows.append(json.loads(line))
     except (ValueError, EOFError, OSError, zlib.error) as error:  # not all .gz are whole
         raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
-    # PIQA was published as questions and, in another file, a label a line
+    # PIQA was published as two files: questions, and a label a line
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
     if labels.exists():
         golds = labels.read_text().split()
@@ -471,7 +494,7 @@ def read_hub(task):
         rows = []
         for name in configs:
             rows += datasets.load_dataset(repository, name, split=split)
-    except Exception as error:  # of several libraries below
+    except Exception as error:  # datasets passes on errors of many libraries
         raise InputError(f"{repository} cannot be read ({type(error).__name__}); "
                          f"{by_hand}") from None
     return [read_item(row, f"{repository} row {i}") for i, row in enumerate(rows)]
@@ -483,7 +506,7 @@ def continuation_items(data, context, seed=0):
     Each document is cut into passages of PASSAGE tokens, or of the model's context where that is
     shorter. The first half of a passage is the question, the second half the right answer; the
     three others are second halves of other documents, cut to the same number of tokens. So even
-    models too small for any benchmark have an accuracy, of 1/4 by chance. Contexts and
+    models too small for any benchmark can be compared; chance is right once in four. Contexts and
     continuations are lists of tokens of the set.
     """
     size = min(PASSAGE, context)
@@ -492,10 +515,11 @@ def continuation_items(data, context, seed=0):
     for number, document in enumerate(np.split(data.val, starts)[1:]):
         for begin in range(0, len(document), size):
             passage = document[begin:begin + size].tolist()
+            # half of the rest of a document may be too few words to tell by
             if len(passage) >= min(SHORTEST_PASSAGE, size):
                 passages.append((number, passage))
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)  # fixed: models of one context get the same choices
     items = []
     for number, passage in passages:
         half = len(passage) // 2
@@ -521,7 +545,9 @@ def find_items(task, subject, data, limit):
         if data is None:
             raise InputError("--tasks continuation is made of a prepared set; give --data NAME")
         items = continuation_items(data, subject.config.context)
-        if not validation_tokens(subject, data)[1]:  # another tokenizer reads it as text
+        # a model with another tokenizer gets the same items as texts, without the end-of-text that
+        # opens a document, which only the set's own tokenizer knows
+        if not validation_tokens(subject, data)[1]:
             decode = data.tokenizer().decode
             for item in items:
                 item.pairs = [(decode(a).removeprefix(decode([data.meta["end_of_text"]])),
@@ -541,38 +567,40 @@ def find_items(task, subject, data, limit):
 # --------------------------------------------------------------------------------------------------
 # Answers: the log-likelihood of each choice
 #
-# The choices of an item mostly begin alike, with the question. So they go through the model as a
-# tree: what they share once, then the rest of each, which sees the shared part and itself alone.
-# Choices that share less go one by one, because attention over a long row costs its square.
+# The choices of an item mostly begin alike, with the question. So they go through the model as one
+# row of tokens that stands for a tree: the trunk that they share, once, then a branch for the rest
+# of each, which sees the trunk and itself alone. Choices that share less than half go one by one,
+# because attention over a row costs the square of its length.
 
 def encode_pair(subject, context, continuation, encode):
     """(tokens, how many of them at the end are the continuation), as the harness splits them.
 
-    encode: subject.encode, remembering what it has just encoded.
+    encode: subject.encode, or a version that remembers the question's tokens.
     """
     if not isinstance(context, str):  # tokens already
         return [*context, *continuation], len(continuation)
-    if not context:
+    if not context:  # end-of-text stands in for the question, to predict the first token from
         tokens = subject.encode(continuation, start=False)
         if tokens[0] == subject.config.end_of_text:
             return tokens, len(tokens) - 1
         return [subject.config.end_of_text, *tokens], len(tokens)
-    # a token may begin with a space but seldom ends with one, so spaces go with what follows
+    # tokens begin with a space but seldom end with one, so spaces go with what follows
     bare = context.rstrip()
     if bare:
         continuation = context[len(bare):] + continuation
         context = bare
+    # encoded as one text: a tokenizer may join letters across the seam
     tokens = encode(context + continuation)
     return tokens, len(tokens) - len(encode(context))
 
 
 @dataclass
 class Tree:
-    """The choices of an item as one sequence of L tokens."""
-    tokens: list
-    positions: list  # of each token in its own sequence
+    """One choice of an item, or all, as a row of L tokens."""
+    tokens: list  # (L,), as the next two
+    positions: list  # of each token in its own choice, for the rotary embedding
     branches: list  # whose each token is: 0 of all choices, i + 1 of choice i
-    scored: list  # (choice, column that predicts, token to predict)
+    scored: list  # (choice, column that predicts, token to predict) of each scored token
 
 
 def make_trees(sequences):
@@ -593,11 +621,12 @@ def join_choices(numbered, shared):
     first = numbered[0][1][0]
     tree = Tree(first[:shared], list(range(shared)), [0] * shared, [])
     for choice, (tokens, count) in numbered:
-        begin = len(tree.tokens) - shared  # where this branch would start, were it whole
+        begin = len(tree.tokens) - shared  # so that place p of this choice is in column begin + p
         own = tokens[shared:-1]
         tree.tokens += own
         tree.positions += range(shared, shared + len(own))
         tree.branches += [choice + 1] * len(own)
+        # each token predicts the next; the one that predicts a branch's first is in the trunk
         for place in range(len(tokens) - 1 - count, len(tokens) - 1):
             column = place if place < shared else begin + place
             tree.scored.append((choice, column, tokens[place + 1]))
@@ -605,11 +634,13 @@ def join_choices(numbered, shared):
 
 
 def tree_states(model, tokens, positions, branches):
-    """The input of the head for padded trees, int64 (B, L) each: (B, L, C). Padding: branch -1."""
+    """The input of the head for padded trees, (B, L, C). tokens, positions, branches: int64 (B, L);
+    padding has branch -1, which no other token sees."""
+    # GPT.states() with a mask and positions of our own
     causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool,
                         device=tokens.device).tril()
     ours, theirs = branches[:, :, None], branches[:, None, :]
-    # a branch sees what all share and itself
+    # a branch sees the trunk, which has number 0, and itself
     mask = (causal & ((theirs == 0) | (theirs == ours)))[:, None]  # (B, 1, L, L)
     rotary = model.cos[positions][:, None], model.sin[positions][:, None]  # (B, 1, L, D)
     x = model.embedding(tokens)
@@ -637,19 +668,22 @@ def pad(rows, value, device):
 
 
 def encode_items(subject, items):
-    """(items that the model can read, [(tokens, how many are scored)] of each choice of each, how
-    many sequences had to be truncated). Raises InputError."""
+    """(items that the model can read, their sequences, how many of these were truncated).
+
+    Sequences of an item: (tokens, how many at the end are scored) of each choice. Raises InputError
+    for a choice without a token of its own.
+    """
     context = subject.config.context
     kept, encoded = [], []
     truncated = 0
     for item in items:
-        encode = functools.cache(subject.encode)  # choices mostly share their question
+        encode = functools.cache(subject.encode)  # for this item: choices mostly share a question
         sequences = [encode_pair(subject, *pair, encode) for pair in item.pairs]
         counts = [count for _, count in sequences]
         if min(counts) < 1:  # without a token of its own it would be the likeliest of all
             raise InputError(f"a choice adds no token to its question: {item.pairs}")
         if max(counts) > context:
-            continue  # its log-likelihood would lack its beginning
+            continue  # cut, its log-likelihood would lack its beginning
         # cut from the left to what the model can read; the last token it need not read
         truncated += sum(len(tokens) > context + 1 for tokens, _ in sequences)
         kept.append(item)
@@ -658,9 +692,9 @@ def encode_items(subject, items):
 
 
 def answer(subject, encoded):
-    """(log-likelihood in nats of each choice of each item, whether each of its tokens was the
-    likeliest). encoded: as encode_items gives it."""
-    trees, owners = [], []
+    """(log-likelihoods, likeliest), a list for each item: its choices' log-likelihoods in nats, and
+    whether each of a choice's tokens was the likeliest. encoded: sequences of encode_items()."""
+    trees, owners = [], []  # owners: the number of each tree's item
     for number, sequences in enumerate(encoded):
         own = make_trees(sequences)
         trees += own
@@ -674,6 +708,7 @@ def answer(subject, encoded):
         positions = pad([tree.positions for tree in some], 0, subject.device)
         branches = pad([tree.branches for tree in some], -1, subject.device)
         scored = [(row, *place) for row, tree in enumerate(some) for place in tree.scored]
+        # (row, choice, column, token to predict) of all scored tokens of the batch: (P,) each
         rows, _, columns, targets = torch.tensor(scored, device=subject.device).T
 
         def states_of(model):
@@ -688,7 +723,7 @@ def answer(subject, encoded):
 
 
 def mean_and_error(values):
-    """(mean, standard error) of right and wrong answers; no error of a single one."""
+    """(mean, standard error) of right and wrong answers; the error of a single one is None."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()), None
@@ -696,7 +731,8 @@ def mean_and_error(values):
 
 
 def run_task(subject, items, name):
-    """Accuracy of a task as a dict: acc by log-likelihood, acc_norm by that per character."""
+    """Accuracy of a task as a dict: acc takes the choice of the largest log-likelihood, acc_norm of
+    the largest per character, so that short choices have no advantage. Raises InputError."""
     kept, encoded, truncated = encode_items(subject, items)
     if not kept:
         raise InputError(f"--tasks {name}: every item has a choice longer than the model's context "
@@ -714,7 +750,7 @@ def run_task(subject, items, name):
     result["acc"], result["acc_se"] = mean_and_error(right)
     if right_norm:
         result["acc_norm"], result["acc_norm_se"] = mean_and_error(right_norm)
-    if all(len(log) == 1 for log in logs):  # LAMBADA's second figure
+    if all(len(log) == 1 for log in logs):  # LAMBADA's second figure: of whole words, not tokens
         result["perplexity"] = perplexity_of(-np.mean(logs))
     return result
 
@@ -746,18 +782,18 @@ def describe(value, error):
 # Samples
 
 def write_samples(subject, count, prompt, seed):
-    """{name: texts} of each model and, if there are several, of their average. Raises
-    InputError."""
+    """{name: texts} of each model and, if there are several, of their average: `count` texts each.
+    Raises InputError for a prompt that fills the context."""
     context = subject.config.context
     tokens = subject.encode(prompt, start=False)
     if len(tokens) + 1 >= context:  # with the end-of-text before it
         raise InputError(f"--prompt has {len(tokens)} tokens and leaves no room in the model's "
                          f"context of {context}")
     length = min(context, len(tokens) + 1 + SAMPLED_TOKENS)
-    # a large ensemble was left on the CPU to be evaluated; to sample, all must be on the device
+    # models that were left on the CPU (load_models) must all be on the device to sample a token
     models = [model.to(subject.device) for model in subject.models]
     sources = {name: [model] for name, model in zip(subject.names, models)}
-    if len(models) < len(subject.names):
+    if len(models) < len(subject.names):  # the soup is none of those that were named
         sources = {"average weights": models}
     elif len(models) > 1:
         sources["average"] = models
@@ -815,7 +851,7 @@ def read_arguments():
     if not args.save:
         refuse(args, ["study"], "without --save")
     args.tasks = [name for task in args.tasks for name in task.split(",") if name]
-    # looked for before the evaluation, which can take a while
+    # looked for now, because the evaluation before it can take a while
     if args.export_hf and importlib.util.find_spec("safetensors") is None:
         raise InputError("--export_hf needs the package safetensors; install it with "
                          "pip install safetensors")
@@ -823,7 +859,8 @@ def read_arguments():
 
 
 def check_saved(path):
-    """Raises an error where results cannot be saved, or what is there is none."""
+    """Raises InputError or ValueError, before any work, for a path where results cannot be saved or
+    a file that holds no results."""
     if Path(path).suffix != ".jsonl":
         raise InputError(f"--save {path} must end in .jsonl")
     check_folder("--save", path)
@@ -832,24 +869,24 @@ def check_saved(path):
 
 
 def export(subject, folder):
-    """Write the one model as a Hugging Face folder, and say what it cannot hold."""
+    """Write the subject's one model as a Hugging Face folder, and say what that cannot hold."""
     export_hugging_face(subject.models[0], folder, subject.tokenizer_json)
     print(f"{folder} holds the model and its tokenizer for transformers and lm-eval")
-    # The weights are the same there, but what they see is not. So say it.
+    # The same weights attend to more there, which would change every loss without a word.
     if subject.config.doc_mask:
         print("this model was trained with attention inside documents alone, which Llama in "
               "transformers lacks: give it one document at a time")
 
 
 def evaluate(subject, args):
-    """All that was asked for, printed and as one dict, whose "loss" and "error" (1 - the mean
-    accuracy) a law of downstream error takes (fit.py downstream)."""
+    """All that was asked for, printed and as one dict. Its "loss" and "error" (1 - the mean
+    accuracy over tasks) are what the law of downstream error fits (python fit.py downstream)."""
     data = subject.data
     if args.data:
         data = load_data(args.data)
-    # all that can be wrong with a task is found before the first answer
+    # first, because a wrong task should be told before a long validation
     items = {task: find_items(task, subject, data, args.limit) for task in args.tasks}
-    # one name for the same question to the same models, so that a new answer replaces the old one
+    # the same question to the same models has one name, so that --save replaces the old answer
     request = [subject.names, args.average, args.tasks, args.limit, args.data]
     report = {"kind": "eval", "study": args.study,
               "name": f"{Path(subject.names[0]).name}-k{len(subject.names)}-{short_hash(request)}",
