@@ -111,7 +111,11 @@ def option(default, help, group, identity=True, choices=None, least=0, nargs=Non
 
 @dataclass
 class TrainConfig:
-    """All that decides a run, and how it is carried out. resolve() fills what is None or "auto"."""
+    """All that decides a run, and how it is carried out.
+
+    resolve() fills what is left open and decides the result, such as epochs and dtype. Seeds stay
+    open (see drawn_seed), and so do device and compile, which each machine decides for itself.
+    """
     # What is learned. Each field here changes the run's name; init_from does by started_from below.
     data: str = option("docstrings", "data set, a folder of data/", "what")
     size: str = option("300k", "parameters, as the paper names its models", "what",
@@ -222,7 +226,8 @@ def config_from(args):
 
 
 def drawn_seed(config, name):
-    """The seed, one of ALL_SEEDS, that a config draws with; what is not given follows --seed."""
+    """The seed called `name`, one of ALL_SEEDS, that a config draws with; init_seed and data_seed
+    follow --seed where they are not given."""
     value = getattr(config, name)
     if value is not None:
         return value
@@ -330,8 +335,8 @@ def pack_documents(tokens, end_of_text, rng, budget):
 
 
 def budget_tokens(config, data):
-    """The D unique tokens of a run: the first of the pool, or those of documents that subset_seed
-    draws."""
+    """The D unique tokens of a run, (D,): the first of the data set, or those of documents that
+    subset_seed draws from all of it."""
     if config.subset_seed is None:
         return np.asarray(data.train[:config.tokens])
     rng = np.random.default_rng([config.subset_seed, 0, 2])  # a third stream beside order_rng's two
@@ -573,7 +578,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self, windows):
-        """Mean nats per prediction of the model as it is.
+        """Mean nats per prediction over windows, by the present weights.
 
         On a CPU a validation is too short to earn a compilation; CUDA needs one, for FlexAttention.
         """
@@ -589,7 +594,7 @@ class Run:
         return [member.evaluate(member.val) for member in self.members]
 
     def cost(self):
-        """What the run takes, known before it starts."""
+        """What the run takes, known before it starts: parameters, steps, tokens, FLOPs."""
         # The forward pass is a third of training, and all that a teacher does. It counts at every
         # step, even where the states are kept. (MFU counts the student alone.)
         flops = self.model.flops_per_token()
@@ -1078,7 +1083,8 @@ def fill_start(config, data):
 
 
 def check_init_seed(config):
-    """Raises InputError where a seed of fresh weights is asked for: its runs would be copies."""
+    """Raises InputError where --init_from goes with a seed of fresh weights, which has no effect:
+    runs that differ in it would be copies."""
     if config.init_seed not in (None, config.seed):
         raise InputError("--init_seed decides nothing in a run with --init_from; vary data_seed")
 
@@ -1129,7 +1135,7 @@ def log_members(run, losses, vals, speed, mfu):
 
 
 def print_progress(run, losses, vals, speed, mfu):
-    """One line for who waits."""
+    """Print one line of progress; speed: tokens/s of all members together."""
     # the mean of the losses over members, where several train as one
     val = f" val {np.mean(vals):.4f}" if vals else ""
     # at the speed of now: the first step, which waits for the compiler, says nothing of the others
