@@ -179,7 +179,7 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
             # a whole batch before anything is added, so that it can be repeated in smaller parts
             parts = list(batch_losses(models, some, subsets, dtype, positions))
         except torch.OutOfMemoryError:
-            # what the device has left depends on its neighbours, so it is tried, not computed
+            # what the device has left depends on who else uses it, so it is tried, not computed
             if batch == positions == 1:
                 raise InputError("the members do not fit in the device's memory; "
                                  "use --device cpu") from None
@@ -203,7 +203,8 @@ def subset_losses(models, windows, subsets, dtype="fp32"):
 
 
 def mean_by_k(losses, without=None):
-    """{K: loss}, the mean over the subsets of K members, or over those without one member."""
+    """{K: loss}, the mean over the subsets of K members; without: over those that lack this member,
+    an index."""
     # Over all subsets every member has the same weight at every K, over random ones nearly. So the
     # losses differ by K, not by the luck of who is in.
     sizes = {}
@@ -466,7 +467,7 @@ def clip_members(gradients):
 
 
 class Stack(Run):
-    """Runs at one step that differ in seeds or subset alone, trained as one model by one optimizer.
+    """Runs that stand at the same step and differ in seeds or subset alone, trained as one model.
 
     Each keeps its own folder, log, data order, clipping and checkpoints, from which it can also go
     on alone.
