@@ -459,7 +459,7 @@ def read_item(row, where):
 
 
 def read_file(path):
-    """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in their own."""
+    """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in another."""
     opened = open(path, encoding="utf-8")  # never the locale's encoding
     if path.suffix == ".gz":
         opened = gzip.open(path, "rt", encoding="utf-8")
@@ -651,7 +651,7 @@ def tree_states(model, tokens, positions, branches):
 
 def cut_batches(trees, budget):
     """Indices of trees in batches of similar length, at most `budget` padded tokens each."""
-    # Neighbours of similar length waste little on padding. The longest come first, so that what
+    # Neighbors of similar length waste little on padding. The longest come first, so that what
     # does not fit in memory fails at once.
     order = sorted(range(len(trees)), key=lambda i: -len(trees[i].tokens))
     start = 0
