@@ -1095,8 +1095,8 @@ def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
     x, loss, weights: (points,); sigma, freedom: of profile()."""
     law = LAWS["power"]
     found = fit(law, *check_points(law, {"x": x, "loss": loss}), weights)
+    interval, found = profile(found, sigma, freedom)
     left_out = leave_one_out(found)
-    interval, _ = profile(found, sigma, freedom)
     # left_out is kept whole: efficiencies() evaluates each of these laws
     return {**found.params, "interval": interval, "leave_one_out": limit_range(left_out),
             "left_out": left_out, "at_bounds": found.at_bounds}
@@ -1174,9 +1174,10 @@ def read_rows(path):
     row. Raises ValueError."""
     if Path(path).is_dir():
         # sorted, so that two machines list the same rows in one order
-        texts = [(file.read_text(), str(file)) for file in sorted(Path(path).rglob("result.json"))]
+        texts = [(read_text(file), str(file)) for file in sorted(Path(path).rglob("result.json"))]
     elif Path(path).suffix == ".jsonl":
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        # str.splitlines() would also part lines where JSON allows a character of Unicode
+        lines = read_text(path).split("\n")
         texts = [(line, f"{path} line {number}") for number, line in enumerate(lines, 1)
                  if line.strip()]
     else:
@@ -1192,6 +1193,14 @@ def read_rows(path):
             raise ValueError(f"{place} is not a JSON object; remove it and make it again")
         rows.append((row, place))
     return rows
+
+
+def read_text(path):
+    """The text of a file in UTF-8. Raises ValueError."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error})") from None
 
 
 def read_csv(path):
@@ -1432,20 +1441,21 @@ def check_values(law, columns):
     return checked
 
 
-def check_points(law, columns):
-    """(columns, targets) of points that determine a law; raises ValueError for others."""
+def check_points(law, columns, fixed=()):
+    """(columns, targets) of points that determine a law but for what is fixed; raises ValueError
+    for others."""
     columns = check_values(law, columns)
     known = np.isfinite(columns[law.target])
     for name in law.columns:
         # a column that never changes cannot tell its own term from the limit
         if name not in CONSTANT and len(np.unique(columns[name][known])) < 2:
             raise ValueError(f"all points have the same {name}; a law needs it to vary")
-    least = len(law.shape) + len(law.signs)
+    least = len(law.shape) + len(law.signs) - len(fixed)
     # repeated points say what the noise is, not what the law is
     points = len(set(zip(*(columns[name][known].tolist() for name in law.columns))))
     if points < least:
-        raise ValueError(f"a law of {least} parameters needs {least} different points, not "
-                         f"{points}; add some")
+        raise ValueError(f"{least} parameters need {least} different points, not {points}; add "
+                         f"some")
     return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
@@ -1668,15 +1678,16 @@ def read_law(name, path, args):
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
-    weights = table.get(args.weights, np.ones(len(rows)))
+    weighted_by = args.weights
     if args.pooled and "seeds" in table and not args.weights:
-        weights = table["seeds"]
+        weighted_by = "seeds"
         notes.append("each point weighs as much as it has seeds: the noise is that of one run")
+    weights = table.get(weighted_by, np.ones(len(rows)))
     if not np.isfinite(weights).all() or weights.min() < 0:
-        raise ValueError(f"the weights in {args.weights} must be finite and at least 0")
+        raise ValueError(f"the weights in {weighted_by} must be finite and at least 0")
     counted = weights > 0
     if not counted.any():
-        raise ValueError(f"all weights in {args.weights} are 0; no point counts")
+        raise ValueError(f"all weights in {weighted_by} are 0; no point counts")
     if not counted.all():
         notes.append(f"{np.count_nonzero(~counted)} rows of weight 0 do not count")
     if "curve" in law.columns:
@@ -1686,7 +1697,7 @@ def read_law(name, path, args):
         # other laws take each row by itself, so that one without weight can go
         table = {column: cells[counted] for column, cells in table.items()}
         rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
-    columns, y = check_points(law, {column: table[column] for column in names})
+    columns, y = check_points(law, {column: table[column] for column in names}, fixed)
     weights = np.where(np.isfinite(y), weights, 0.0)
     problem = Problem(law, columns, np.nan_to_num(y, nan=1.0), weights, args.method,
                       args.delta or 1e-3, fixed)
@@ -2011,7 +2022,9 @@ def report_predictions(found, args):
         answer["low"], answer["high"] = predicted_range(found, columns, predicted)
     error, known = predicted - truth, np.isfinite(truth)
     if np.any(known):
-        answer |= {target: truth, "relative error": error / truth}
+        with np.errstate(all="ignore"):
+            relative = np.where(truth == 0, np.nan, error / truth)
+        answer |= {target: truth, "relative error": relative}
     rows = []
     for values in zip(*(column.tolist() for column in answer.values())):
         # nan, the only value unlike itself, is left out: JSON has no number for it
@@ -2107,7 +2120,8 @@ def held_error(points, condition):
     known = problem.weights > 0
     # what is left must still determine the law
     left = {**problem.columns, problem.law.target: problem.y}
-    check_points(problem.law, {name: column[~held & known] for name, column in left.items()})
+    left = {name: column[~held & known] for name, column in left.items()}
+    check_points(problem.law, left, problem.fixed)
     found = solve(replace(problem, weights=np.where(held, 0.0, problem.weights)))
     return mean_error(found, known & held)
 
@@ -2150,9 +2164,10 @@ def draw_law(path, name, found):
     if len(set(settings)) > 8:  # too many for lines: one color, and a cross where the law lies
         settings, style, how = [""] * len(y), "x", "crosses"
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for setting in dict.fromkeys(settings):
-        # rows of weight 0 have a filler for a target
-        same = [i for i in np.flatnonzero(found.problem.weights) if settings[i] == setting]
+    # rows of weight 0 have a filler for a target
+    counted = np.flatnonzero(found.problem.weights)
+    for setting in dict.fromkeys(settings[i] for i in counted):
+        same = [i for i in counted if settings[i] == setting]
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
         x, predicted = columns[chief][rows], found.prediction[rows]
         drawn, = top.plot(x, y[rows], ".", label=setting)
@@ -2608,16 +2623,20 @@ def share_exponent(laws):
         budget, x, loss, weights = np.array(rows, dtype=float).T
         law_of_all = power_of_budgets(len(group))
         found = solve(Problem(law_of_all, {"x": x, "budget": budget}, loss, weights, "ls"))
-        for i, law in enumerate(group):
+        intervals = []
+        for i in range(len(group)):
+            # a profile may come upon a better fit, which then is that of all budgets
             interval, found = profile(found, sigma, freedom, f"E{i}")
-            params = found.params
-            # what one b adds to the squares, by each b given up, in units of the noise
-            excess = max(0.0, 2 * found.objective - apart) / (len(group) - 1) / sigma ** 2
-            p = float(f_distribution.sf(excess, len(group) - 1, freedom))
+            intervals.append(interval)
+        # what one b adds to the squares, by each b given up, in units of the noise
+        excess = max(0.0, 2 * found.objective - apart) / (len(group) - 1) / sigma ** 2
+        p = float(f_distribution.sf(excess, len(group) - 1, freedom))
+        params = found.params
+        for i, law in enumerate(group):
             # an A of its own that vanished is no power law either
             at_bounds = ["A" if name == f"A{i}" else name for name in found.at_bounds]
             shared.append({**law, "A": params[f"A{i}"], "b": params["b"], "E": params[f"E{i}"],
-                           "interval": interval, "leave_one_out": None, "left_out": [],
+                           "interval": intervals[i], "leave_one_out": None, "left_out": [],
                            "at_bounds": at_bounds, "p": p})
     return shared
 
@@ -3425,6 +3444,10 @@ def read_results(sources, where=()):
             if key not in row:
                 raise ValueError(f"{place} has no {key}: it is no result, or one of an older "
                                  f"version; remove it and ask for it again")
+        loss = row.get("val_loss", 0.0)
+        if row["kind"] == "run" and not (is_number(loss) and math.isfinite(float(loss))):
+            raise ValueError(f"{place}: val_loss is {loss}, not a number; remove it and train that "
+                             f"run again")
     return [row for row, _ in kept]
 
 
@@ -3441,7 +3464,7 @@ def count_once(results):
         key = result["kind"], result["name"], result["recipe"]
         before = found.get(key, result)
         if before.get("val_loss") != result.get("val_loss"):
-            twice[key] = {**result, "first_study": before["study"], "first": before["val_loss"],
+            twice[key] = {**result, "first_study": before.get("study"), "first": before["val_loss"],
                           "apart": result["val_loss"] - before["val_loss"]}
         found[key] = result
     # rounding differs between processors, and between compiled and not, and grows in training: the
@@ -3549,6 +3572,10 @@ def runs_command(args):
     if args.save:
         check_folder("--save", args.save)
     results = read_results(args.what, args.where)
+    texts = {result.get("data_hash") for result in results if result["kind"] in NEEDED}
+    if args.figure and len(texts) != 1:
+        raise ValueError(f"--figure draws one data set, not {len(texts)}; choose one with "
+                         "--where data=NAME")
     # saved before they are counted once: a study keeps its own line of a shared run
     if args.save:
         save_results(args.save, results)
@@ -3573,9 +3600,6 @@ def runs_command(args):
     if len(contexts) > 1:
         print(f"Runs of context {', '.join(map(str, contexts))} are compared here, though a longer "
               "one sees more; --where context=N keeps one.")
-    if args.figure and len(by_data) != 1:
-        raise ValueError(f"--figure draws one data set, not {len(by_data)}; choose one with "
-                         "--where data=NAME")
     # found: of the one data set there is
     if args.figure:
         draw_claims(args.figure, found)
