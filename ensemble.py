@@ -514,6 +514,8 @@ class Stack(Run):
         """One step of each member on its own windows, order (K, batch_size): losses (K,) and
         norms (K,)."""
         config, K = self.config, len(self.members)
+        if self.machine["compile"] == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         # the members' batches in one, (K x batch_size, context)
         windows = torch.cat([run.train[own] for run, own in zip(self.members, order)])
         tokens, targets = inputs_and_targets(windows)
@@ -581,7 +583,8 @@ def worth_stacking(config, members):
     # the stacked step knows no teachers, and the size of --init_from is not one of the ladder's
     if config.teacher or config.init_from:
         return False
-    if use_device(config.device, config.threads).type != "cuda":
+    device = use_device(config.device, config.threads)
+    if device.type != "cuda":
         return False
     # shapes without weights: memory that this process took of the device it would keep
     with torch.device("meta"):
@@ -589,7 +592,7 @@ def worth_stacking(config, members):
     # all at once, each with a batch in one pass
     tokens = config.batch_size * config.context
     memory = members * model.training_bytes(tokens, config.dtype, compiled=True)  # bytes
-    fits = memory < 0.7 * torch.cuda.get_device_properties(0).total_memory
+    fits = memory < 0.7 * torch.cuda.get_device_properties(device).total_memory
     return model.parameter_count() < STACK_BELOW and fits
 
 
@@ -737,7 +740,7 @@ def main():
 
     # Members are never written to: the ensemble has a folder of its own, beside theirs.
     result = evaluate_ensemble(names, args.out, device, args.orders)
-    study = args.study or Path(args.out).name
+    study = args.study or Path(args.out).absolute().name
     result = {"kind": result.pop("kind"), "study": study, "name": ensemble_name(result), **result}
     folder = Path(args.out) / "ensembles" / result["name"]
     folder.mkdir(parents=True, exist_ok=True)

@@ -303,8 +303,9 @@ def validation_tokens(subject, data):
     texts = [decode(part[1:].tolist()) for part in np.split(data.val, starts)[1:]]
     tokens = [[own, *subject.encode(text, start=False)] for text in texts]
     same = np.concatenate(tokens[:-1] or [[]])
-    if own == theirs and np.array_equal(same, data.val[starts[0]:starts[0] + len(same)]):
-        return data.val, len(same) > 0
+    compared = data.val[starts[0]:starts[0] + len(same)]
+    if own == theirs and len(same) and np.array_equal(same, compared):
+        return data.val, True
     return np.concatenate(tokens), False
 
 
@@ -460,12 +461,10 @@ def read_item(row, where):
 
 def read_file(path):
     """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in another."""
-    opened = open(path, encoding="utf-8")  # never the locale's encoding
-    if path.suffix == ".gz":
-        opened = gzip.open(path, "rt", encoding="utf-8")
+    opener = gzip.open if path.suffix == ".gz" else open
     rows = []
     try:
-        with opened as file:
+        with opener(path, "rt", encoding="utf-8") as file:  # never the locale's encoding
             for line in file:
                 rows.append(json.loads(line))
     except (ValueError, EOFError, OSError, zlib.error) as error:  # not all .gz are whole
@@ -519,6 +518,10 @@ def continuation_items(data, context, seed=0):
             if len(passage) >= min(SHORTEST_PASSAGE, size):
                 passages.append((number, passage))
 
+    # the other choices are drawn among the halves that follow
+    halves = [tokens[len(tokens) // 2:] for _, tokens in passages]
+    lengths, documents = np.array([(len(half), number) for half, (number, _) in
+                                   zip(halves, passages)]).reshape(-1, 2).T
     rng = np.random.default_rng(seed)  # fixed: models of one context get the same choices
     items = []
     for number, passage in passages:
@@ -526,12 +529,11 @@ def continuation_items(data, context, seed=0):
         length = len(passage) - half
         # Of other documents, long enough to be cut to this length: the sum of log-likelihoods
         # prefers the shorter choice, so all must be equally long.
-        others = [tokens[len(tokens) // 2:][:length] for other, tokens in passages
-                  if other != number and len(tokens) - len(tokens) // 2 >= length]
+        others = np.flatnonzero((documents != number) & (lengths >= length))
         if len(others) < WRONG_CHOICES:
             continue  # a set of very few documents
-        wrong = rng.choice(len(others), WRONG_CHOICES, replace=False)
-        choices = [others[i] for i in wrong]
+        wrong = rng.choice(others, WRONG_CHOICES, replace=False)
+        choices = [halves[i][:length] for i in wrong]
         gold = int(rng.integers(WRONG_CHOICES + 1))
         choices.insert(gold, passage[half:])
         items.append(Item([(passage[:half], choice) for choice in choices], gold))

@@ -2693,6 +2693,12 @@ def test_dry_run_predicts_and_writes_nothing(world, capsys, monkeypatch):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {key: result[key] for key in ("params", "steps", "flops", "name")} == {
         key: plan[key] for key in ("params", "steps", "flops", "name")}
+    # several processes share the work
+    monkeypatch.setattr(train, "matmul_rate", lambda dtype, device: 1e9)
+    run = train.Run(tiny_config(), None)
+    alone = train.plan(run)["seconds_at_least"]
+    run.world = 4
+    assert train.plan(run)["seconds_at_least"] == alone / 4
     # one of several processes speaks for all
     assert call(train, *TINY, "--dry_run") == 0 and "memory_bytes: " in capsys.readouterr().out
     monkeypatch.setenv("RANK", "1")
@@ -4326,6 +4332,48 @@ def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message
     assert message in refused(capsys, fit, law, tmp_path / "points.csv", *options)
 
 
+def test_odd_tables_end_in_an_answer(world, capsys):
+    # a curve without any loss is drawn as nothing
+    steps = [100.0 * i for i in range(1, 9)]
+    losses = [5 * step ** -0.2 + 2 for step in steps]
+    write_points(world / "curves.csv", curve=list("aaaaaaaabbbbbbbbcccccccc"), step=steps * 3,
+                 lr=[1.0] * 4 + [0.5] * 4 + [1.0] * 8 + [0.1] * 8, loss=losses * 2 + [""] * 8)
+    assert call(fit, "lr_annealing", "curves.csv", "--figure", "curves.png") == 0
+    assert (world / "curves.png").exists()
+    # no number is so many times 0
+    write_points(world / "down.csv", loss=[2, 2.5, 3, 3.5, 4], error=[.2, .35, .45, .52, .57])
+    write_points(world / "new.csv", loss=[1.5, 3.2], error=[0, 0.5])
+    report, _ = law_json(capsys, "downstream", "down.csv", "--predict", "new.csv")
+    rows = report["predict"]["rows"]
+    assert "relative error" not in rows[0] and abs(rows[1]["relative error"]) < 0.1
+    # what is fixed needs no point
+    write_points(world / "two.csv", N=[1, 2], loss=[3.0, 2.5], seeds=[0, 0], sigma=[.1, .1])
+    report, _ = law_json(capsys, "power", "two.csv", "--x", "N", "--fix", "b=1")
+    assert report["params"]["E"]["value"] == pytest.approx(2.0)
+    # of a column that counts without being asked for
+    message = fit_refuses("power", "two.csv", "--x", "N", "--pooled")
+    assert message.startswith("all weights in seeds are 0")
+
+
+def test_results_that_are_none_are_named(world, capsys):
+    run = made_run(tiny_config(), 4.0)
+    lines = [json.dumps({**run, "data": "line\u2028end"}, ensure_ascii=False),
+             json.dumps({**run, "val_loss": 4.5})]
+    Path("some.jsonl").write_text("\n".join(line.replace('"study"', '"no"') for line in lines),
+                                  encoding="utf-8")
+    assert call(fit, "some.jsonl") == 0 and "Runs made twice" in capsys.readouterr().out
+    for loss in ("null", "NaN", '"a"'):
+        Path("bad.jsonl").write_text(json.dumps({**run, "val_loss": "?"}).replace('"?"', loss))
+        assert "bad.jsonl line 1: val_loss is" in refused(capsys, fit, "bad.jsonl")
+    Path("latin.jsonl").write_bytes(b'{"a": "\xe9"}')
+    assert "latin.jsonl is not UTF-8" in refused(capsys, fit, "latin.jsonl")
+    # before anything is written
+    other = {**run, "name": "other", "data_hash": "0"}
+    Path("two.jsonl").write_text(f"{json.dumps(run)}\n{json.dumps(other)}")
+    message = refused(capsys, fit, "two.jsonl", "--figure", "a.png", "--save", "saved.jsonl")
+    assert "--figure draws one data set, not 2" in message and not Path("saved.jsonl").exists()
+
+
 def test_a_reader_may_stop_reading(tmp_path):
     """`fit.py --list | head -1` ends without a word of a broken pipe."""
     process = subprocess.Popen([sys.executable, HERE / "fit.py", "--list"], stdout=subprocess.PIPE,
@@ -5263,6 +5311,21 @@ def test_continuations_are_true_halves_among_others_of_equal_length(world, capsy
     assert call(fit, "downstream", "evals.jsonl", "--json") == 0
     law = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(law["params"]) == {"epsilon", "k", "gamma"}
+
+
+def test_one_document_does_not_tell_a_tokenizer(monkeypatch):
+    """Nothing to compare: the text is encoded anew, not taken for the model's own tokens."""
+    tokens = np.array([9, 1, 2, 3, 4], np.uint16)
+    letters = SimpleNamespace(decode=lambda part: "".join("abcdefgh"[token] for token in part))
+    data = SimpleNamespace(val=tokens, meta={"sha256": "set", "end_of_text": 9},
+                           tokenizer=lambda: letters)
+    model = SimpleNamespace(
+        data=None, config=SimpleNamespace(end_of_text=9),
+        encode=lambda text, start: ["hgfedcba".index(letter) for letter in text])
+    for documents in (1, 2):
+        data.val = np.tile(tokens, documents)
+        found, same = evaluation.validation_tokens(model, data)
+        assert not same and found.tolist() == [9, 6, 5, 4, 3] * documents
 
 
 def test_a_hugging_face_folder_is_a_model(world, capsys):

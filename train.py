@@ -595,14 +595,14 @@ class Run:
 
     def cost(self):
         """What the run takes, known before it starts: parameters, steps, tokens, FLOPs."""
-        # The forward pass is a third of training, and all that a teacher does. It counts at every
-        # step, even where the states are kept. (MFU counts the student alone.)
-        flops = self.model.flops_per_token()
-        flops += sum(teacher.flops_per_token() / 3 for teacher in self.teachers)
+        flops = self.model.flops_per_token() * self.tokens_seen
+        # The forward pass is a third of training, and all that a teacher does: at every step, or
+        # once where its states are kept. (MFU counts the student alone.)
+        asked = self.train.numel() if self.teacher_cache_bytes() else self.tokens_seen
+        flops += sum(teacher.flops_per_token() / 3 for teacher in self.teachers) * asked
         return {"name": run_name(self.config), "params": self.model.parameter_count(),
                 "params_nonembedding": self.model.parameter_count(embeddings=False),
-                "steps": self.steps, "tokens_seen": self.tokens_seen,
-                "flops": flops * self.tokens_seen}
+                "steps": self.steps, "tokens_seen": self.tokens_seen, "flops": flops}
 
     def memory_bytes(self, windows, compiled):
         """Estimate of the bytes that training takes with so many windows a pass."""
@@ -777,7 +777,7 @@ def resolve(config):
     """A copy with all filled in that depends on size, recipe, data and device. Raises InputError
     for what cannot run. To resolve it once more changes nothing."""
     config = replace(config)
-    config.study = config.study or Path(config.out).name
+    config.study = config.study or Path(config.out).absolute().name  # "." has no name of its own
     check_ranges(config)
     data = load_data(config.data)
     config.data, config.data_hash = data.folder.name, data.fingerprint()
@@ -1058,7 +1058,8 @@ def fill_start(config, data):
         for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
             digest.update(sha256_file(file).encode())
         config.started_from = digest.hexdigest()[:12]
-        config.size = f"llama-{model.parameter_count() / 1e6:.3g}m"
+        millions = model.parameter_count() / 1e6
+        config.size = f"llama-{millions:.3g}m" if millions < 1000 else f"llama-{millions:.0f}m"
     else:
         read = load_data(result["data"])  # which alone knows the run's tokenizer
         if read.fingerprint() != result["data_hash"]:
@@ -1515,14 +1516,14 @@ def bench(run, steps):
 
 
 def plan(run):
-    """What a run will take, before it starts: cost(), bytes of memory, and the least time in
-    seconds for one process."""
+    """What a run will take, before it starts: cost(), bytes of memory, the least time in
+    seconds."""
     config, windows = run.config, run.machine["micro_batch_size"]
     memory = run.memory_bytes(windows, run.machine["compile"])
     # at the rate of a large matrix product, which no real step reaches
-    seconds = run.cost()["flops"] / matmul_rate(config.dtype, run.device)
+    rate = run.world * matmul_rate(config.dtype, run.device)
     return {**run.cost(), "micro_batch_size": windows, "memory_bytes": memory,
-            "seconds_at_least": seconds}
+            "seconds_at_least": run.cost()["flops"] / rate}
 
 
 # --------------------------------------------------------------------------------------------------
