@@ -270,8 +270,8 @@ def total_nats(x, head, targets):
 
 
 def nats_and_gradient(logits, targets, vocab_size):
-    """Nats of each row, (P,); the logits become their own gradient, in their own dtype. Columns from
-    vocab_size on are no tokens."""
+    """Nats of each row of logits, (P,); they become their own gradient, in their own dtype. Columns
+    from vocab_size on are no tokens."""
     token = torch.arange(logits.shape[1], device=logits.device)
     wide = logits.float().masked_fill(token >= vocab_size, float("-inf"))
     kept = (targets >= 0)[:, None]

@@ -3,8 +3,8 @@
     python results/bench.py 1.5m 6m > results/100/bench.json
 
 Same shapes, one thread, one run: context 256, batch 4, vocabulary 4,096, fp32, documents blocked in
-both; beside them transformers as most people run it, plain causal. The contestants take turns, a few
-steps each, so that a drift of the machine's speed meets all of them; a ratio is the median over
+both; beside them transformers as most people run it, plain causal. The contestants take turns, a
+few steps each, so that a drift of the machine's speed meets all of them; a ratio is the median over
 rounds of that within a round, and its spread is the quartiles.
 """
 import functools

@@ -209,8 +209,8 @@ def print_claims():
          "best 3.75; falls, then rises with N", "ladder"),
         ("Regularized, loss is a power law in N", regularized(ladder),
          "limit 3.43, exponent 1.02", "ladder"),
-        ("Ensembles of one size (300k) have a lower limit; members of twice the epochs and half the "
-         "weight decay a lower one still",
+        ("Ensembles of one size (300k) have a lower limit; members of twice the epochs and half "
+         "the weight decay a lower one still",
          ensembles(found, "300k"), "3.34 and 3.27", "ensembles"),
         ("Data efficiency of one regularized model", worth(found, "regularized, best measured"),
          "", "efficiency"),
