@@ -220,7 +220,7 @@ def read_arguments():
                         help="sample: on text of the teachers; kl: on their prediction")
     parser.add_argument("--sample_tokens", type=int, default=0,
                         help="synthetic tokens to sample; 0: five times the real ones")
-    parser.add_argument("--sample_seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--sample_seed", type=int, default=0, help="seed of the sampling")
     parser.add_argument("--sample_from", choices=("members", "ensemble"), default="members",
                         help="members: each teacher in turn writes a batch of windows; ensemble: "
                         "each token is drawn from their mean logits")

@@ -830,7 +830,7 @@ def read_arguments():
                         help="texts to sample from each model and from their logit average, of at "
                              f"most {SAMPLED_TOKENS:,} tokens beyond the prompt")
     parser.add_argument("--prompt", default="", help="text that each sample continues")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--device", default="auto",
                         help="auto (cuda, then mps, then cpu) or a torch device")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
@@ -840,7 +840,8 @@ def read_arguments():
     parser.add_argument("--study", default="eval", help="label of the saved line")
     parser.add_argument("--save", metavar="FILE.jsonl",
                         help="add the report to a file of results, one JSON object a line")
-    parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    parser.add_argument("--json", action="store_true",
+                        help="print everything as JSON on the last line")
     args = parser.parse_args()
     if min(args.sample, args.limit) < 0:
         raise InputError("--sample and --limit must be at least 0")

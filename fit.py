@@ -1047,8 +1047,8 @@ def optimum_with_inference(params, loss, inference_tokens):
     p = SimpleNamespace(**params)
     # without a term for N (or D) the cheapest model has none of it
     if loss <= p.E or min(p.A, p.B) <= 0:
-        raise ValueError(f"the law never reaches {loss:.4f}, or at any N or D: its limit is "
-                         f"{p.E:.4f}")
+        raise ValueError(f"the law has no cheapest N and D for a loss of {loss:.4f}: its limit is "
+                         f"{p.E:.4f}, A is {p.A:g}, B is {p.B:g}")
     # the loss that is left for D once N is given must be above 0
     smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
@@ -1214,7 +1214,7 @@ def read_csv(path):
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
     if header[0].lstrip().startswith("#"):
-        raise ValueError(f"{path} line 1 is a comment line, which a CSV file has not; remove it")
+        raise ValueError(f"{path} line 1 is a comment line; a CSV file has none, so remove it")
     if len(header) == 1 and ";" in header[0]:
         raise ValueError(f"{path} is separated by semicolons; separate its columns by commas")
     # the second would silently stand for both
@@ -1454,8 +1454,8 @@ def check_points(law, columns, fixed=()):
     # repeated points say what the noise is, not what the law is
     points = len(set(zip(*(columns[name][known].tolist() for name in law.columns))))
     if points < least:
-        raise ValueError(f"{least} parameters need {least} different points, not {points}; add "
-                         f"some")
+        raise ValueError(f"a law with {least} parameters to seek needs {least} different points, "
+                         f"not {points}; add some")
     return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
@@ -1506,7 +1506,8 @@ def add_law_options(parser):
                       help="noise of a point of weight 1 and the degrees of freedom it rests on "
                       "(runs less settings), for the limit's interval")
     laws.add_argument("--pooled", action="store_true",
-                      help="pool both from the columns sigma (or sd) and seeds")
+                      help="take that noise and its degrees from the columns sigma (or sd) and "
+                      "seeds")
     laws.add_argument("--bootstrap", type=int, metavar="B", help="refits for intervals of all")
     laws.add_argument("--seed", type=int, help="of the bootstrap, 0 if not given")
     laws.add_argument("--predict", metavar="TABLE",
@@ -1554,7 +1555,7 @@ def check_options(names, args):
         f"--bootstrap {args.bootstrap} gives no interval; take 20 or more, 200 for steady ends":
             args.bootstrap is not None and args.bootstrap < 20,
         "--seed must be at least 0": args.seed is not None and args.seed < 0,
-        f"--delta is the width of Huber's loss; the method is {', '.join(methods)}":
+        f"--delta is the width of Huber's loss; the method is {', '.join(sorted(methods))}":
             args.delta is not None and not methods & {"huber", "raw_huber"},
         "--sigma and --pooled are for the profile of least squares; add --method ls, or take "
         "--bootstrap": noise and methods != {"ls"},
@@ -1572,7 +1573,8 @@ def check_options(names, args):
               f"--hold_out"] = getattr(args, name) and (len(names) > 1 or args.hold_out)
     # predictions and optima have intervals by bootstrap, asked for or not; all else draws nothing
     drawn = args.bootstrap or args.predict or args.compute or args.inference
-    wrong["--seed is of --bootstrap; give both"] = args.seed is not None and not drawn
+    wrong["--seed is of the draws of --bootstrap, --predict, --compute and --inference; give one "
+          "of them"] = args.seed is not None and not drawn
     for name in ("save", "table"):
         wrong[f"--{name} is of runs; a law's result is printed, by --json in full"] = \
             getattr(args, name)
@@ -3640,7 +3642,8 @@ def main():
                         "COLUMN<VALUE or COLUMN>VALUE")
     parser.add_argument("--list", action="store_true",
                         help="print every law: formula, columns, source")
-    parser.add_argument("--json", action="store_true", help="print everything as the last line")
+    parser.add_argument("--json", action="store_true",
+                        help="print everything as JSON on the last line")
     parser.add_argument("--figure", help="of a law: also draw points, law and residuals; of runs: "
                         "also draw NAME-epochs, -sizes, -members, -data, -students, -bars; a "
                         "NAME.png, .pdf or .svg")

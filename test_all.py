@@ -4301,7 +4301,7 @@ def test_tables_as_people_have_them(world, capsys):
     ("chinchilla", dict(N=[1, 2], D=[1, 2], loss=[3, 2]), ["--save", "a.jsonl"],
      "--save is of runs"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--delta", "0.1"], "the method is ls"),
-    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of --bootstrap"),
+    ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--seed", "1"], "--seed is of the draws"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N", "--compute", "1"],
      "a law in N and D: chin"),
     ("chinchilla", dict(N=[1, 2, 4, 8] * 2, D=[1, 2, 2, 1, 4, 4, 8, 8],
@@ -5534,7 +5534,7 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
     (("--init_from", "RUN", "--recipe", train.TrainConfig.recipe), "of recipe cpt; leave it out"),
     (("--init_from", "RUN", "--data", "other"), "other was made with another tokenizer than"),
     (("--init_from", "hf"), "hf has no tokenizer.json"),
-    ((), "give what from as --init_from")])
+    ((), "name it with --init_from")])
 def test_starts_that_do_not_fit_are_refused(world, continued, capsys, options, message):
     assert call(prepare, "--source", "more.jsonl", "--vocab_size", 300, "--val_tokens", 1000,
                 "--name", "other") == 0

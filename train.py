@@ -137,8 +137,8 @@ class TrainConfig:
                          choices=(*TUNED, "member", "cpt"))
     epochs: int = option(None, "passes over the tokens (default: the recipe's)", "recipe", least=1)
     lr: float = option(None, "peak learning rate (default: the recipe's)", "recipe")
-    weight_decay: float = option(None, "AdamW's, times the learning rate (default: the recipe's)",
-                                 "recipe")
+    weight_decay: float = option(None, "AdamW's; a step takes lr times it off the weights "
+                                 "(default: the recipe's)", "recipe")
     context: int = option(None, "tokens a window (default: the scale's)", "recipe", least=2)
     batch_size: int = option(None, "windows a step (default: the scale's)", "recipe", least=1)
     shuffle: str = option("epoch", "epoch: windows anew each epoch; once: one order for all; "
@@ -156,7 +156,8 @@ class TrainConfig:
                             "distillation", identity=False, nargs="+")
     kl_weight: float = option(0.0, "share of the divergence from the teachers in the loss, up to 1",
                               "distillation")
-    kl_temperature: float = option(1.0, "of both predictions in the divergence", "distillation")
+    kl_temperature: float = option(1.0, "temperature of both predictions in the divergence",
+                                   "distillation")
     kl_on: str = option("all", "windows whose loss has the divergence", "distillation",
                         choices=("all", "real", "sampled"))
 
@@ -785,7 +786,7 @@ def resolve(config):
     if config.init_from:
         fill_start(config, data)
     elif config.recipe == "cpt":
-        raise InputError("--recipe cpt continues pre-training; give what from as --init_from")
+        raise InputError("--recipe cpt continues the training of a model; name it with --init_from")
     rung = LADDER[scale_of(config.size)]
     config.context = config.context or rung["context"]
     config.batch_size = config.batch_size or rung["batch_size"]
@@ -1750,9 +1751,10 @@ def search(config, args):
         axes.append("weight_decay")
     if args.over:
         axes = args.over.split(",")
-    if not set(axes) <= set(GRID) or min(args.seeds, args.jobs) < 1:
-        raise InputError(f"--over takes some of {','.join(GRID)}; --seeds and --jobs are at least "
-                         f"1")
+    if not set(axes) <= set(GRID):
+        raise InputError(f"--over takes some of {','.join(GRID)}, not {args.over}")
+    if min(args.seeds, args.jobs) < 1:
+        raise InputError("--seeds and --jobs must be at least 1")
     init_fixed = config.init_from or config.init_seed is not None
     if args.seeds > 1 and init_fixed and config.data_seed is not None:
         raise InputError("--seeds differ in nothing where initial weights and --data_seed are "
