@@ -2875,6 +2875,8 @@ def test_an_ensemble_is_found_by_folder_or_name_from_anywhere(world, monkeypatch
         monkeypatch.chdir(place)
         members = train.expand([given], out)
         assert [train.run_folder(member, out).name for member in members] == names
+        # a student's result keeps them, and should say nothing of this machine
+        assert not any(os.path.isabs(member) for member in members)
 
 
 def test_more_members_than_all_subsets_and_members_of_two_kinds(world, capsys):

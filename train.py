@@ -1199,8 +1199,9 @@ def expand(names, out):
                 members = read_json(folder / "result.json").get("members")
                 break
         if members:
-            # their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME
-            runs += [str(folder.parent.parent / member) for member in members]
+            # Their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME.
+            # Seen from here, because results name their teachers, and no machine's folders.
+            runs += [os.path.relpath(folder.parent.parent / member) for member in members]
         else:
             runs.append(name)
     return runs
