@@ -1562,7 +1562,7 @@ def check_options(args):
 
 def default_name(args):
     """Of the first source, and of the vocabulary if it is not the default."""
-    name = Path(args.source[0].removeprefix("hf:")).name
+    name = Path(os.path.abspath(args.source[0].removeprefix("hf:"))).name  # also of "." and ".."
     for suffix in (*PACKED, *KINDS):
         if name.lower().endswith(suffix):
             name = name[:-len(suffix)]

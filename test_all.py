@@ -216,6 +216,17 @@ def test_too_small_a_text_for_the_vocabulary_is_refused(monkeypatch):
         assert len(ranks) == 257 and next(numbers) == pytest.approx(count, abs=2)
 
 
+@pytest.mark.parametrize("source, vocab_size, name", [
+    (".", 1024, "my-books"), ("..", 1024, "here"), ("./some (old).jsonl.gz", 300, "some-old-300"),
+    ("hf:owner/set.v2", 1024, "set.v2"), ("docstrings", 1024, "docstrings")])
+def test_the_name_of_a_set_follows_from_its_source(tmp_path, monkeypatch, source, vocab_size, name):
+    folder = tmp_path / "here" / "my books"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    args = SimpleNamespace(source=[source], tokenizer=None, vocab_size=vocab_size)
+    assert prepare.default_name(args) == name
+
+
 def deduplicate(documents, near=True):
     """The documents that are kept, in their order on disk."""
     with tempfile.NamedTemporaryFile() as file:
