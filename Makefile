@@ -141,14 +141,14 @@ distillation: data
 	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
 	eight="--teacher $$(ls -d runs/distillation/ensembles/*-k8-*)"; \
 	for row in "0.9 32 0.2 0" "0.9 64 0.2 0" "0.9 64 0.2 1" "0.9 64 0.2 2" "0.9 128 0.2 0" \
-	    "0.9 64 0.4 0" "1 64 0.2 0"; do set -- $$row; \
+	    "0.9 64 0.4 0" "0.9 64 0.1 0" "1 64 0.2 0"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) $$eight --lr 1e-2 \
 	        --kl_weight $$1 --epochs $$2 --weight_decay $$3 --seed $$4 || exit; done; \
 	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 0.9 --epochs 64 \
 	    --kl_temperature 2 || exit; \
-	for size in 150k 600k; do \
-	    $(PY) distill.py --mode kl $(STUDENT) --size $$size $$eight --kl_weight 0.9 \
-	        --epochs 64 --lr 1e-2 --weight_decay 0.2 || exit; done; \
+	for row in "150k 0" "600k 0" "600k 1" "600k 2"; do set -- $$row; \
+	    $(PY) distill.py --mode kl $(STUDENT) --size $$1 $$eight --kl_weight 0.9 \
+	        --epochs 64 --lr 1e-2 --weight_decay 0.2 --seed $$2 || exit; done; \
 	for row in "1048575 0.75 6" "1048575 0.9 6" "4194300 0.9 6" "10066320 0.9 6"; do \
 	    set -- $$row; $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --weight_decay 0.1 \
 	        --sample_tokens $$1 --synthetic_weight $$2 --epochs $$3 || exit; done; \

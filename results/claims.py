@@ -95,14 +95,17 @@ def worth(found, *names):
 
 
 def students(found):
-    """The share that students keep of the largest ensemble's gain: of the setting with most
-    seeds."""
-    best = max((row for row in found["students"] if row["share"]),
-               key=lambda row: (row["k"], row["seeds"], row["share"]))
-    text = f"{best['share']:.0%}"
-    if best["low"] is not None:
-        text += f" ({best['low']:.0%} to {best['high']:.0%})"
-    return f"{text} of {best['k']} members' gain, the best setting of {best['seeds']} seeds"
+    """The share of the largest ensemble's gain that students keep, of their teachers' size and of
+    twice that: of the setting with most seeds each."""
+    teachers, = {m["params"] for m in found["members"]}
+    texts = []
+    for what, times in ((" of 8 members' gain", 1), (" by a student of twice the size", 2)):
+        rows = [row for row in found["students"] if row["share"] and row["k"] == 8
+                and round(row["params"] / teachers) == times]
+        best = max(rows, key=lambda row: (row["seeds"], row["share"]))
+        texts.append(f"{best['share']:.0%} ({best['low']:.0%} to {best['high']:.0%}){what}, "
+                     f"{best['seeds']} seeds")
+    return "; ".join(texts)
 
 
 def continued_rows(found):
