@@ -5652,19 +5652,24 @@ def test_how_far_a_student_is_from_its_teachers(world, capsys, monkeypatch):
     folder = world / "runs" / student["name"]
     monkeypatch.syspath_prepend(HERE / "results")
     agreement = importlib.import_module("agreement")
-    data = prepare.load_data("tiny")
-    monkeypatch.setattr(agreement, "load_data", lambda _: data)
     monkeypatch.setattr(sys, "argv", ["agreement.py", str(folder)])
     agreement.main()
     (row,), = markdown_tables(capsys.readouterr().out).values()
 
-    windows = train.device_windows(data.val, 32, "cpu").long()
+    windows = train.device_windows(prepare.load_data("tiny").val, 32, "cpu").long()
     logits = [gpt.GPT.load(world / "runs" / name / "model.pt")(windows) for name in members]
     theirs = (sum(logits) / 2).softmax(-1)
     ours = gpt.GPT.load(folder / "model.pt")(windows).softmax(-1)
     expected = (theirs * (theirs / ours).log()).sum(-1)[:, :-1].mean().item()
     assert float(row["KL on validation"]) == pytest.approx(expected, abs=6e-4) and expected > 0.01
     assert float(row["KL on train"]) > 0 and row["K"] == "2"
+    # other text under the same name says nothing of these models
+    (world / "data/tiny").rename(world / "data/gone")
+    Path("other.txt").write_text("\n\n".join(make_documents(300, seed=9)))
+    assert call(prepare, "--source", "other.txt", "--name", "tiny", "--vocab_size", 320,
+                "--val_tokens", 2000) == 0
+    with pytest.raises(prepare.InputError, match="tiny"):
+        agreement.main()
 
 
 def test_losses_on_validation_apart_from_train(world, capsys, monkeypatch):

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fit  # noqa: E402
-from prepare import load_data, read_json  # noqa: E402
-from train import device_windows, load_models, use_device  # noqa: E402
+from ensemble import load_members  # noqa: E402
+from prepare import read_json  # noqa: E402
+from train import device_windows, use_device  # noqa: E402
 
 
 @torch.no_grad()
@@ -34,11 +35,12 @@ def divergence(teachers, student, windows):
 
 def main():
     use_device("cpu", 1)
-    data, rows = load_data("docstrings"), []
+    rows = []
     for folder in map(Path, sys.argv[1:]):
         result = read_json(folder / "result.json")
-        teachers = load_models(result["teachers"], folder.parent)
-        student, = load_models([folder], folder.parent)
+        # refuses data that are no longer those that they have seen
+        _, models, data = load_members([*result["teachers"], folder], folder.parent, "cpu")
+        *teachers, student = models
         val = device_windows(data.val, result["context"], "cpu")
         train = device_windows(data.train[:result["tokens"]], result["context"], "cpu")
         # as much of one as of the other
