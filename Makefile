@@ -162,7 +162,8 @@ distillation: data
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for 32
 # epochs of standard 150k and 300k, which want more of them when there is more text. The regularized
 # recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then members at
-# twice the tokens, with the epochs that were best at the smallest budget. Last, what a higher lr does.
+# twice the tokens, with the epochs that were best at the smallest budget. Last, what a higher lr
+# does.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \

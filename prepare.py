@@ -242,7 +242,7 @@ class NearCopies:
 
     def __init__(self, size):
         """size: bytes of all documents, kept or not."""
-        # a Bloom filter: each gram marks four places of a table, which few texts fill by a tenth
+        # a Bloom filter: each gram marks four places of a table, most of which stay empty
         self.table = np.zeros(min(GRAM_PLACES, 8 * size + 1), bool)
         # one gram of so many is remembered; English has about one in six bytes
         self.every = np.uint64(1 + 4 * size // GRAM_PLACES)
