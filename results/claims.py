@@ -98,13 +98,14 @@ def students(found):
     """The share of the largest ensemble's gain that students keep, of their teachers' size and of
     twice that: of the setting with most seeds each."""
     teachers, = {m["params"] for m in found["members"]}
+    most = max(row["k"] for row in found["students"])
     texts = []
-    for what, times in ((" of 8 members' gain", 1), (" by a student of twice the size", 2)):
-        rows = [row for row in found["students"] if row["share"] and row["k"] == 8
+    for what, times in ((f" of {most} members' gain", 1), (" by a student of twice the size", 2)):
+        rows = [row for row in found["students"] if row["share"] and row["k"] == most
                 and round(row["params"] / teachers) == times]
         best = max(rows, key=lambda row: (row["seeds"], row["share"]))
-        texts.append(f"{best['share']:.0%} ({best['low']:.0%} to {best['high']:.0%}){what}, "
-                     f"{best['seeds']} seeds")
+        texts.append(f"{best['share']:.0%} ({best['low']:.0%} to {best['high']:.0%}){what}, the "
+                     f"best setting of {best['seeds']} seeds")
     return "; ".join(texts)
 
 
