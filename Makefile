@@ -14,7 +14,7 @@
 # make downstream  accuracy against loss of the models that the others left in runs/
 # make efficiency  both recipes at two, four and eight times the tokens: about 30 hours of one core
 #
-# Each stage is one plain command; runs are memoised, so any of them can be stopped and asked for
+# Each stage is one plain command; runs are memoized, so any of them can be stopped and asked for
 # again. What a study leaves in runs/ is added to the committed results by
 # python fit.py runs/NAME --save results/1000.jsonl
 PYTHON ?= python3
@@ -83,8 +83,8 @@ pilot: data
 	$(PY) fit.py runs/pilot
 
 MEMBERS = $(PY) ensemble.py --jobs $(JOBS) $(EVERY)
-# members of three recipes at every size; epochs and weight decay around the member rule, all of them
-# at 300k and a few elsewhere; what members may differ in
+# members of three recipes at every size; epochs and weight decay around the member rule, all of
+# them at 300k and a few elsewhere; what members may differ in
 ensembles: data
 	for size in 150k 300k 600k 1.4m; do for recipe in standard regularized member; do \
 	    $(MEMBERS) --size $$size --recipe $$recipe --out runs/members \
@@ -118,7 +118,8 @@ students: data
 	$(MEMBERS) --size 300k --recipe regularized --epochs 16 --lr 1e-2 --weight_decay 0.4 \
 	    --members 3 --out runs/students
 	for row in "12 0.5 0.2 0" "6 0.75 0.1 0" "6 0.75 0.1 1"; do set -- $$row; \
-	    $(PY) distill.py --teacher $$(ls -td runs/students/ensembles/* | head -n 1) --size 300k --lr 1e-2 $(EVERY) \
+	    $(PY) distill.py --teacher $$(ls -td runs/students/ensembles/* | head -n 1) \
+	        --size 300k --lr 1e-2 $(EVERY) \
 	        --epochs $$1 --synthetic_weight $$2 --weight_decay $$3 --seed $$4 \
 	        --out runs/students || exit; done
 	$(PY) fit.py runs/students --where recipe=student
@@ -159,9 +160,9 @@ distillation: data
 	        || exit; done  # the oldest of them, of 1,048,575 tokens
 	$(PY) fit.py runs/distillation
 
-# Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for 32
-# epochs of standard 150k and 300k, which want more of them when there is more text. The regularized
-# recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then members at
+# Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for
+# 32 epochs of standard 150k and 300k, which want more of them when there is more text. The
+# regularized recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then members at
 # twice the tokens, with the epochs that were best at the smallest budget. Last, what a higher lr
 # does.
 efficiency: data
@@ -245,7 +246,8 @@ test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 test_all.py
 
 .venv/bin/python:
-	@$(PYTHON) -c "import sys; sys.version_info < (3, 11) and sys.exit('Python 3.11 or later is needed: make PYTHON=...')"
+	@$(PYTHON) -c "import sys; sys.version_info < (3, 11) and \
+	    sys.exit('Python 3.11 or later is needed: make PYTHON=...')"
 	$(PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt | .venv/bin/python

@@ -1324,9 +1324,9 @@ def find_column(name, header, chosen):
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
     # as it is written first: n and N may be two columns
-    for spelt in (str, plain):
+    for spelled in (str, plain):
         for one in (name, *ALIASES.get(name, ())):
-            alike = [column for column in header if spelt(column) == spelt(one)]
+            alike = [column for column in header if spelled(column) == spelled(one)]
             if len(alike) > 1:
                 raise ValueError(f"the columns {' and '.join(alike)} may both be {name}; say which "
                                  f"with --columns {name}=...")
@@ -1398,8 +1398,11 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
     return table, rows, list(dict.fromkeys(notes))
 
 
-def check_values(law, columns):
-    """The columns as float64 (but `curve`); raises ValueError for values the law cannot take."""
+def check_values(law, columns, rows=()):
+    """The columns as float64 (but `curve`); raises ValueError for values the law cannot take.
+
+    rows: those of read_rows(), where the columns come from a table, to say where a value stands.
+    """
     checked = {}
     for name, column in columns.items():
         checked[name] = np.asarray(column)
@@ -1416,7 +1419,8 @@ def check_values(law, columns):
             good |= np.isnan(column)
         bad = np.flatnonzero(~good)
         if len(bad):
-            raise ValueError(f"{name} of point {bad[0] + 1} is {column[bad[0]]:g}; "
+            place = rows[bad[0]][1] if rows else f"point {bad[0] + 1}"
+            raise ValueError(f"{place}: {name} is {column[bad[0]]:g}; "
                              f"a law needs finite positive numbers")
         # 0.15 (billions) beside 300,000,000: a law would fit the gap between them
         values = np.unique(column)
@@ -1441,10 +1445,10 @@ def check_values(law, columns):
     return checked
 
 
-def check_points(law, columns, fixed=()):
+def check_points(law, columns, fixed=(), rows=()):
     """(columns, targets) of points that determine a law but for what is fixed; raises ValueError
-    for others."""
-    columns = check_values(law, columns)
+    for others. rows: see check_values()."""
+    columns = check_values(law, columns, rows)
     known = np.isfinite(columns[law.target])
     for name in law.columns:
         # a column that never changes cannot tell its own term from the limit
@@ -1699,7 +1703,7 @@ def read_law(name, path, args):
         # other laws take each row by itself, so that one without weight can go
         table = {column: cells[counted] for column, cells in table.items()}
         rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
-    columns, y = check_points(law, {column: table[column] for column in names}, fixed)
+    columns, y = check_points(law, {column: table[column] for column in names}, fixed, rows)
     weights = np.where(np.isfinite(y), weights, 0.0)
     problem = Problem(law, columns, np.nan_to_num(y, nan=1.0), weights, args.method,
                       args.delta or 1e-3, fixed)
@@ -2011,13 +2015,13 @@ def report_predictions(found, args):
     point may lie: the spread of the refits and of the residuals."""
     law, target = found.problem.law, found.problem.law.target
     # --where is of the fitted table alone: what it keeps must not choose what is predicted
-    table, _, notes = read_points(args.predict, [*law.columns, target], (), args.set, args.columns,
-                                  blank=(target,), absent=(target,))
+    table, points, notes = read_points(args.predict, [*law.columns, target], (), args.set,
+                                       args.columns, blank=(target,), absent=(target,))
     for note in notes:
         print(f"note: {args.predict}: {note}")
     # apart from what the law reads: it may be blank, or no column at all
     truth = table.pop(target, np.nan)
-    columns = check_values(law, table)
+    columns = check_values(law, table, points)
     predicted = predict(law, found.params, columns)
     answer = {**columns, "predicted": predicted}
     if found.draws:
@@ -2362,7 +2366,7 @@ def best_of(settings, by=BEST_OF):
 
 
 def certificate(center, settings, noise):
-    """Whether a setting is locally optimal: its keys, `neighbours` and `certified`.
+    """Whether a setting is locally optimal: its keys, `neighbors` and `certified`.
 
     Certified: it has several seeds, both sides of each axis that was searched were tried, a step of
     the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
@@ -2385,13 +2389,13 @@ def certificate(center, settings, noise):
             down = {"verdict": "end"}
         if above:
             up = compare(center, above[0], axis, noise)
-        for side, neighbour in (("down", down), ("up", up)):
-            found.append({"axis": axis, "side": side, **neighbour})
-            near = neighbour.get("near", True)
-            good.append(near and neighbour["verdict"] in ("tie", "worse", "end"))
+        for side, neighbor in (("down", down), ("up", up)):
+            found.append({"axis": axis, "side": side, **neighbor})
+            near = neighbor.get("near", True)
+            good.append(near and neighbor["verdict"] in ("tie", "worse", "end"))
     # one seed may have been lucky
     certified = bool(good) and all(good) and center["seeds"] > 1
-    return {**center, "neighbours": found, "certified": certified}
+    return {**center, "neighbors": found, "certified": certified}
 
 
 def compare(center, other, axis, noise):
@@ -2428,10 +2432,10 @@ def certificates(settings, noise):
         optima, certified = [], set()
         for center in sorted(group, key=lambda s: s["loss"]):
             one = certificate(center, group, noise)
-            ties = {n["setting"] for n in one["neighbours"] if n["verdict"] == "tie"}
+            ties = {n["setting"] for n in one["neighbors"] if n["verdict"] == "tie"}
             other = one["certified"] and not ties & certified
             # the best is reported in any case: its row says what it lacks
-            if one["neighbours"] and (other or not optima):
+            if one["neighbors"] and (other or not optima):
                 optima.append(one)
             if one["certified"]:
                 certified.add(one["setting"])
@@ -2956,21 +2960,21 @@ def print_certificates(found):
         margins[f"{axis.replace('_', ' ')} {side}"] = f"{{{axis}_{side}}}"
     for one in found:
         row = {**one, "certified": "yes" if one["certified"] else "no"}
-        for neighbour in one["neighbours"]:
-            verdict, margin = neighbour["verdict"], neighbour.get("margin")
+        for neighbor in one["neighbors"]:
+            verdict, margin = neighbor["verdict"], neighbor.get("margin")
             cell = verdict
             # "not run" and "end" have no margin to show
             if margin is not None:
                 cell = f"{margin:+.3f}"
             if verdict in ("tie", "better"):
                 cell += f" {verdict}"
-            if not neighbour.get("near", True):  # a grid with a hole
-                cell += f" at {neighbour['value']:g}"
+            if not neighbor.get("near", True):  # a grid with a hole
+                cell += f" at {neighbor['value']:g}"
             if verdict == "worse":
                 row["least"] = min(margin, row.get("least", margin))
-            row[f"{neighbour['axis']}_{neighbour['side']}"] = cell
+            row[f"{neighbor['axis']}_{neighbor['side']}"] = cell
         rows.append(row)
-    print_table("Certificates on the axes that were searched: margins of the neighbours one step "
+    print_table("Certificates on the axes that were searched: margins of the neighbors one step "
                 "away; a tie is within two standard errors", rows,
                 {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}",
                  "certified": "{certified}"})
@@ -3514,7 +3518,7 @@ def write_atomically(path, content):
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-def analyse(runs, ensembles):
+def analyze(runs, ensembles):
     """The paper's whole analysis of runs on one text: {what: its rows or laws}."""
     # runs to settings, settings to best points, points to laws over N and K, their limits to laws
     # over D: each step reads the one before
@@ -3537,7 +3541,7 @@ def analyse(runs, ensembles):
 
 
 def print_tables(found):
-    """Every table of analyse() that has rows."""
+    """Every table of analyze() that has rows."""
     print_settings(found["points"], found["settings"])
     print_noise(found["noise"])
     print_certificates(found["certificates"])
@@ -3587,7 +3591,7 @@ def runs_command(args):
         by_data = {}
         for rows in grouped(runs + ensembles, ("data_hash",)):
             of_runs = [row for row in rows if row["kind"] == "run"]
-            found = analyse(of_runs, [row for row in rows if row["kind"] == "ensemble"])
+            found = analyze(of_runs, [row for row in rows if row["kind"] == "ensemble"])
             by_data[f"{rows[0].get('data')} ({rows[0].get('data_hash')})"] = found
         # losses on different text do not compare
         for data, found in by_data.items():
@@ -3612,9 +3616,9 @@ def runs_command(args):
 
 
 def report_of(found):
-    """What --json says of analyse()."""
+    """What --json says of analyze()."""
     keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
-    of_certificates = (*keys, "neighbours", "certified")
+    of_certificates = (*keys, "neighbors", "certified")
     over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
     return {"points": [pick(point, keys) for point in found["points"]],
             "sigma": [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}

@@ -238,7 +238,7 @@ def text_grams(text, n):
 
 class NearCopies:
     """Remembers the 8-grams of the documents that are kept, of large texts an even sample.
-    (Validation that is nearly in train, as templates are, measures memory, not modelling.)"""
+    (Validation that is nearly in train, as templates are, measures memory, not modeling.)"""
 
     def __init__(self, size):
         """size: bytes of all documents, kept or not."""
@@ -290,12 +290,12 @@ def validation_overlap(train, train_tokens, val_grams):
 
 # The textbook's loop counts all pairs anew after each merge: merges x text. Here the counts are
 # kept up to date: a merge changes those of the pairs around it and no others.
-class Neighbours:
-    """The bytes of different words, as linked lists of tokens; how often any two neighbours occur,
+class Neighbors:
+    """The bytes of different words, as linked lists of tokens; how often any two neighbors occur,
     and where.
 
     A pair is known by its concatenation: as in tiktoken's encoder, what is merged is any two
-    neighbours whose concatenation is the new token. A merge costs time for the places where it
+    neighbors whose concatenation is the new token. A merge costs time for the places where it
     occurs, not for whole words, so one word of a million letters is no special case.
     """
 
@@ -329,7 +329,7 @@ class Neighbours:
         return pairs
 
     def merge(self, new):
-        """Replace every two neighbours that make `new`; returns the pairs whose counts changed."""
+        """Replace every two neighbors that make `new`; returns the pairs whose counts changed."""
         tokens, before, after = self.tokens, self.before, self.after
         found = []
         for code, group in self.places.pop(new):
@@ -366,7 +366,7 @@ def train_bpe(texts, vocab_size):
     """Byte-level BPE on texts: {token bytes: rank}, vocab_size - 1 of them (end-of-text is the last
     id). The most frequent pair is the next token. Raises InputError when there are too few."""
     # a word's merges are the same wherever it stands, so each different word is looked at once
-    words = Neighbours(count_words(texts))
+    words = Neighbors(count_words(texts))
     # a heap gives the smallest: of the most frequent pair, and of equals the smallest bytes
     heap = [(-count, pair) for pair, count in words.counts.items()]
     heapq.heapify(heap)
@@ -636,8 +636,8 @@ def prepare_documents(folder, source, args):
     # 4. the tokenizer, of what is left for training
     vocabulary = args.vocabulary
     if vocabulary is None:
-        learnt = train[:store.count(train, BPE_BYTES)]
-        vocabulary = rank_vocabulary(train_bpe((store[i] for i in learnt), args.vocab_size))
+        learned = train[:store.count(train, BPE_BYTES)]
+        vocabulary = rank_vocabulary(train_bpe((store[i] for i in learned), args.vocab_size))
 
     # 5. encode: validation first, to know how many of the documents that were set aside it needs
     encoding, dtype = vocabulary.encoding(), token_dtype(vocabulary.size)

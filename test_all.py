@@ -144,7 +144,7 @@ def random_tokens(batch, length, vocab_size=60, seed=0):
 # prepare.py
 
 def brute_force_bpe(texts, vocab_size):
-    """The definition: recount all neighbours of all words after each merge."""
+    """The definition: recount all neighbors of all words after each merge."""
     counts = Counter()
     for text in texts:
         counts.update(prepare.regex.findall(prepare.PATTERN, text))
@@ -824,7 +824,7 @@ def test_bad_options_of_prepare_are_refused(tmp_path, monkeypatch, capsys):
     assert "is no data set; give another --name" in message
     assert "give one --source" in refused(capsys, prepare, "--source", "dclm", "data/mine/a.txt")
     assert "give --tokens above 0" in refused(capsys, prepare, "--source", "fineweb", "--tokens", 0)
-    assert "unrecognized" in refused(capsys, prepare, "--colour", "red")
+    assert "unrecognized" in refused(capsys, prepare, "--color", "red")
     assert Path("data/mine/a.txt").exists() and os.listdir("data") == ["mine"]
 
 
@@ -1447,7 +1447,7 @@ def test_forward_equals_the_definition(doc_mask):
         assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_document_does_not_see_its_neighbours():
+def test_a_document_does_not_see_its_neighbors():
     model, tokens = tiny_gpt(), random_tokens(1, 24)
     changed = tokens.clone()
     # the first document; end-of-text stays at 0, 8 and 12
@@ -2408,7 +2408,7 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--colour", "red"], "unrecognized arguments"),
+    (["--color", "red"], "unrecognized arguments"),
     (["--size", "7b"], "invalid choice: '7b' (choose from"),
     (["--data", "nothing"], "no data set data/nothing (there: tiny)"),
     (["--recipe", "best"], "invalid choice"),
@@ -2509,7 +2509,7 @@ def test_the_search_walks_the_papers_grid():
     def walk(axis, direction, steps):
         found = [config]
         for _ in range(steps):
-            near = train.neighbours(found[-1], [axis])
+            near = train.neighbors(found[-1], [axis])
             found.append(near[-1] if direction == "up" else near[0])
         return [getattr(c, axis) for c in found]
     assert walk("lr", "down", 4) == [3e-3, 1e-3, 3e-4, 1e-4, 3e-5]
@@ -2519,11 +2519,11 @@ def test_the_search_walks_the_papers_grid():
     assert walk("weight_decay", "up", 2) == [0.8, 1.6, 3.2]
     assert walk("weight_decay", "down", 4)[-2:] == [0.1, 0.0]
     first = dataclasses.replace(config, epochs=1)
-    assert [near.epochs for near in train.neighbours(first, ["epochs"])] == [2]
-    assert len(train.neighbours(config, list(train.GRID))) == 6
+    assert [near.epochs for near in train.neighbors(first, ["epochs"])] == [2]
+    assert len(train.neighbors(config, list(train.GRID))) == 6
     with pytest.raises(prepare.InputError,
                        match="--lr 0.002 is not on the search's grid: 1e-05, 3e-05"):
-        train.neighbours(dataclasses.replace(config, lr=2e-3), ["lr"])
+        train.neighbors(dataclasses.replace(config, lr=2e-3), ["lr"])
 
 
 def make_up_losses(monkeypatch, loss):
@@ -2552,15 +2552,15 @@ def test_the_search_ends_at_a_local_optimum_and_moves_away_from_a_lucky_seed(mon
     found = train.tune(start, axes, 3, 1, {})
     assert (found.epochs, found.lr, found.weight_decay, found.seed) == (32, 1e-2, 0.4, 5)
 
-    # a bowl flatter than the noise: the near neighbours get all seeds; a tie is no reason to move
+    # a bowl flatter than the noise: the near neighbors get all seeds; a tie is no reason to move
     asked = make_up_losses(monkeypatch, lambda c: 3.5 + 1e-3 * math.log2(c.epochs / 64) ** 2
                            + 0.02 * (c.seed % 3))
     place = dataclasses.replace(start, epochs=32, seed=0)
-    assert train.better_neighbour(place, ["epochs"], 3, 1, {}) is None
+    assert train.better_neighbor(place, ["epochs"], 3, 1, {}) is None
     assert {(c.epochs, c.seed) for c in asked} == {
         (e, seed) for e in (16, 32, 64) for seed in range(3)}
 
-    # neighbours that diverge are no better, and a center that does is refused; the search ends in
+    # neighbors that diverge are no better, and a center that does is refused; the search ends in
     # both cases
     make_up_losses(monkeypatch, lambda c: 3.5 + 0.01 * c.seed if (c.epochs, c.lr) == (32, 1e-2)
                    else math.inf)
@@ -2607,8 +2607,8 @@ def test_four_searches_share_the_work_and_two_are_killed(world):
     assert 0 < len(trained) == len(set(trained)) <= len(runs)
     center = first["weight_decay"]
     assert first["losses"] == [losses[center, seed] for seed in (0, 1)]
-    for neighbour in (center / 2, center * 2):
-        values = [losses[key] for key in ((neighbour, 0), (neighbour, 1)) if key in losses]
+    for neighbor in (center / 2, center * 2):
+        values = [losses[key] for key in ((neighbor, 0), (neighbor, 1)) if key in losses]
         assert (np.mean(values) > first["loss"] - 0.1 and values[0] >= losses[center, 0]
                 or len(values) == 2)
     # asked again, with two at once, it trains nothing
@@ -2925,8 +2925,8 @@ def test_kind_study_and_setting_of_an_ensemble(world, in_one_process, capsys):
     result = result_of(*pair)
     config = tiny_config(epochs=1)
     assert (result["study"], result["setting"]) == ("small", train.setting_of(config))
-    labelled = result_of(*pair, "--study", "noise")
-    assert labelled == {**result, "study": "noise"}
+    labeled = result_of(*pair, "--study", "noise")
+    assert labeled == {**result, "study": "noise"}
     # the option of the ensemble's own command, not that of the runs
     assert result_of(*result["members"], "--out", "runs/small")["study"] == "small"
     subsets = result_of(*pair, "--vary", "subset_seed")
@@ -4277,10 +4277,11 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2]), ["--x", "N"], None),
     ("chinchilla", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "has no column D; it has N, loss"),
     ("power", dict(N=[1, 2, "x"], loss=[3, 2, 1]), ["--x", "N"], "line 4: N is 'x', not a number"),
-    ("power", dict(N=[1, 2, "nan"], loss=[3, 2, 1]), ["--x", "N"], "N of point 3 is nan"),
-    ("power", dict(N=[1, 2, -3], loss=[3, 2, 1]), ["--x", "N"], "N of point 3 is -3"),
-    ("power", dict(N=[1, 0, 3], loss=[3, 2, 1]), ["--x", "N"], "N of point 2 is 0"),
-    ("power", dict(N=[1, 2, 3], loss=[3, 0, 1]), ["--x", "N"], "loss of point 2 is 0"),
+    ("power", dict(N=[1, 2, "nan"], loss=[3, 2, 1]), ["--x", "N"], "line 4: N is nan"),
+    ("power", dict(N=[1, 2, -3], loss=[3, 2, 1]), ["--x", "N"], "line 4: N is -3"),
+    ("power", dict(N=[1, 0, 3], loss=[3, 2, 1]), ["--x", "N"], "line 3: N is 0"),
+    ("power", dict(N=[1, 2, 0], loss=[3, 2, 1]), ["--x", "N", "--where", "loss<3"], "line 4: N is 0"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 0, 1]), ["--x", "N"], "line 3: loss is 0"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N"], "needs 3 different points, not 2"),
     ("power", dict(N=[2, 2, 2], loss=[3, 2, 1]), ["--x", "N"], "all points have the same N"),
     ("power", dict(N=[.15, .3, 6e8, 1.4e9], loss=[4, 3, 2, 1]), ["--x", "N"], "are units mixed"),
@@ -4646,12 +4647,12 @@ def test_runs_that_differ_in_an_option_are_never_averaged_as_seeds(prepared, mon
     unlike = made_run(later(**dataclasses.asdict(config) | {"seed": 3, "new": 0.5}), 5.0)
     settings = fit.mean_settings([*seeds, as_before, unlike])
     assert sorted(s["seeds"] for s in settings) == [1, 3]
-    # nor is it taken for a neighbour, where all but the axis has to agree
+    # nor is it taken for a neighbor, where all but the axis has to agree
     wider = made_run(later(**dataclasses.asdict(config) | {"lr": 0.01, "new": 0.5}), 2.0)
     alike = made_run(later(**dataclasses.asdict(config) | {"lr": 0.001}), 2.0)
     settings = fit.mean_settings([*seeds, wider, alike])
     center, = [s for s in settings if s["seeds"] == 2]
-    found = fit.certificate(center, settings, {fit.task_of(center): (0.1, 1)})["neighbours"]
+    found = fit.certificate(center, settings, {fit.task_of(center): (0.1, 1)})["neighbors"]
     assert {(n["side"], n["verdict"]) for n in found} == {("down", "better"), ("up", "not run")}
 
 
@@ -4718,8 +4719,8 @@ def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
         del others[near]
         losses = {(64, 3e-3, 0.2): [3.0, 3.01], **others}
         certified = []
-        for neighbour in (far, near):
-            settings = fit.mean_settings(made_search(losses | {neighbour: [3.5]}))
+        for neighbor in (far, near):
+            settings = fit.mean_settings(made_search(losses | {neighbor: [3.5]}))
             center, = [s for s in settings if s["seeds"] == 2]
             found = fit.certificate(center, settings, fit.pooled_noise(settings))
             certified.append(found["certified"])
@@ -4751,7 +4752,7 @@ def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
         noise = fit.pooled_noise(settings)
         one, = [s for s in settings if tuple(s[axis] for axis in fit.AXES) == place]
         found = fit.certificate(one, settings, noise)
-        verdicts = {f"{n['axis']} {n['side']}": n for n in found["neighbours"]}
+        verdicts = {f"{n['axis']} {n['side']}": n for n in found["neighbors"]}
         return found["certified"], verdicts, noise[fit.task_of(one)][0]
 
     certified, found, noise = certify(losses)
@@ -4802,7 +4803,7 @@ def test_epochs_and_one_setting_at_several_sizes(tmp_path, capsys):
             runs.append({**run, "size": size, "params": 100_000 * 2 ** i, "train_loss": 3.0,
                          "params_nonembedding": 50_000 * 2 ** i,
                          "setting": run["setting"] + size, "name": run["name"] + size})
-    found = fit.analyse(runs, [])
+    found = fit.analyze(runs, [])
     fit.print_trends(found["curves"], found["trends"], found["one_setting"])
     tables = markdown_tables(capsys.readouterr().out)
     rows = tables["Standard recipe by epochs: the best loss of each count"]
@@ -5747,18 +5748,18 @@ def test_the_settings_are_certified_by_the_committed_runs():
         if one["certified"]:
             certified.setdefault((one["recipe"], one["size"]), []).append(tuple(place[2:]))
             assert one["seeds"] == 3
-        for neighbour in one["neighbours"]:
-            if neighbour["verdict"] == "not run":
+        for neighbor in one["neighbors"]:
+            if neighbor["verdict"] == "not run":
                 continue
             step = list(place)
-            step[2 + fit.AXES.index(neighbour["axis"])] = neighbour["value"]
+            step[2 + fit.AXES.index(neighbor["axis"])] = neighbor["value"]
             own, other = losses[tuple(place)], losses[tuple(step)]
             margins = [other[seed] - own[seed] for seed in own if seed in other]
-            assert neighbour["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-12)
-            assert neighbour["seeds"] == len(margins)
-            grid = train.GRID[neighbour["axis"]]  # a step of the search's grid
-            near = grid.index(neighbour["value"]) - grid.index(one[neighbour["axis"]])
-            assert near == (1 if neighbour["side"] == "up" else -1)
+            assert neighbor["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-12)
+            assert neighbor["seeds"] == len(margins)
+            grid = train.GRID[neighbor["axis"]]  # a step of the search's grid
+            near = grid.index(neighbor["value"]) - grid.index(one[neighbor["axis"]])
+            assert near == (1 if neighbor["side"] == "up" else -1)
     for recipe, size in itertools.product(("standard", "regularized"), gpt.LADDER[1000]["sizes"]):
         assert train.tuned_settings(recipe)[size, 209_715] in certified[recipe, size]
     assert len(certified["regularized", "300k"]) == 2

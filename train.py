@@ -361,7 +361,7 @@ def lr_at(step, steps, peak):
 
 def make_optimizer(model, weight_decay):
     """The paper's AdamW: every Linear decays, the untied head too; embedding and norms do not."""
-    # Weight decay pulls a matrix towards zero at every step. An embedding row is touched only when
+    # Weight decay pulls a matrix toward zero at every step. An embedding row is touched only when
     # its token occurs, and a norm's scale belongs at one: the paper decays neither.
     decayed, kept = [], []
     for module in model.modules():
@@ -1199,8 +1199,9 @@ def expand(names, out):
                 members = read_json(folder / "result.json").get("members")
                 break
         if members:
-            # Their names are relative, and an ensemble lies beside its members: RUNS/ensembles/NAME.
-            # Seen from here, because results name their teachers, and no machine's folders.
+            # Their names are relative, and an ensemble lies beside its members:
+            # RUNS/ensembles/NAME. Seen from here, because results name their teachers, and no
+            # machine's folders.
             runs += [os.path.relpath(folder.parent.parent / member) for member in members]
         else:
             runs.append(name)
@@ -1651,11 +1652,11 @@ def snap_to_grid(config, axes, given):
             say(f"the search starts at {axis} {place:g}, the place of its grid nearest to "
                 f"{value:g}")
             config = replace(config, **{axis: place})
-    neighbours(config, axes)  # refuses the rest before any training
+    neighbors(config, axes)  # refuses the rest before any training
     return config
 
 
-def neighbours(config, axes):
+def neighbors(config, axes):
     """The configs one step of the grid away, up or down along one of the axes. Raises InputError
     off the grid."""
     found = []
@@ -1673,14 +1674,14 @@ def neighbours(config, axes):
 
 def tune(config, axes, seeds, jobs, memo):
     """A locally optimal setting, as a config: over `seeds` seeds no neighbor is better by more than
-    a tie (see better_neighbour).
+    a tie (see better_neighbor).
 
     The descent goes by one seed; then the setting moves on while a neighbor is better over all
     seeds. Each move lowers the mean, so this ends.
     """
     center = descend(config, axes, jobs, memo)
     # one seed may have been lucky: look again with all of them
-    while better := better_neighbour(center, axes, seeds, jobs, memo):
+    while better := better_neighbor(center, axes, seeds, jobs, memo):
         center = better
     return center
 
@@ -1690,7 +1691,7 @@ def descend(center, axes, jobs, memo):
     turn, stuck = 0, 0  # stuck: axes in a row without a better neighbor
     while stuck < len(axes):
         # one axis at a time, as the paper does: far fewer runs than the whole grid
-        near = [center, *neighbours(center, [axes[turn % len(axes)]])]
+        near = [center, *neighbors(center, [axes[turn % len(axes)]])]
         losses = run_all(near, jobs, memo)
         best = near[losses.index(min(losses))]
         if best is center:
@@ -1700,7 +1701,7 @@ def descend(center, axes, jobs, memo):
     return center
 
 
-def better_neighbour(center, axes, seeds, jobs, memo):
+def better_neighbor(center, axes, seeds, jobs, memo):
     """The best neighbor if it is better than a tie over the seeds, else None.
 
     Neighbors less than four standard deviations above the center get all the seeds; a difference of
@@ -1709,7 +1710,7 @@ def better_neighbour(center, axes, seeds, jobs, memo):
     def losses_of(config):
         return run_all([replace(config, seed=config.seed + i) for i in range(seeds)], jobs, memo)
 
-    steps = neighbours(center, axes)
+    steps = neighbors(center, axes)
     # every neighbor on one seed at least: a certificate lists them all
     first = run_all(steps, jobs, memo)
     own = losses_of(center)

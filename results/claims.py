@@ -24,7 +24,7 @@ FILE = "results/1000.jsonl"
 def analysis(studies):
     """fit.py's analysis of some studies."""
     results = fit.read_results([FILE], [f"study={studies}"])
-    return fit.analyse(*fit.count_once(results))
+    return fit.analyze(*fit.count_once(results))
 
 
 def at_budget(rows, **wanted):
@@ -48,8 +48,8 @@ def overfits(found):
     best = min(at_budget(found["points"], recipe="standard"), key=lambda point: point["loss"])
     trend, = at_budget(found["trends"], recipe="standard")
     certificate, = [one for one in found["certificates"] if one["setting"] == best["setting"]]
-    longer, = [neighbour for neighbour in certificate["neighbours"]
-               if (neighbour["axis"], neighbour["side"]) == ("epochs", "up")]
+    longer, = [neighbor for neighbor in certificate["neighbors"]
+               if (neighbor["axis"], neighbor["side"]) == ("epochs", "up")]
     return (f"best {best['loss']:.2f} ({best['size']}); {slope(trend)}; at twice its epochs "
             f"{longer['margin']:+.2f}")
 

@@ -4,7 +4,7 @@
 
 The notebook's way: scipy's L-BFGS-B as it comes, slopes by differences, all parameters in logs,
 from a sample of exponents. It calls the same basis functions. Both take turns, and the least
-seconds of this process count, so that a busy neighbour matters little.
+seconds of this process count, so that a busy neighbor matters little.
 """
 import os
 import sys

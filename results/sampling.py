@@ -3,7 +3,7 @@
     python results/sampling.py > results/sampling.txt
 
 Same weights, batch, length, temperature and vocabulary, one thread, both with a cache of keys and
-values. The contestants take turns; seconds are those of this process, so that a busy neighbour
+values. The contestants take turns; seconds are those of this process, so that a busy neighbor
 matters little. What is printed is the median over rounds with its quartiles.
 """
 import statistics

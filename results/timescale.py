@@ -3,7 +3,7 @@
     python results/timescale.py
 
 A search over weight decay at one size, budget, lr and number of epochs has its optimum at the
-vertex of the parabola through the least loss and its neighbours, in logs of weight decay (that the
+vertex of the parabola through the least loss and its neighbors, in logs of weight decay (that the
 loss is no parabola is in no interval). AdamW's
 memory, tau, is 1 / (lr x weight decay x steps per epoch) epochs (arXiv 2405.13698). Three things
 could be the same at all optima: tau in epochs, tau as a share of the run (of whose power of tokens
@@ -26,8 +26,8 @@ FARTHEST = 4.0  # factor to the next weight decay; beyond it a parabola means li
 
 
 def around_the_best(search):
-    """The best setting of a search and its neighbours in weight decay, three settings; None where
-    the best is at an end, or a neighbour is far."""
+    """The best setting of a search and its neighbors in weight decay, three settings; None where
+    the best is at an end, or a neighbor is far."""
     search = sorted(search, key=lambda s: s["weight_decay"])
     i = int(np.argmin(fit.column(search, "loss")))
     three = search[i - 1:i + 2]
