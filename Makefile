@@ -56,8 +56,9 @@ regularized-0 regularized-1 regularized-2: regularized-%: data
 ensemble: regularized-0 regularized-1 regularized-2
 	$(PY) ensemble.py $(OPTIONS) $(MEMBER) --members 3
 
+# by then nothing else is left to do, so it takes all threads
 student: ensemble
-	$(PY) distill.py $(OPTIONS) $(STUDENT_$(SIZE)) --mode kl \
+	$(PY) distill.py $(OPTIONS) $(STUDENT_$(SIZE)) --mode kl --threads $(JOBS) \
 	    --teacher $$(ls -td $(OUT)/ensembles/* | head -n 1)
 
 ladder: data

@@ -1546,6 +1546,9 @@ def check_options(args):
     alone = [name for name in args.source if name in ("docstrings", *HUB) or name[:3] == "hf:"]
     if alone and len(args.source) > 1:
         raise InputError("docstrings and sets of the hub stand by themselves; give one --source")
+    first = args.source[0]
+    if first.startswith("hf:") and not regex.fullmatch(r"hf:[\w.-]+(/[\w.-]+)?(:.+)?", first):
+        raise InputError(f"{first} names no data set; give hf:OWNER/NAME[:CONFIG]")
     # 256 bytes and end-of-text are the smallest vocabulary
     for name, least in (("vocab_size", 257), ("val_tokens", 1), ("tokens", 0), ("seed", 0)):
         if getattr(args, name) < least:
@@ -1593,18 +1596,21 @@ def identify(args, files):
 
 def open_source(args, parts, val):
     """The Source of parts, {path: role}, or of what is no file; val: files. Raises InputError."""
+    versions = None
     if args.source == ["docstrings"]:
         refuse(args, ["separator", "text_key"], "on docstrings")
-        files, versions = find_docstrings()
-        return Source(files, val, versions)
-    if args.source == ["fineweb"]:
-        parts = fetch_fineweb(args.tokens)
-    elif args.hub:
-        parts = open_hub(args.source[0])
-    train, val = choose_parts(parts, val)
+        train, versions = find_docstrings()
+    else:
+        if args.source == ["fineweb"]:
+            parts = fetch_fineweb(args.tokens)
+        elif args.hub:
+            parts = open_hub(args.source[0])
+        train, val = choose_parts(parts, val)
     kinds = set(map(kind_of, train + val))
     if "tokens" in kinds and len(kinds) > 1:
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
+    if versions:
+        return Source(train, val, versions)
     if "tokens" in kinds:  # whoever made them shuffled and encoded them
         refuse(args, ["vocab_size", "dedup", "seed"], "on shards of tokens")
     if "text" not in kinds:

@@ -825,6 +825,8 @@ def test_bad_options_of_prepare_are_refused(tmp_path, monkeypatch, capsys):
     assert "give one --source" in refused(capsys, prepare, "--source", "dclm", "data/mine/a.txt")
     assert "give --tokens above 0" in refused(capsys, prepare, "--source", "fineweb", "--tokens", 0)
     assert "unrecognized" in refused(capsys, prepare, "--color", "red")
+    for source in ("hf:", "hf:/", "hf:a/b/c"):
+        assert "names no data set" in refused(capsys, prepare, "--source", source, "--name", "x")
     assert Path("data/mine/a.txt").exists() and os.listdir("data") == ["mine"]
 
 
@@ -990,6 +992,7 @@ def test_bad_shards_are_refused(tmp_path, monkeypatch, capsys):
     assert "has 50,256 ranks" in refused(capsys, prepare, "--source", "two.bin", *options)
     (tmp_path / "a.txt").write_text("text")
     assert "cannot be mixed" in refused(capsys, prepare, "--source", "two.bin", "a.txt")
+    assert "cannot be mixed" in refused(capsys, prepare, "--val", "two.bin", "--name", "docs")
     assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
 
 
