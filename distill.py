@@ -36,7 +36,7 @@ from train import (TrainConfig, add_options, autocast, claim, config_from, expan
 # --------------------------------------------------------------------------------------------------
 # Synthetic text
 
-COMPILE_FROM = 2 ** 20  # so many tokens to sample are worth half a minute of compiling on a CPU
+COMPILE_FROM = 2 ** 20  # so many tokens to sample are worth some seconds of compiling
 
 
 @dataclasses.dataclass
@@ -185,8 +185,9 @@ def sample_data(name, request, runs, args, data, device):
     windows = math.ceil(request["tokens"] / models[0].config.context)
     average = request["teachers_take"] == "average"
     batch = sampling_batch(models, windows, device, dtype, args.jobs, average)
-    # on a CPU alone: on a GPU compiled sampling is not measured yet
-    compiled = (device.type == "cpu" and request["tokens"] >= COMPILE_FROM
+    # on a GPU only where it is asked for: it is not measured there yet
+    wanted = device.type == "cpu" or args.compile == "1"
+    compiled = (wanted and request["tokens"] >= COMPILE_FROM
                 and use_compile(args.compile, device))
     plan = Plan(windows=windows, batch=batch, seed=request["seed"], average=average,
                 device=str(device), compiled=compiled, dtype=dtype)

@@ -7,7 +7,6 @@ configuration, blocks, masks and loss to the model, then to sampling and to Hugg
 Shapes in comments: B sequences, T positions, C width, H query heads, KV key and value heads,
 D head width, V vocabulary.
 """
-import contextlib
 import json
 import math
 import tempfile
@@ -18,7 +17,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -139,11 +137,11 @@ class Attention(nn.Module):
         k = rotate(k, *rotary)
         if cache is not None:
             # sampling feeds one position at a time; the earlier keys and values are remembered
-            k, v = cache.append(k, v)
+            k, v = cache.append(k, v, mask.shape[-1])
 
         # One fused kernel for each kind of mask, so that no (T, T) scores are ever stored on a GPU.
         gqa = self.heads != self.kv_heads
-        if cache is not None and q.device.type == "cpu" and torch.compiler.is_compiling():
+        if cache is not None and torch.compiler.is_compiling():
             y = attend_once(q, k, v, mask)
         elif q.device.type == "cpu" and isinstance(mask, torch.Tensor) and cache is None:
             y = attend_in_blocks(q, k, v, mask)
@@ -164,8 +162,8 @@ class Attention(nn.Module):
 
 
 def attend_once(q, k, v, visible):
-    """Attention of one query a head in plain sums, (B, H, 1, D): compiled for a CPU they are one
-    pass over keys and values, at three times the speed of one small matrix product a head."""
+    """Attention of one query a head in plain sums, (B, H, 1, D): compiled they are one pass over
+    keys and values, on a CPU at three times the speed of one small matrix product a head."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)  # (B, H, t, D)
     scores = (q * k).sum(-1) * q.shape[-1] ** -0.5  # (B, H, t)
@@ -257,59 +255,96 @@ def token_nats(x, head, targets):
     return by_chunks(nats, head.out_features, x, targets)
 
 
-def total_nats(x, head, targets):
-    """The sum of token_nats, (), with gradients that the forward pass makes: see head_loss."""
-    x, weight = x.flatten(0, 1), head.weight
+def total_nats(x, head, targets, guide=None):
+    """The sum of token_nats, or of guided_nats given a Guide, (), with gradients that the forward
+    pass makes: see head_loss."""
+    products = [x.flatten(0, 1), head.weight]
+    rest = ()
+    if guide is not None:
+        products += [guide.states.flatten(0, 1), guide.head]
+        # a window's share of the divergence is that of all its positions
+        rest = guide.weight.expand(targets.shape).flatten(), guide.temperature
     # autocast does not look into an operator of our own
     if torch.is_autocast_enabled(x.device.type):
         low = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(low), weight.to(low)
+        products = [tensor.to(low) for tensor in products]
+    x, weight, *teachers = products
     chunks = math.ceil(targets.numel() * head.out_features / CHUNK_LOGITS)
-    total, _, _ = torch.ops.limitgpt.head_loss(x, weight, targets.flatten(), chunks)
+    total, _, _ = torch.ops.limitgpt.head_loss(x, weight, targets.flatten(), chunks, *teachers,
+                                               *rest)
     return total
 
 
-def nats_and_gradient(logits, targets, vocab_size):
-    """Nats of each row of logits, (P,); they become their own gradient, in their own dtype. Columns
-    from vocab_size on are no tokens."""
+def nats_and_gradient(logits, targets, vocab_size, mean=None, share=None, t=1.0):
+    """The loss of each row of logits, (P,); they become their own gradient, in their own dtype.
+
+    Columns from vocab_size on are no tokens. mean: the teachers' logits, (P, V), for the loss of
+    guided_nats, with the divergence's share in it, (P, 1), and the temperature t.
+    """
     token = torch.arange(logits.shape[1], device=logits.device)
-    wide = logits.float().masked_fill(token >= vocab_size, float("-inf"))
+    no_token = token >= vocab_size
+    # not minus infinity, whose difference to itself is none
+    wide = logits.float().masked_fill(no_token, -1e30)
     kept = (targets >= 0)[:, None]
     log_sum = wide.logsumexp(1, keepdim=True)
     at_target = wide.gather(1, targets.clamp(min=0)[:, None])
     hit = token == targets[:, None]
-    logits.copy_(torch.where(kept, (wide - log_sum).exp() - hit.float(), 0.0))
-    return torch.where(kept, log_sum - at_target, 0.0)[:, 0]
+    nats = log_sum - at_target
+    gradient = (wide - log_sum).exp() - hit.float()
+    if mean is not None:
+        student = (wide / t).log_softmax(1)
+        teacher = (mean.float() / t).masked_fill(no_token, -1e30).log_softmax(1)
+        divergence = (teacher.exp() * (teacher - student)).sum(1, keepdim=True)
+        nats = torch.lerp(nats, t ** 2 * divergence, share)
+        gradient = torch.lerp(gradient, t * (student.exp() - teacher.exp()), share)
+    logits.copy_(torch.where(kept, gradient, 0.0))
+    return torch.where(kept, nats, 0.0)[:, 0]
 
 
 @torch.library.custom_op("limitgpt::head_loss", mutates_args=())
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor,
-              chunks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats of all rows as one sum, and its gradients by x (P, C) and by the head's weight (V, C).
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor, chunks: int,
+              states: Tensor | None = None, teacher: Tensor | None = None,
+              share: Tensor | None = None, t: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of all rows as one sum, and its gradients by x (P, C) and by the head's weight
+    (V, C).
 
-    One operator that the compiler does not look into. Of checkpointed chunks it would keep all
-    gradients of logits until the end of the backward pass, so chunks would save no memory. Here
-    each chunk's logits turn into their gradient in place and are gone before the next chunk, and no
-    product is computed twice. The weight's gradient is summed in fp32.
+    states (P, S), teacher (V, S), share (P,), t: what a Guide says, if there is one; see
+    guided_nats. One operator that the compiler does not look into. Of checkpointed chunks it would
+    keep all gradients of logits until the end of the backward pass, so chunks would save no memory.
+    Here each chunk's logits turn into their gradient in place and are gone before the next chunk,
+    and no product is computed twice. The weight's gradient is summed in fp32.
     """
     step = torch.compile(nats_and_gradient, dynamic=False)
     total = x.new_zeros((), dtype=torch.float32)
     vocab_size = len(weight)
-    if vocab_size % 64:  # tensor cores are slow with rows of an odd length, as GPT-2's 50,257 are
-        weight = F.pad(weight, (0, 0, 0, -vocab_size % 64))
+    # tensor cores are slow with rows of an odd length, as GPT-2's 50,257 are
+    weight = pad_vocabulary(weight)
     dx = torch.empty_like(x)
     dweight = torch.zeros_like(weight, dtype=torch.float32)
-    parts = zip(x.chunk(chunks), targets.chunk(chunks), dx.chunk(chunks))
-    for rows, their_targets, their_dx in parts:
+    whole = [x, targets, dx]
+    if states is not None:
+        teacher = pad_vocabulary(teacher)
+        whole += [states, share]
+    for rows, their_targets, their_dx, *guide in zip(*(tensor.chunk(chunks) for tensor in whole)):
         logits = rows @ weight.T
-        total += step(logits, their_targets, vocab_size).sum()
+        of_teachers = ()
+        if guide:
+            of_teachers = guide[0] @ teacher.T, guide[1][:, None], t
+        total += step(logits, their_targets, vocab_size, *of_teachers).sum()
         torch.mm(logits, weight, out=their_dx)
         dweight += logits.T @ rows
     return total, dx, dweight[:vocab_size]
 
 
+def pad_vocabulary(weight):
+    """A head's weight, (V, C), with rows of zeros up to a multiple of 64."""
+    if len(weight) % 64 == 0:
+        return weight
+    return F.pad(weight, (0, 0, 0, -len(weight) % 64))
+
+
 @head_loss.register_fake
-def describe_head_loss(x, weight, targets, chunks):
+def describe_head_loss(x, weight, targets, chunks, states=None, teacher=None, share=None, t=1.0):
     """Shapes and dtypes of head_loss, for the compiler."""
     return (x.new_empty((), dtype=torch.float32), torch.empty_like(x),
             torch.empty_like(weight, dtype=torch.float32))
@@ -323,7 +358,8 @@ def keep_gradients(ctx, inputs, output):
 def scale_gradients(ctx, scale, *_):
     """The backward pass of head_loss; scale: the gradient of its sum."""
     dx, dweight = ctx.saved_tensors
-    return dx * scale, dweight * scale, None, None
+    # none for targets, chunks and what teachers say
+    return dx * scale, dweight * scale, *[None] * 6
 
 
 head_loss.register_autograd(scale_gradients, setup_context=keep_gradients)
@@ -430,11 +466,11 @@ class GPT(nn.Module):
         x = self.states(tokens)
         if targets is None:
             return self.head(x).float()
-        if guide is not None:
-            return guided_nats(x, self.head, targets, guide)
         many = targets.numel() * self.config.vocab_size > CHUNK_LOGITS
         if total and many and tokens.is_cuda and torch.compiler.is_compiling():
-            return total_nats(x, self.head, targets)
+            return total_nats(x, self.head, targets, guide)
+        if guide is not None:
+            return guided_nats(x, self.head, targets, guide)
         return token_nats(x, self.head, targets)
 
     def states(self, tokens):
@@ -468,16 +504,24 @@ class GPT(nn.Module):
         # the document mask spares as well is counted here, so MFU lies above the truth.
         return 6 * weights + 6 * c.layers * c.width * c.context
 
-    def training_bytes(self, tokens, dtype, compiled=False):
+    def training_bytes(self, tokens, dtype, compiled=False, guide_width=0):
         """Estimate of the memory in bytes that training with `tokens` tokens a pass takes.
 
-        compiled: for CUDA, where a compiled pass in bf16 keeps less than an eager one.
+        compiled: for CUDA, where a compiled pass in bf16 keeps less than an eager one. guide_width:
+        of a student's Guide, the width of its teachers' states.
         """
         c = self.config
         # weight, gradient and AdamW's two moments, each in fp32
         state = 16 * self.parameter_count()
         wide = tokens * c.layers * c.width
         logits = tokens * c.vocab_size
+        if guide_width:
+            # in fp32 the teachers' heads and states; what their logits add is fitted as below
+            state += 4 * (c.vocab_size + tokens) * guide_width
+            added = 13
+            if compiled:
+                added = 6 if logits <= CHUNK_LOGITS else 2
+            state += added * min(logits, CHUNK_LOGITS)
         if compiled and dtype == "bf16":
             # Fitted to peaks of the generated code. Beside the blocks: weights in bf16, and the
             # logits in bf16 with a part of their gradient.
@@ -542,21 +586,20 @@ class GPT(nn.Module):
 # Sampling
 
 class Cache:
-    """Keys and values of one block for the positions so far of B sequences, at most `length`."""
+    """Keys and values of one block at up to `length` positions of B sequences."""
 
-    def __init__(self, config, batch, length, device, dtype):
+    def __init__(self, config, batch, length, t, dtype):
         shape = (batch, config.kv_heads, length, config.width // config.heads)
-        self.k = torch.empty(shape, device=device, dtype=dtype)  # (B, KV, length, D)
-        self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+        # zeros, because what is not written yet has weight 0, and 0 x nan would be nan
+        self.k = torch.zeros(shape, device=t.device, dtype=dtype)  # (B, KV, length, D)
+        self.v = torch.zeros(shape, device=t.device, dtype=dtype)
+        self.t = t
 
-    def append(self, k, v):
-        """Store the next positions, k and v (B, KV, T, D); returns all keys and values so far."""
-        start, end = self.length, self.length + k.shape[2]
-        self.k[:, :, start:end] = k
-        self.v[:, :, start:end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+    def append(self, k, v, count):
+        """Store k and v, (B, KV, 1, D), of position t; returns those of the first `count`."""
+        self.k.index_copy_(2, self.t, k.to(self.k.dtype))
+        self.v.index_copy_(2, self.t, v.to(self.v.dtype))
+        return self.k[:, :, :count], self.v[:, :, :count]
 
 
 class Stepper:
@@ -565,28 +608,35 @@ class Stepper:
 
     def __init__(self, model, batch, length):
         self.model = model
-        self.t = 0
         weight = model.head.weight
         device, dtype = weight.device, weight.dtype
         # keys and values are the memory of sampling: under autocast they take half
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        self.caches = [Cache(model.config, batch, length, device, dtype) for _ in model.blocks]
+        # the next position, on the device: to a compiled step a number in Python would be another
+        # program at every step
+        self.t = torch.zeros(1, dtype=torch.long, device=device)
         # where the present document of each sequence starts: (B, 1)
         self.start = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self.caches = [Cache(model.config, batch, length, self.t, dtype) for _ in model.blocks]
 
-    def step(self, token):
-        """token: int64 (B,), the one at position t. Returns the logits of t + 1, fp32 (B, V)."""
-        model, t = self.model, self.t
+    def step(self, token, count):
+        """token: int64 (B,), the one at position t. Returns the logits of t + 1, fp32 (B, V).
+
+        count: how many positions to look at, more than t. Few different numbers of them are few
+        programs to compile.
+        """
+        model = self.model
         if model.config.doc_mask:
-            self.start[token == model.config.end_of_text] = t
-        # a key is visible from its own document only
-        positions = torch.arange(t + 1, device=token.device)
-        mask = (positions >= self.start)[:, None, None]  # (B, 1, 1, t + 1)
-        rotary = model.cos[t:t + 1], model.sin[t:t + 1]
+            ends = (token == model.config.end_of_text)[:, None]
+            self.start.copy_(torch.where(ends, self.t, self.start))
+        # a key is visible from its own document only, and from its own position on
+        positions = torch.arange(count, device=token.device)
+        mask = (positions >= self.start) & (positions <= self.t)  # (B, count)
+        rotary = model.cos[self.t], model.sin[self.t]
         x = model.embedding(token[:, None])  # (B, 1, C)
         for block, cache in zip(model.blocks, self.caches):
-            x = block(x, rotary, mask, cache)
+            x = block(x, rotary, mask[:, None, None], cache)
         self.t += 1
         return model.head(model.norm(x))[:, 0].float()
 
@@ -601,36 +651,30 @@ def draw_tokens(logits, uniform):
     return token.clamp(max=cumulative.shape[1] - 1)
 
 
-def attention_to_growing_keys(device):
-    """Without cuDNN's kernels on CUDA, which are planned anew for every number of keys."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
-                        SDPBackend.MATH])
-
-
 @torch.no_grad()
 def sample(models, batch, length, generator, compiled=False, prompt=()):
     """Windows of text from one model, or from the logit average of several: int64 (batch, length).
 
     Each starts with end-of-text and the tokens of `prompt`; an end-of-text that is drawn later
     starts the next document, as in training. `length` is at most the context; `generator` lives on
-    the models' device. compiled: almost twice as fast on a CPU, after half a minute for the first
-    call.
+    the models' device. compiled: almost twice as fast on a CPU, after some seconds for each power
+    of two that the length reaches.
     """
     device = models[0].head.weight.device
     steppers = [Stepper(model, batch, length) for model in models]
     step, draw = Stepper.step, draw_tokens
     if compiled:
-        step, draw = torch.compile(step), torch.compile(draw)
+        step = torch.compile(step, dynamic=False)
+        draw = torch.compile(draw, dynamic=False)
     given = [models[0].config.end_of_text, *prompt]
     tokens = [torch.full((batch,), token, device=device) for token in given]
-    with attention_to_growing_keys(device):
-        for t in range(length - 1):
-            logits = [step(stepper, tokens[t]) for stepper in steppers]
-            if t + 1 == len(tokens):  # the prompt is read
-                uniform = torch.rand(batch, 1, generator=generator, device=device)
-                tokens.append(draw(logits, uniform))
+    for t in range(length - 1):
+        # of the keys as many as the next power of two, so that a few compiled steps serve all
+        count = min(length, max(64, 2 ** t.bit_length()))
+        logits = [step(stepper, tokens[t], count) for stepper in steppers]
+        if t + 1 == len(tokens):  # the prompt is read
+            uniform = torch.rand(batch, 1, generator=generator, device=device)
+            tokens.append(draw(logits, uniform))
     return torch.stack(tokens, dim=1)
 
 

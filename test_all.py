@@ -1587,11 +1587,15 @@ def test_cached_steps_equal_full_forward(compiled):
     """Compiled, attention of one query is written out: see attend_once()."""
     if compiled and not HAS_COMPILER:
         pytest.skip("no C++ compiler here")
-    step = torch.compile(gpt.Stepper.step) if compiled else gpt.Stepper.step
+    step = gpt.Stepper.step
+    if compiled:
+        step = torch.compile(step, dynamic=False)
     for doc_mask in (True,) if compiled else (True, False):
         model, tokens = tiny_gpt(doc_mask=doc_mask), random_tokens(3, 24)
         stepper = gpt.Stepper(model, 3, model.config.context)
-        steps = torch.stack([step(stepper, tokens[:, t]) for t in range(24)], dim=1)
+        # as many keys as there are, or more
+        steps = [step(stepper, tokens[:, t], 16 if t < 16 else 24) for t in range(24)]
+        steps = torch.stack(steps, dim=1)
         full = model(tokens)
         assert (steps - full).abs().max() < 1e-5 * full.abs().max()
 
@@ -1601,7 +1605,7 @@ def test_sampling_in_bf16_remembers_in_bf16_and_stays_near():
     model, tokens = tiny_gpt(), random_tokens(3, 24)
     with train.autocast("bf16", torch.device("cpu")):
         stepper = gpt.Stepper(model, 3, model.config.context)
-        steps = torch.stack([stepper.step(tokens[:, t]) for t in range(24)], dim=1)
+        steps = torch.stack([stepper.step(tokens[:, t], 24) for t in range(24)], dim=1)
     assert {cache.k.dtype for cache in stepper.caches} == {torch.bfloat16}
     full = model(tokens)
     assert steps.dtype == torch.float32
@@ -1657,9 +1661,11 @@ def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):
         assert torch.allclose(chunked, right, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_the_loss_in_one_operator_has_the_gradients_of_cross_entropy(monkeypatch, dtype):
-    """In three chunks, rows without a target among them, as a part of a larger expression."""
+def test_the_loss_in_one_operator_has_the_gradients_of_its_formula(monkeypatch, dtype, guided):
+    """In three chunks, rows without a target among them, as a part of a larger expression; also a
+    student's, of two teachers, at temperature 2 and a share for each window."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # its inner step
     monkeypatch.setattr(gpt, "CHUNK_LOGITS", 20 * 60)
     generator = torch.Generator().manual_seed(0)
@@ -1668,11 +1674,24 @@ def test_the_loss_in_one_operator_has_the_gradients_of_cross_entropy(monkeypatch
     _, targets = train.inputs_and_targets(random_tokens(2, 24))
     targets[0, 5:9] = -1
 
-    logits = F.linear(x, head.weight).flatten(0, 1)
-    right = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="sum")
+    logits = F.linear(x, head.weight)
+    guide, teachers = None, ()
+    right = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
+                            reduction="none")
+    if guided:
+        states = torch.randn(2, 24, 40, generator=generator)
+        heads = torch.randn(60, 40, generator=generator) / 6
+        weight = torch.tensor([[0.9], [0.3]])
+        guide = gpt.Guide(states, heads, weight, 2.0)
+        share = weight.expand(2, 24).flatten()
+        teachers = states.flatten(0, 1), heads, share, 2.0
+        q = (states @ heads.T / 2).softmax(-1)
+        divergence = F.kl_div((logits / 2).log_softmax(-1), q, reduction="none").sum(-1).flatten()
+        right = (1 - share) * right + share * 4 * divergence * (targets.flatten() >= 0)
+    right = right.sum()
     expected = torch.autograd.grad((right / 7) ** 2, (x, head.weight))
     with train.autocast(dtype, torch.device("cpu")):
-        total = gpt.total_nats(x, head, targets)
+        total = gpt.total_nats(x, head, targets, guide)
     found = torch.autograd.grad((total / 7) ** 2, (x, head.weight))
     exact = dtype == "fp32"
     assert total.dtype == torch.float32
@@ -1683,7 +1702,7 @@ def test_the_loss_in_one_operator_has_the_gradients_of_cross_entropy(monkeypatch
         error = (gradient - reference).norm() / reference.norm()
         assert error < (1e-6 if exact else 1e-2)
     torch.library.opcheck(torch.ops.limitgpt.head_loss, (
-        x.flatten(0, 1), head.weight, targets.flatten(), 3))
+        x.flatten(0, 1), head.weight, targets.flatten(), 3, *teachers))
 
 
 def test_initialization_and_first_loss():
@@ -1768,17 +1787,20 @@ def test_training_bytes_against_peaks_of_what_a_gpu_would_run():
     rows = (HERE / "results" / "gpu_memory.txt").read_text().splitlines()[2:]
     ways, sizes = Counter(), set()
     for row in rows:
-        way, size, vocab_size, windows, peak = row.replace(",", "").split("|")[1:6]
+        way, size, vocab_size, windows, teachers, peak = row.replace(",", "").split("|")[1:7]
         size = size.strip()
         sizes.add(size)
-        ways[way.strip()] += 1
+        ways[way.strip(), int(teachers)] += 1
         compiled, dtype = way.split()
         context = gpt.LADDER[gpt.SCALE_OF[size]]["context"]
         with torch.device("meta"):  # no memory, no values
             model = gpt.GPT(gpt.GPTConfig(int(vocab_size), 0, context, **gpt.SIZES[size]))
-        estimate = model.training_bytes(int(windows) * context, dtype, compiled == "compiled")
+        estimate = model.training_bytes(int(windows) * context, dtype, compiled == "compiled",
+                                        int(teachers) * model.config.width)
         assert estimate == pytest.approx(float(peak) * 1e9, rel=0.15), row
-    assert sizes == set(gpt.SIZES) and set(ways.values()) == {20}
+    # every size, and of each scale a student of eight teachers, with two vocabularies of the largest
+    assert sizes == set(gpt.SIZES) and len(ways) == 6
+    assert all(count == (5 if teachers else 20) for (_, teachers), count in ways.items())
 
 
 def test_saved_weights_load_and_damaged_files_do_not(tmp_path):
@@ -2139,13 +2161,12 @@ def test_the_micro_batch_is_the_largest_that_fits(world, monkeypatch):
     # the tokens on the device count
     held = run.memory_bytes(1, False) - memory
     assert held == 4 * 32 * (len(run.train) + len(run.val))
-    # so do teachers: weights, heads side by side, what is remembered, states, a student's logits
+    # so do teachers: weights and what is remembered
     teachers = [train.train(tiny_config(seed=seed, epochs=1))["name"] for seed in (1, 2)]
     student = train.Run(tiny_config(teacher=tuple(teachers), kl_weight=0.5), None)
     monkeypatch.setattr(student.model, "training_bytes", lambda *_: memory)
-    width, rows = student.model.config.width, student.model.config.vocab_size
-    more = 2 * 4 * student.model.parameter_count() + 4 * rows * 2 * width
-    more += 4 * 32 * len(student.train) * 2 * width + 32 * (4 * 2 * width + 2 * rows)
+    width = student.model.config.width
+    more = 2 * 4 * student.model.parameter_count() + 4 * 32 * len(student.train) * 2 * width
     assert student.memory_bytes(1, False) - memory - held == more
     # of three jobs that share a GPU each has a third
     monkeypatch.setattr(run, "device", SimpleNamespace(type="cuda"))

@@ -612,14 +612,10 @@ class Run:
         tokens = windows * self.config.context
         more = sum(p.nbytes for teacher in self.teachers for p in teacher.parameters()
                    if p.device.type == self.device.type)
-        if self.teachers:
-            # their heads side by side, the states of a pass in fp32, and 2 bytes for each of the
-            # student's logits, because with a Guide compiled code keeps gradients of all chunks
-            width, rows = self.teacher_head.shape[1], self.teacher_head.shape[0]
-            more += self.teacher_head.nbytes + 4 * tokens * width + 2 * tokens * rows
+        guide_width = sum(teacher.config.width for teacher in self.teachers)
         if self.world > 1:  # DDP's buckets hold the gradients once more
             more += 4 * self.model.parameter_count()
-        return (self.model.training_bytes(tokens, self.config.dtype, compiled)
+        return (self.model.training_bytes(tokens, self.config.dtype, compiled, guide_width)
                 + self.train.nbytes + self.val.nbytes + more + self.teacher_cache_bytes())
 
     def save(self):

@@ -260,20 +260,23 @@ def members():
 
 
 def sampling():
-    """Tokens per second of sampled text, one batch of it."""
+    """Tokens per second of sampled text, one batch of it, eager and compiled (and compiling)."""
     size = toy("300m", "150k")
     config = GPTConfig(vocab_size=toy(VOCABULARY[1], 64), end_of_text=0,
                        context=toy(LADDER[1]["context"], 16), **SIZES[size])
     windows = toy(128, 4)
     models = [GPT(config).to(DEVICE)]
-    start = time.perf_counter()
     dtype = toy("bf16", "fp32")
     batch = sampling_batch(models, windows, DEVICE, dtype)
-    plan = Plan(windows, batch, 0, False, str(DEVICE), False, dtype)
-    for first in range(0, windows, batch):
-        sample_batch(models, plan, first)
-    return {"windows": windows,
-            "tokens_per_second": windows * config.context / (time.perf_counter() - start)}
+    found = {"windows": windows}
+    for way in toy(("eager", "compiled"), ("eager",)):
+        start = time.perf_counter()
+        plan = Plan(windows, batch, 0, False, str(DEVICE), way == "compiled", dtype)
+        for first in range(0, windows, batch):
+            sample_batch(models, plan, first)
+        seconds = time.perf_counter() - start
+        found[f"{way}, tokens_per_second"] = windows * config.context / seconds
+    return found
 
 
 def resume():

@@ -3,7 +3,8 @@
     python results/without_gpu.py compile               # registers and spills on an H100
     python results/without_gpu.py interpret             # run the generated kernels on the CPU
     python results/without_gpu.py memory                # peak memory of the ladder, in minutes
-    python results/without_gpu.py memory 150m 128256 4  # of one size, in passes of 4 windows
+    python results/without_gpu.py memory 150m 128256 4    # of one size, in passes of 4 windows
+    python results/without_gpu.py memory 150m 128256 4 8  # of a student of 8 teachers as large
     python results/without_gpu.py eager                 # the same peaks where nothing is compiled
 
 --short: the first case of a mode alone. It needs the CPU build of torch 2.13 with triton 3.7.1
@@ -27,6 +28,7 @@ import types
 import warnings
 import weakref
 from pathlib import Path
+from unittest import mock
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else "compile"
 SHORT = "--short" in sys.argv
@@ -239,34 +241,41 @@ def recording_backend(gm, inputs):
     return compile_fx.compile_fx(gm, inputs, inner_compile=inner)
 
 
-def trace(config, batch, autocast, mode=None, passes=1, compiled=True):
-    """Compile a training pass for CUDA and run it on fake tensors: (model, tokens, targets).
+def fake_model(config):
+    """A model without its initial values, which fake tensors could not have."""
+    with mock.patch.object(kit.GPT, "initialize"):
+        return kit.GPT(config)
 
-    passes: how many add up their gradients; compiled: False to run it eagerly.
+
+def trace(config, batch, autocast, mode=None, passes=1, compiled=True, teachers=0):
+    """Compile a training pass for CUDA and run it on fake tensors: (model, tokens, targets, guide).
+
+    passes: how many add up their gradients; compiled: False to run it eagerly; teachers: how many
+    guide it, as large as the model.
     """
     torch._dynamo.reset()
     for kept in (KERNELS, WRAPPERS, RECORDS):
         kept.clear()
-    initialize = kit.GPT.initialize
-    kit.GPT.initialize = answer(None)
-    try:
-        with mode or FakeTensorMode(allow_non_fake_inputs=True):
-            with torch.device("cuda:0"):
-                model = kit.GPT(config)
-                tokens = torch.zeros(batch, config.context, dtype=torch.long)
-                targets = torch.zeros(batch, config.context, dtype=torch.long)
-            forward = model
-            if compiled:
-                forward = torch.compile(model, backend=recording_backend, dynamic=False)
-            number = autocast or torch.bfloat16
-            for _ in range(passes):
-                with torch.autocast("cuda", dtype=number, enabled=autocast is not None):
-                    loss = forward(tokens, targets, total=True)
-                loss.sum().backward()
-    finally:
-        kit.GPT.initialize = initialize
+    with mode or FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda:0"):
+            model = fake_model(config)
+            tokens = torch.zeros(batch, config.context, dtype=torch.long)
+            targets = torch.zeros(batch, config.context, dtype=torch.long)
+            guide = None
+            if teachers:
+                width = teachers * config.width
+                guide = kit.Guide(torch.zeros(batch, config.context, width),
+                                  torch.zeros(config.vocab_size, width), torch.zeros(batch, 1), 1.0)
+        forward = model
+        if compiled:
+            forward = torch.compile(model, backend=recording_backend, dynamic=False)
+        number = autocast or torch.bfloat16
+        for _ in range(passes):
+            with torch.autocast("cuda", dtype=number, enabled=autocast is not None):
+                loss = forward(tokens, targets, guide, total=True)
+            loss.sum().backward()
     assert all(p.grad.device.type == "cuda" for p in model.parameters())
-    return model, tokens, targets
+    return model, tokens, targets, guide
 
 
 # --------------------------------------------------------------------------------------------------
@@ -301,8 +310,26 @@ def machine_code(part=""):
             yield name, int(usage[1]), int(usage[2]), meta.shared, meta.num_warps, products
 
 
+def compile_step(context):
+    """A step of sampling, one layer that looks at all positions."""
+    config = kit.GPTConfig(vocab_size=1024, end_of_text=0, context=context, width=1024, layers=1,
+                           heads=16, kv_heads=8)
+    torch._dynamo.reset()
+    KERNELS.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with torch.device("cuda:0"), torch.autocast("cuda", dtype=torch.bfloat16):
+            stepper = kit.Stepper(fake_model(config), 8, context)
+            token = torch.zeros(8, dtype=torch.long)
+            step = torch.compile(kit.Stepper.step, backend=recording_backend, dynamic=False)
+            step(stepper, token, context)
+    rows = list(machine_code())
+    spilling = [row for row in rows if row[2]]
+    print(f"a step of sampling, context {context}: {len(KERNELS)} kernels, {len(rows)} "
+          f"configurations assembled, {len(spilling)} with spills", flush=True)
+
+
 def compile_all():
-    """Forward and backward of one layer for each kind of shape on the ladder."""
+    """Forward and backward of one layer for each kind of shape on the ladder; a sampling step."""
     shapes = [(64, 4, 2, 256), (48, 3, 3, 256), (128, 4, 2, 96), (128, 4, 4, 512),
               (512, 8, 8, 4096), (1024, 16, 8, 4096), (512, 4, 2, 4096)]
     for width, heads, kv_heads, context in shapes[:1] if SHORT else shapes:
@@ -322,6 +349,8 @@ def compile_all():
                 print(f"  {way:8} {registers} registers, {stack} bytes of stack, {shared} of "
                       f"shared memory, {warps} warps, {products} matrix instructions")
                 assert products > 0, "no tensor cores"
+    if not SHORT:
+        compile_step(4096)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -384,9 +413,9 @@ def run_wrappers(known):
     return outputs
 
 
-def interpret(config, autocast, bound):
+def interpret(config, autocast, bound, teachers=0):
     """Compare loss and gradients of the generated code with those of plain torch on the CPU."""
-    model, fake_tokens, fake_targets = trace(config, 1, autocast)
+    model, fake_tokens, fake_targets, fake_guide = trace(config, 1, autocast, teachers=teachers)
     end = config.end_of_text
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, end, (1, config.context), generator=generator)
@@ -395,6 +424,13 @@ def interpret(config, autocast, bound):
     plain = kit.GPT(config)
     pairs = [*zip(model.parameters(), plain.parameters()), *zip(model.buffers(), plain.buffers()),
              (fake_tokens, tokens), (fake_targets, targets)]
+    guide = None
+    if teachers:
+        states, head, _, t = fake_guide
+        guide = kit.Guide(torch.randn(states.shape, generator=generator),
+                          torch.randn(head.shape, generator=generator) / head.shape[1] ** 0.5,
+                          torch.full((1, 1), 0.9), t)
+        pairs += zip(fake_guide[:3], guide[:3])
     known = {key_of(fake): value.detach() for fake, value in pairs}
 
     # the head's operator runs as it is, on the CPU and without a compiler
@@ -404,7 +440,7 @@ def interpret(config, autocast, bound):
     (loss, *_), gradients = run_wrappers(known)
     AsyncCompile.triton, guards._empty_strided_cuda, torch.compile = kept
 
-    nats = plain(tokens, targets).sum()
+    nats = plain(tokens, targets, guide).sum()
     nats.backward()
     place = {}
     for i, tensor in enumerate(RECORDS[0][0]):
@@ -417,19 +453,22 @@ def interpret(config, autocast, bound):
     worst = max(errors, key=errors.get)
     head = "in one operator" if "head_loss" in WRAPPERS[0] else "in the graph"
     print(f"context {config.context}, head width {config.width // config.heads}, "
-          f"{autocast or 'fp32'}, loss {head}: {len(KERNELS)} kernels, worst relative error "
+          f"{autocast or 'fp32'}, {teachers} teachers, loss {head}: {len(KERNELS)} kernels, worst relative error "
           f"{errors[worst]:.1e} ({worst})", flush=True)
     assert errors[worst] < bound, errors
 
 
 def interpret_all():
-    """The loss in one operator, GQA; plain; and in mixed precision (the interpreter lacks bf16)."""
+    """The loss in one operator, GQA; plain; both of a student; and in mixed precision (the
+    interpreter lacks bf16)."""
     small = dict(vocab_size=64, end_of_text=63, layers=1)
     kit.CHUNK_LOGITS = 2 ** 13  # two chunks in the first case
     interpret(kit.GPTConfig(**small, context=256, width=32, heads=2, kv_heads=1), None, 1e-5)
     if SHORT:
         return
+    interpret(kit.GPTConfig(**small, context=256, width=32, heads=2, kv_heads=1), None, 1e-5, 2)
     interpret(kit.GPTConfig(**small, context=96, width=32, heads=2, kv_heads=1), None, 1e-5)
+    interpret(kit.GPTConfig(**small, context=96, width=32, heads=2, kv_heads=1), None, 1e-5, 2)
     causal = kit.GPTConfig(**small, context=128, width=32, heads=2, kv_heads=1, doc_mask=False)
     interpret(causal, None, 1e-5)
     wide = dict(width=128, heads=2, kv_heads=2)
@@ -480,7 +519,7 @@ def efficient_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=Fal
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, added, True)[0]
 
 
-def memory(size, vocab_size, windows, dtype="bf16", compiled=True):
+def memory(size, vocab_size, windows, teachers=0, dtype="bf16", compiled=True):
     """Print the peak of a step in passes of some windows, AdamW's moments included, beside what
     GPT.training_bytes estimates."""
     rung = kit.LADDER[kit.SCALE_OF[size]]
@@ -490,11 +529,12 @@ def memory(size, vocab_size, windows, dtype="bf16", compiled=True):
     passes = min(2, rung["batch_size"] // windows)
     counter = Counted(allow_non_fake_inputs=True)
     autocast = torch.bfloat16 if dtype == "bf16" else None
-    model, *_ = trace(config, windows, autocast, counter, passes, compiled)
+    model, *_ = trace(config, windows, autocast, counter, passes, compiled, teachers)
     peak = counter.peak + 8 * model.parameter_count()
-    estimate = model.training_bytes(windows * config.context, dtype, compiled)
+    estimate = model.training_bytes(windows * config.context, dtype, compiled,
+                                    teachers * config.width)
     way = f"{'compiled' if compiled else 'eager'} {dtype}"
-    print(f"| {way} | {size} | {vocab_size:,} | {windows} | {peak / 1e9:.4f} | "
+    print(f"| {way} | {size} | {vocab_size:,} | {windows} | {teachers} | {peak / 1e9:.4f} | "
           f"{estimate / 1e9:.4f} | {estimate / peak:.2f} |", flush=True)
 
 
@@ -507,10 +547,15 @@ def memory_table(dtype="bf16", compiled=True):
             with torch.device("meta"):
                 model = kit.GPT(kit.GPTConfig(vocab_size=vocab_size, end_of_text=0,
                                               context=rung["context"], **kit.SIZES[size]))
-            windows = rung["batch_size"]
-            while model.training_bytes(windows * rung["context"], dtype, compiled) > 0.7 * 85e9:
-                windows //= 2
-            memory(size, vocab_size, windows, dtype, compiled)
+            # of each scale a student of eight, too
+            students = [8] if size in ("150m", "30m", "1.5m", "300k") else []
+            for teachers in (0, *students):
+                windows = rung["batch_size"]
+                width = teachers * model.config.width
+                while model.training_bytes(windows * rung["context"], dtype, compiled,
+                                           width) > 0.7 * 85e9:
+                    windows //= 2
+                memory(size, vocab_size, windows, teachers, dtype, compiled)
 
 
 if __name__ == "__main__":
@@ -526,7 +571,7 @@ if __name__ == "__main__":
         memory_table("bf16", compiled=False)
         memory_table("fp32", compiled=False)
     elif len(sys.argv) > 2:
-        memory(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        memory(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         memory_table()
     sys.stdout.flush()
