@@ -2311,7 +2311,9 @@ def test_a_finished_run_is_left_alone(world, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     folder = world / "runs" / result["name"]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert call(train, *TINY) == 0 and "finished" in capsys.readouterr().out
+    assert call(train, *TINY) == 0 and "is finished\n" in capsys.readouterr().out
+    assert call(train, *TINY, "--recipe", "standard") == 0
+    assert f"is finished, and labeled {result['recipe']}\n" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"val_loss", "train_loss", "params", "params_nonembedding", "tokens", "tokens_seen",
             "epochs", "lr", "seed", "weight_decay", "tau_epochs", "size", "data", "recipe", "steps",

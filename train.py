@@ -706,8 +706,12 @@ def train(config):
     folder = Path(config.out) / run_name(config)
     rank, world = join_processes()
     if (folder / "result.json").exists():
-        say(f"{folder} is finished")
-        return read_json(folder / "result.json")
+        result = read_json(folder / "result.json")
+        # a label is no part of what a run is, so that the same one is not trained twice
+        label = result["recipe"]
+        other = "" if label == config.recipe else f", and labeled {label}"
+        say(f"{folder} is finished{other}")
+        return result
     folder.mkdir(parents=True, exist_ok=True)
     # of several processes the first holds the folder for all
     claimed = claim(folder) if rank == 0 else contextlib.nullcontext(lambda: None)
