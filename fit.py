@@ -2333,17 +2333,21 @@ def mean_settings(runs):
 
 def pooled_noise(settings):
     """{task: (standard deviation of one run, its degrees of freedom)}, pooled over the settings of
-    a recipe and budget; over those of all budgets where one has fewer than ENOUGH_DEGREES. task:
-    the values of TASK."""
+    a recipe and budget. A budget with fewer than ENOUGH_DEGREES takes that of the recipe's nearest
+    budget with so many, where there is one, else that of all. task: the values of TASK."""
     def degrees(group):
         return sum(s["seeds"] - 1 for s in group)
 
     # two or three seeds a setting say little; those of all settings of a budget say enough
     noise = {}
     for recipe in grouped(settings, ("recipe",)):
-        for task in grouped(recipe, TASK):
-            # with too few the noise is taken as alike at all budgets of the recipe
-            pool = task if degrees(task) >= ENOUGH_DEGREES else recipe
+        tasks = grouped(recipe, TASK)
+        sure = [task for task in tasks if degrees(task) >= ENOUGH_DEGREES]
+        for task in tasks:
+            pool = recipe
+            if sure:  # itself where it is one of them
+                pool = min(sure, key=lambda other: abs(
+                    math.log(other[0]["tokens"] / task[0]["tokens"])))
             several, freedom = [s for s in pool if s["seeds"] > 1], degrees(pool)
             if freedom:
                 squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
@@ -2470,23 +2474,21 @@ def one_setting(points, settings):
 
 
 def size_trends(points):
-    """Slope of the best settings' losses, seed by seed, per doubling of N, with its standard error,
-    for each (recipe, tokens) with three sizes or more."""
+    """Slope of the best settings' losses per doubling of N, and half its 95% interval, for each
+    (recipe, tokens) with three sizes or more."""
     trends = []
     for group in grouped(points, TASK):
         if len(group) < 3:
             continue
-        # seeds as points of their own: their spread is in the standard error
-        n, loss = [], []
-        for p in group:
-            n += [math.log2(p["params"])] * p["seeds"]
-            loss += p["by_seed"].values()
-        n, loss = np.array(n), np.array(loss)
+        # a point a size, however many seeds: seeds do not show how far the losses are from a line
+        n, loss = np.log2(column(group, "params")), column(group, "loss")
         slope, level = np.polyfit(n, loss, 1)
         # of a line: squared error = variance of the residuals / sum of squared distances in x
         squares = ((loss - slope * n - level) ** 2).sum()
-        error = math.sqrt(squares / (len(n) - 2) / ((n - n.mean()) ** 2).sum())
-        trends.append({**group[0], "slope": float(slope), "error": error, "count": len(n)})
+        freedom = len(n) - 2
+        error = math.sqrt(squares / freedom / ((n - n.mean()) ** 2).sum())
+        half = float(student_t.ppf(0.975, freedom)) * error
+        trends.append({**group[0], "slope": float(slope), "half": half, "sizes": len(n)})
     return trends
 
 
@@ -2508,6 +2510,7 @@ def size_laws(points, noise):
         line = {"x": column(group, "params").tolist(), "loss": loss.tolist(),
                 "weights": seeds.tolist()}
         law = limit_of(*line.values(), sigma, freedom)
+        law["misfit"] = misfit(law, line, sigma, freedom)
         other = limit_of(column(group, "params_nonembedding"), loss, seeds, sigma, freedom)
         laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "freedom": freedom,
                      "points": len(group), "line": line, **law, "nonembedding": other})
@@ -2556,33 +2559,30 @@ def best_ensembles(members):
     return best
 
 
-def tiered_laws(members, average="logits"):
-    """K -> infinity at each N (A / K + E of one of the averages), then N -> infinity, for each
-    (recipe, tokens) with ensembles at three sizes or more. The noise of a limit is that of one
-    member, pooled over the sizes, over the square root of K."""
+def tiered_laws(members):
+    """K -> infinity at each N (A / K + E of logit means), then N -> infinity, for each (recipe,
+    tokens) with ensembles at three sizes or more. The noise of a limit is that of one member,
+    pooled over the sizes, over the square root of K."""
     laws = []
     for group in grouped(best_ensembles(members), ("recipe", "tokens", "data_hash")):
         if len(group) < 3:
             continue
-        over_k = group
-        if average == "probs":
-            over_k = column(group, "probs_law")
         # a limit over K rests on K draws: its variance is that of one member over K
         k = column(group, "points").astype(float)
         freedom, squares = 0, 0.0
-        for count, law in zip(k, over_k):
+        for count, law in zip(k, group):
             if law["se"] is not None:  # two members are too few for a jackknife
                 freedom += count - 1
                 squares += (count - 1) * count * law["se"] ** 2
         sigma = None
         if freedom:
             sigma = math.sqrt(squares / freedom)
-        line = {"x": column(group, "params").tolist(), "loss": column(over_k, "E").tolist(),
+        line = {"x": column(group, "params").tolist(), "loss": column(group, "E").tolist(),
                 "weights": k.tolist()}
         law = limit_of(*line.values(), sigma, freedom)
-        laws.append({"claim": "N and K", "average": average, **pick(group[0], TASK),
-                     "sigma": sigma, "freedom": freedom, "points": len(group), "line": line,
-                     **law})
+        law["misfit"] = misfit(law, line, sigma, freedom)
+        laws.append({"claim": "N and K", **pick(group[0], TASK), "sigma": sigma,
+                     "freedom": freedom, "points": len(group), "line": line, **law})
     return laws
 
 
@@ -2613,7 +2613,7 @@ def share_exponent(laws):
     no budget shows a power law.
     """
     shared = []
-    for group in grouped(laws, ("claim", "average", "recipe", "data_hash")):
+    for group in grouped(laws, ("claim", "recipe", "data_hash")):
         # the noise is as sure as that of the budget with fewest degrees
         sigma, freedom = group[0]["sigma"], min(law["freedom"] for law in group)
         unknown = any(law["sigma"] is None for law in group)
@@ -2652,6 +2652,16 @@ def squares_around(law, line):
     x, loss, weights = map(np.array, line.values())
     misses = loss - law["A"] / x ** law["b"] - law["E"]
     return float((weights * misses ** 2).sum())
+
+
+def misfit(law, line, sigma, freedom):
+    """The probability that noise alone takes the losses so far from a power law (F test); None
+    where the noise is not known or the law can meet every point."""
+    points = len(line["x"])
+    if sigma is None or points <= 3:
+        return None
+    excess = squares_around(law, line) / (points - 3) / sigma ** 2
+    return float(f_distribution.sf(excess, points - 3, freedom))
 
 
 def half_width(law):
@@ -2781,7 +2791,7 @@ def lines_over_data(points, noise, over_n, shared, members):
     # the common exponent where there is one and the data do not reject it
     common = [law for law in shared if law["p"] >= 0.05]
     for law in over_n:
-        law = (agreeing(common, law, ("claim", "average", *TASK)) or [law])[0]
+        law = (agreeing(common, law, ("claim", *TASK)) or [law])[0]
         if law["claim"] == "N and K" and is_power_law(law):
             add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"], law["interval"])
         # members are not meant to stand alone
@@ -2946,7 +2956,7 @@ def print_noise(noise):
     if len(rows) < 2:
         return
     print_table(f"Noise of one run (a budget with fewer than {ENOUGH_DEGREES} degrees of freedom "
-                "of its own takes that of all budgets)", rows,
+                "of its own takes that of the nearest with so many, else of all)", rows,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "sd": "{sd:.4f}",
                  "degrees of freedom": "{freedom}"})
 
@@ -2995,7 +3005,7 @@ def print_trends(curves, trends, rows):
                 {"size": "{size}", "tokens": "{tokens:,}", **in_order})
     print_table("Slope of the best settings' losses, nats per doubling of N", trends,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
-                 "standard error": "{error:.3f}", "runs": "{count}"})
+                 "95%": "+-{half:.3f}", "sizes": "{sizes}"})
     print_table("The smallest model's settings at larger sizes", rows,
                 {**SETTING, "loss": "{loss:.3f}", "seeds": "{seeds}", "with its own": "{own:.3f}"})
 
@@ -3092,7 +3102,7 @@ def print_laws(laws):
         if row["x"] == "N":
             row["at"] = f"{law['tokens']:,}"
         if "K" in law["claim"]:
-            row["of"] += f" ensembles, K to infinity, {law['average']}"
+            row["of"] += " ensembles, K to infinity"
             # each limit over K weighs as much as it has members
             row["unit"] = "member"
         rows.append(row)
@@ -3102,6 +3112,8 @@ def print_laws(laws):
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
+        if "p" not in row and (row.get("misfit") or 1) < 0.05:
+            row["known"] += f"; but the noise rejects this law (p = {row['misfit']:.2g})"
         if not is_power_law(row):  # its numbers would be taken for a law's
             row.update(A=None, b=None, E=None, known="no power law: A or b ran to its bound")
         if "p" in row:
@@ -3473,8 +3485,7 @@ def count_once(results):
             twice[key] = {**result, "first_study": before.get("study"), "first": before["val_loss"],
                           "apart": result["val_loss"] - before["val_loss"]}
         found[key] = result
-    # rounding differs between processors, and between compiled and not, and grows in training: the
-    # difference is like that of a new seed
+    # rounding differs between processors, and between compiled and not, and grows in training
     print_table("Runs made twice, on two machines or compiled and not: the second one counts",
                 list(twice.values()),
                 {**SETTING, "seed": "{seed}", "study": "{first_study}", "loss": "{first:.4f}",
@@ -3535,8 +3546,7 @@ def analyze(runs, ensembles):
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
             "students": student_shares(runs, ensembles, noise),
-            "sizes": sizes, "members": members, "tiered": tiered,
-            "tiered_probs": tiered_laws(members, "probs"), "data": data,
+            "sizes": sizes, "members": members, "tiered": tiered, "data": data,
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
 
@@ -3548,7 +3558,7 @@ def print_tables(found):
     print_trends(found["curves"], found["trends"], found["one_setting"])
     print_ensembles(found["members"])
     print_students(found["students"])
-    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
+    over_n = found["sizes"] + found["tiered"]
     print_laws(over_n + found["shared"] + found["data"])
     print_efficiencies(found["efficiencies"])
     if not over_n:
@@ -3619,7 +3629,7 @@ def report_of(found):
     """What --json says of analyze()."""
     keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
     of_certificates = (*keys, "neighbors", "certified")
-    over_n = found["sizes"] + found["tiered"] + found["tiered_probs"]
+    over_n = found["sizes"] + found["tiered"]
     return {"points": [pick(point, keys) for point in found["points"]],
             "sigma": [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
                       for task, (sigma, freedom) in found["noise"].items()],
