@@ -3053,7 +3053,7 @@ def print_students(rows):
     """A line for each setting of students: what they keep of their teachers' gain."""
     print_table("Students of K teachers: their loss, the teachers' alone, the ensemble's, and the "
                 "share of the gain that is kept, with its 95% interval", rows,
-                {**SETTING, "text tokens": "{synthetic_tokens:,}",
+                {**SETTING, "text from": "{text_from}", "text tokens": "{synthetic_tokens:,}",
                  "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
                  "T": "{kl_temperature:g}", "K": "{k}",
                  "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",

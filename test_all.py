@@ -3164,6 +3164,7 @@ def test_distillation_from_teachers_to_student(world, capsys, monkeypatch):
     sampled = prepare.load_data(student["synthetic"])
     windows = prepare.cut_windows(sampled.train, 32)
     assert len(sampled.train) == student["synthetic_tokens"] == 6016
+    assert (student["sampled_from"], student["text_from"]) == (teachers, "members")
     assert sampled.train.max() <= 319
     assert (windows[:, 0] == 319).all()
     assert np.array_equal(sampled.val, prepare.load_data("tiny").val)

@@ -182,8 +182,10 @@ class TrainConfig:
     study: str = option(None, "what the run is made for, a label (default: the last part of --out)",
                         "how", identity=False)
 
-    # Not an option: who wrote the synthetic text, for the tables.
+    # Not options: who wrote the synthetic text, and whether in turn ("members") or each token all
+    # together ("ensemble"), for the tables.
     sampled_from: tuple = field(default=(), metadata=dict(identity=False))
+    text_from: str = field(default="", metadata=dict(identity=False))
     # Not options either, and all identity: resolve() fills in what the options above refer to.
     data_hash: str = ""  # Data.fingerprint(): other text under the same name is another run
     synthetic_hash: str = ""  # the same of the synthetic text
@@ -796,8 +798,10 @@ def resolve(config):
         sampled = load_data(config.synthetic)
         config.synthetic, config.synthetic_hash = sampled.folder.name, sampled.fingerprint()
         check_synthetic(config, data, sampled)
-        written_by = sampled.meta.get("identity", {}).get("teachers", ())
-        config.sampled_from = tuple(name for name, _ in written_by)
+        request = sampled.meta.get("identity", {})
+        config.sampled_from = tuple(name for name, _ in request.get("teachers", ()))
+        ways = {"turns": "members", "average": "ensemble"}
+        config.text_from = ways.get(request.get("teachers_take"), "")
     if config.teacher:
         check_teachers(config, data)
 
