@@ -151,9 +151,14 @@ distillation: data
 	for row in "150k 0" "600k 0" "600k 1" "600k 2"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) --size $$1 $$eight --kl_weight 0.9 \
 	        --epochs 64 --lr 1e-2 --weight_decay 0.2 --seed $$2 || exit; done; \
-	for row in "1048575 0.75 6" "1048575 0.9 6" "4194300 0.9 6" "10066320 0.9 6"; do \
-	    set -- $$row; $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --weight_decay 0.1 \
-	        --sample_tokens $$1 --synthetic_weight $$2 --epochs $$3 || exit; done; \
+	for row in "1048575 0.5 12 0.2 members" "4194304 0.5 12 0.2 members" \
+	    "4194304 0.5 12 0.2 ensemble" "1048575 0.75 6 0.1 members" "4194304 0.75 6 0.1 members" \
+	    "1048575 0.9 6 0.1 members" "4194304 0.9 6 0.1 members" "4194304 0.9 6 0.1 ensemble" \
+	    "10066320 0.9 6 0.1 members" "10066320 0.95 6 0.1 members"; do set -- $$row; \
+	    for seed in 0 1 2; do \
+	        $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --sample_tokens $$1 \
+	            --synthetic_weight $$2 --epochs $$3 --weight_decay $$4 --sample_from $$5 \
+	            --seed $$seed || exit; done; done; \
 	for row in "1 16 0.75" "0.9 64 0.5"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight $$1 --epochs $$2 \
 	        --weight_decay 0.1 --synthetic_weight $$3 \
@@ -163,9 +168,9 @@ distillation: data
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for
 # 32 epochs of standard 150k and 300k, which want more of them when there is more text. The
-# regularized recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then members at
-# twice the tokens, with the epochs that were best at the smallest budget. Last, what a higher lr
-# does.
+# regularized recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then
+# members at twice and four times the tokens, with the epochs that were best at the smallest budget.
+# Last, what a higher lr does.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \
@@ -186,8 +191,10 @@ efficiency: data
 	            $(PY) train.py $$standard_recipe --epochs $$other || exit; done; \
 	    done || exit; done
 	for row in "150k 128" "300k 64" "600k 32" "1.4m 16"; do set -- $$row; \
-	    $(PY) ensemble.py $(EVERY) --out runs/efficiency --size $$1 --tokens 419430 --epochs $$2 \
-	        --recipe member --lr 3e-3 --weight_decay 0.4 --members 3 --jobs $(JOBS) || exit; done
+	    for budget in "419430 0.4" "838860 0.2"; do set -- $$1 $$2 $$budget; \
+	        $(PY) ensemble.py $(EVERY) --out runs/efficiency --size $$1 --epochs $$2 --tokens $$3 \
+	            --weight_decay $$4 --recipe member --lr 3e-3 --members 3 --jobs $(JOBS) \
+	            || exit; done; done
 	for row in "300k 419430 32 0" "300k 419430 32 1" "300k 419430 32 2" "300k 838860 32 0" \
 	    "150k 838860 64 0" "600k 838860 16 0"; do set -- $$row; \
 	    $(PY) train.py $(EVERY) --out runs/efficiency --size $$1 --tokens $$2 --epochs $$3 \
