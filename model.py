@@ -137,19 +137,21 @@ class Attention(nn.Module):
         k = rotate(k, *rotary)
         if cache is not None:
             # sampling feeds one position at a time; the earlier keys and values are remembered
-            k, v = cache.append(k, v, mask.shape[-1])
+            t, kept = cache
+            kept.index_copy_(3, t, torch.stack([k, v]).to(kept.dtype))
+            k, v = kept[:, :, :, :mask.shape[-1]]
 
         # One fused kernel for each kind of mask, so that no (T, T) scores are ever stored on a GPU.
-        gqa = self.heads != self.kv_heads
         if cache is not None and torch.compiler.is_compiling():
             y = attend_once(q, k, v, mask)
         elif q.device.type == "cpu" and isinstance(mask, torch.Tensor) and cache is None:
             y = attend_in_blocks(q, k, v, mask)
-        elif mask is None:
-            # plain causal: Flash or cuDNN
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-        elif isinstance(mask, torch.Tensor):
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+        elif mask is None or isinstance(mask, torch.Tensor):
+            if q.is_cuda:
+                # its kernels for masks and for fp32 want keys and values for each query head
+                k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                               enable_gqa=k.shape[1] != self.heads)
         else:
             # Contiguous, because FlexAttention of torch 2.13, compiled for a CPU, misreads the
             # permuted strides that rotate() leaves; and because v would keep all of qkv alive.
@@ -157,7 +159,8 @@ class Attention(nn.Module):
             # BACKEND: below 128 positions it would take a kernel for decoding, which does not
             # compile for every length
             options = {"BACKEND": "TRITON", **TILES.get(self.head_width, {})}
-            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options=options)
+            y = flex_attention(q, k, v, block_mask=mask, enable_gqa=self.heads != self.kv_heads,
+                               kernel_options=options)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
 
 
@@ -311,8 +314,8 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, chunks: int,
     states (P, S), teacher (V, S), share (P,), t: what a Guide says, if there is one; see
     guided_nats. One operator that the compiler does not look into. Of checkpointed chunks it would
     keep all gradients of logits until the end of the backward pass, so chunks would save no memory.
-    Here each chunk's logits turn into their gradient in place and are gone before the next chunk,
-    and no product is computed twice. The weight's gradient is summed in fp32.
+    Here each chunk's logits turn into their gradient and are gone before the next chunk, and no
+    product is computed twice. The weight's gradient is summed in fp32.
     """
     step = torch.compile(nats_and_gradient, dynamic=False)
     total = x.new_zeros((), dtype=torch.float32)
@@ -520,7 +523,9 @@ class GPT(nn.Module):
             state += 4 * (c.vocab_size + tokens) * guide_width
             added = 13
             if compiled:
-                added = 6 if logits <= CHUNK_LOGITS else 2
+                # in the head's operator a chunk's mean logits, and its gradient before it replaces
+                # the student's
+                added = 6 if logits <= CHUNK_LOGITS else 8
             state += added * min(logits, CHUNK_LOGITS)
         if compiled and dtype == "bf16":
             # Fitted to peaks of the generated code. Beside the blocks: weights in bf16, and the
@@ -585,30 +590,13 @@ class GPT(nn.Module):
 # --------------------------------------------------------------------------------------------------
 # Sampling
 
-class Cache:
-    """Keys and values of one block at up to `length` positions of B sequences."""
-
-    def __init__(self, config, batch, length, t, dtype):
-        shape = (batch, config.kv_heads, length, config.width // config.heads)
-        # zeros, because what is not written yet has weight 0, and 0 x nan would be nan
-        self.k = torch.zeros(shape, device=t.device, dtype=dtype)  # (B, KV, length, D)
-        self.v = torch.zeros(shape, device=t.device, dtype=dtype)
-        self.t = t
-
-    def append(self, k, v, count):
-        """Store k and v, (B, KV, 1, D), of position t; returns those of the first `count`."""
-        self.k.index_copy_(2, self.t, k.to(self.k.dtype))
-        self.v.index_copy_(2, self.t, v.to(self.v.dtype))
-        return self.k[:, :, :count], self.v[:, :, :count]
-
-
 class Stepper:
     """Runs a model on up to `length` positions, one at a time, with the same logits as a forward
     pass over all."""
 
     def __init__(self, model, batch, length):
         self.model = model
-        weight = model.head.weight
+        config, weight = model.config, model.head.weight
         device, dtype = weight.device, weight.dtype
         # keys and values are the memory of sampling: under autocast they take half
         if torch.is_autocast_enabled(device.type):
@@ -618,7 +606,10 @@ class Stepper:
         self.t = torch.zeros(1, dtype=torch.long, device=device)
         # where the present document of each sequence starts: (B, 1)
         self.start = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        self.caches = [Cache(model.config, batch, length, self.t, dtype) for _ in model.blocks]
+        # keys and values of each block, (2, B, KV, length, D); zeros, because what is not written
+        # yet has weight 0, and 0 x nan would be nan
+        shape = (2, batch, config.kv_heads, length, config.width // config.heads)
+        self.kept = [torch.zeros(shape, device=device, dtype=dtype) for _ in model.blocks]
 
     def step(self, token, count):
         """token: int64 (B,), the one at position t. Returns the logits of t + 1, fp32 (B, V).
@@ -635,8 +626,8 @@ class Stepper:
         mask = (positions >= self.start) & (positions <= self.t)  # (B, count)
         rotary = model.cos[self.t], model.sin[self.t]
         x = model.embedding(token[:, None])  # (B, 1, C)
-        for block, cache in zip(model.blocks, self.caches):
-            x = block(x, rotary, mask[:, None, None], cache)
+        for block, kept in zip(model.blocks, self.kept):
+            x = block(x, rotary, mask[:, None, None], (self.t, kept))
         self.t += 1
         return model.head(model.norm(x))[:, 0].float()
 
@@ -664,7 +655,8 @@ def sample(models, batch, length, generator, compiled=False, prompt=()):
     steppers = [Stepper(model, batch, length) for model in models]
     step, draw = Stepper.step, draw_tokens
     if compiled:
-        step = torch.compile(step, dynamic=False)
+        # beyond its limit of programs torch would go on eagerly, and teachers may differ in shape
+        step = torch.compile(step, dynamic=False, recompile_limit=64)
         draw = torch.compile(draw, dynamic=False)
     given = [models[0].config.end_of_text, *prompt]
     tokens = [torch.full((batch,), token, device=device) for token in given]

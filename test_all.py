@@ -1606,11 +1606,11 @@ def test_sampling_in_bf16_remembers_in_bf16_and_stays_near():
     with train.autocast("bf16", torch.device("cpu")):
         stepper = gpt.Stepper(model, 3, model.config.context)
         steps = torch.stack([stepper.step(tokens[:, t], 24) for t in range(24)], dim=1)
-    assert {cache.k.dtype for cache in stepper.caches} == {torch.bfloat16}
+    assert {kept.dtype for kept in stepper.kept} == {torch.bfloat16}
     full = model(tokens)
     assert steps.dtype == torch.float32
     assert 0 < (steps - full).abs().max() < 0.03 * full.abs().max()
-    assert gpt.Stepper(model, 3, model.config.context).caches[0].v.dtype == torch.float32
+    assert gpt.Stepper(model, 3, model.config.context).kept[0].dtype == torch.float32
 
 
 def test_the_sampling_batch_fills_a_quarter_of_a_gpu(monkeypatch):
@@ -1752,7 +1752,7 @@ def test_flops_per_token_against_torchs_counter(monkeypatch):
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    def plain_attention(q, k, v, is_causal, enable_gqa):
+    def plain_attention(q, k, v, **_):
         return (q @ k.transpose(-1, -2)).softmax(-1) @ v
     monkeypatch.setattr(F, "scaled_dot_product_attention", plain_attention)
     model, tokens = tiny_gpt(doc_mask=False, kv_heads=4), random_tokens(2, 24)

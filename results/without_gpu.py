@@ -509,8 +509,7 @@ class Counted(FakeTensorMode):
 def efficient_attention(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False):
     """What eager attention with a mask is on a GPU: a fused kernel, which torch does not choose for
     fake tensors. The mask becomes what is added to the scores, and is kept in each layer."""
-    if enable_gqa:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    assert not enable_gqa  # which this kernel does not know
     number = torch.float32
     if torch.is_autocast_enabled("cuda"):
         number = torch.get_autocast_dtype("cuda")
