@@ -152,7 +152,8 @@ distillation: data
 	    $(PY) distill.py --mode kl $(STUDENT) --size $$1 $$eight --kl_weight 0.9 \
 	        --epochs 64 --lr 1e-2 --weight_decay 0.2 --seed $$2 || exit; done; \
 	for row in "1048575 0.5 12 0.2 members" "4194304 0.5 12 0.2 members" \
-	    "4194304 0.5 12 0.2 ensemble" "1048575 0.75 6 0.1 members" "4194304 0.75 6 0.1 members" \
+	    "4194304 0.5 12 0.2 ensemble" "4194304 0.5 24 0.2 ensemble" \
+	    "4194304 0.5 48 0.2 ensemble" "1048575 0.75 6 0.1 members" "4194304 0.75 6 0.1 members" \
 	    "1048575 0.9 6 0.1 members" "4194304 0.9 6 0.1 members" "4194304 0.9 6 0.1 ensemble" \
 	    "10066320 0.9 6 0.1 members" "10066320 0.95 6 0.1 members"; do set -- $$row; \
 	    for seed in 0 1 2; do \
