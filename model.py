@@ -148,7 +148,7 @@ class Attention(nn.Module):
             y = attend_in_blocks(q, k, v, mask)
         elif mask is None or isinstance(mask, torch.Tensor):
             if q.is_cuda:
-                # its kernels for masks and for fp32 want keys and values for each query head
+                # CUDA's kernels for masks and for fp32 want keys and values for each query head
                 k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                                enable_gqa=k.shape[1] != self.heads)
