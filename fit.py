@@ -3053,7 +3053,7 @@ def print_students(rows):
     """A line for each setting of students: what they keep of their teachers' gain."""
     print_table("Students of K teachers: their loss, the teachers' alone, the ensemble's, and the "
                 "share of the gain that is kept, with its 95% interval", rows,
-                {**SETTING, "text from": "{text_from}", "text tokens": "{synthetic_tokens:,}",
+                {**SETTING, "text by": "{teachers_take}", "text tokens": "{synthetic_tokens:,}",
                  "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
                  "T": "{kl_temperature:g}", "K": "{k}",
                  "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
@@ -3609,9 +3609,10 @@ def runs_command(args):
                 print(f"## {data}\n")
             print_tables(found)
     show_tables(printed.getvalue(), args.table)
-    # what the study cost on one machine
-    hours = sum(run.get("seconds") or 0 for run in runs) / 3600
-    print(f"Runs: {len(runs)} ({hours:.1f} hours one after another). Ensembles: {len(ensembles)}.")
+    # what the study cost on one machine; a run that stands under two recipes was made once
+    seconds = {run["name"]: run.get("seconds") or 0 for run in runs}
+    print(f"Runs: {len(seconds)} ({sum(seconds.values()) / 3600:.1f} hours one after another). "
+          f"Ensembles: {len(ensembles)}.")
     contexts = sorted({run["context"] for run in runs if run.get("context")})
     if len(contexts) > 1:
         print(f"Runs of context {', '.join(map(str, contexts))} are compared here, though a longer "

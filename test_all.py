@@ -3164,7 +3164,7 @@ def test_distillation_from_teachers_to_student(world, capsys, monkeypatch):
     sampled = prepare.load_data(student["synthetic"])
     windows = prepare.cut_windows(sampled.train, 32)
     assert len(sampled.train) == student["synthetic_tokens"] == 6016
-    assert (student["sampled_from"], student["text_from"]) == (teachers, "members")
+    assert (student["sampled_from"], student["teachers_take"]) == (teachers, "turns")
     assert sampled.train.max() <= 319
     assert (windows[:, 0] == 319).all()
     assert np.array_equal(sampled.val, prepare.load_data("tiny").val)
@@ -4421,6 +4421,16 @@ def test_odd_tables_end_in_an_answer(world, capsys):
     # of a column that counts without being asked for
     message = fit_refuses("power", "two.csv", "--x", "N", "--pooled")
     assert message.startswith("all weights in seeds are 0")
+
+
+def test_a_run_that_stands_under_two_recipes_took_its_time_once(world, capsys):
+    run = {**made_run(tiny_config(), 4.0), "seconds": 7200}
+    lines = [json.dumps({**run, "recipe": recipe}) for recipe in ("member", "regularized")]
+    Path("some.jsonl").write_text("\n".join(lines))
+    assert call(fit, "some.jsonl") == 0
+    out = capsys.readouterr().out
+    assert "| member " in out and "| regularized " in out
+    assert "Runs: 1 (2.0 hours one after another)." in out
 
 
 def test_results_that_are_none_are_named(world, capsys):

@@ -182,10 +182,10 @@ class TrainConfig:
     study: str = option(None, "what the run is made for, a label (default: the last part of --out)",
                         "how", identity=False)
 
-    # Not options: who wrote the synthetic text, and whether in turn ("members") or each token all
-    # together ("ensemble"), for the tables.
+    # Not options: who wrote the synthetic text, and whether in "turns" or each token by their
+    # "average", for the tables.
     sampled_from: tuple = field(default=(), metadata=dict(identity=False))
-    text_from: str = field(default="", metadata=dict(identity=False))
+    teachers_take: str = field(default="", metadata=dict(identity=False))
     # Not options either, and all identity: resolve() fills in what the options above refer to.
     data_hash: str = ""  # Data.fingerprint(): other text under the same name is another run
     synthetic_hash: str = ""  # the same of the synthetic text
@@ -800,8 +800,7 @@ def resolve(config):
         check_synthetic(config, data, sampled)
         request = sampled.meta.get("identity", {})
         config.sampled_from = tuple(name for name, _ in request.get("teachers", ()))
-        ways = {"turns": "members", "average": "ensemble"}
-        config.text_from = ways.get(request.get("teachers_take"), "")
+        config.teachers_take = request.get("teachers_take", "")
     if config.teacher:
         check_teachers(config, data)
 

@@ -453,8 +453,8 @@ def interpret(config, autocast, bound, teachers=0):
     worst = max(errors, key=errors.get)
     head = "in one operator" if "head_loss" in WRAPPERS[0] else "in the graph"
     print(f"context {config.context}, head width {config.width // config.heads}, "
-          f"{autocast or 'fp32'}, {teachers} teachers, loss {head}: {len(KERNELS)} kernels, worst relative error "
-          f"{errors[worst]:.1e} ({worst})", flush=True)
+          f"{autocast or 'fp32'}, {teachers} teachers, loss {head}: {len(KERNELS)} kernels, worst "
+          f"relative error {errors[worst]:.1e} ({worst})", flush=True)
     assert errors[worst] < bound, errors
 
 
