@@ -29,8 +29,9 @@ import torch
 from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, read_json, refuse, run_main, write_atomically, write_data
-from train import (TrainConfig, add_options, autocast, claim, config_from, expand, load_models,
-                   on_device, resolve, run_folder, say, short_hash, train, use_compile, use_device)
+from train import (TrainConfig, add_options, autocast, claim, config_from, expand, fit_together,
+                   load_models, on_device, resolve, run_folder, say, short_hash, train, use_compile,
+                   use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -54,26 +55,45 @@ class Plan:
 def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
     """How many windows to sample at a time, where `jobs` processes share the devices.
 
-    windows: how many there are to sample; average: whether all models sample at once.
+    windows: how many there are to sample; average: whether all models sample at once. Raises
+    InputError where the models leave no room on a GPU.
     """
     device = torch.device(device)
-    room = 2 ** 33  # bytes
-    if device.type == "cuda":
-        jobs = math.ceil(jobs / max(1, torch.cuda.device_count()))  # those that share a device
-        # a quarter: teachers may fill half (load_models), logits and weights in bf16 the rest
-        room = torch.cuda.get_device_properties(device).total_memory // 4
-    # bytes of the keys and values (hence 2) that each model remembers of one window, in all layers
     number_bytes = 2 if dtype == "bf16" else 4
-    caches = []
+    weights, window = [], []  # bytes of each model, and of what it holds of each window
     for model in models:
         c = model.config
-        caches.append(number_bytes * 2 * c.layers * c.kv_heads * c.width // c.heads * c.context)
-    cache_bytes = sum(caches) if average else max(caches)  # in turn: one model's at a time
-    batch = max(1, min(512, room // cache_bytes // jobs))
+        embedding = c.vocab_size * c.width
+        weights.append(4 * embedding + number_bytes * (model.parameter_count() - embedding))
+        # keys and values (hence 2) of all layers
+        cache = number_bytes * 2 * c.layers * c.kv_heads * c.width // c.heads * c.context
+        window.append(cache + 5 * 4 * c.vocab_size)  # logits, and what drawing makes of them
+    at_once = sum if average else max  # in turn: one model's windows at a time
+
+    room = 2 ** 33
+    if device.type == "cuda":
+        jobs = math.ceil(jobs / max(1, torch.cuda.device_count()))  # those that share a device
+        held = sum if average or fit_together(models, device) else max
+        # a fifth stays free for copies of a layer's keys and values
+        memory = torch.cuda.get_device_properties(device).total_memory
+        room = memory * 4 // 5 // jobs - held(weights)
+    batch = min(512, room // at_once(window))
     if device.type == "cpu":
         batch = 64  # small enough for a CPU's cache
+    if batch < 1:
+        raise InputError("the teachers leave no room to sample on the GPU; give fewer --jobs, "
+                         "--sample_from members, or --device cpu")
     # one batch a teacher at least, so that none is left out where there are few windows
     return min(batch, max(1, windows // len(models)))
+
+
+def store_low(model, dtype):
+    """Keep the matrices of a model in bf16, if that is the dtype, for good: autocast would make
+    them anew at every token. What it leaves in fp32 stays so; the results are the same."""
+    for module in model.modules():
+        if dtype == "bf16" and isinstance(module, torch.nn.Linear):
+            # a parameter of its own: a tied head must leave the embedding as it is
+            module.weight = torch.nn.Parameter(module.weight.bfloat16(), requires_grad=False)
 
 
 def sample_batch(models, plan, start):
@@ -86,6 +106,8 @@ def sample_batch(models, plan, start):
     taken = models
     if not plan.average:
         taken = [models[start // plan.batch % len(models)]]
+    for model in taken:
+        store_low(model, plan.dtype)
     # Large teachers wait on the CPU; their copies on the GPU are gone when this call ends.
     teachers = [on_device(model, plan.device) for model in taken]
     # Each batch has a generator of its own, so that its text depends on its place alone, not on the

@@ -1613,24 +1613,65 @@ def test_sampling_in_bf16_remembers_in_bf16_and_stays_near():
     assert gpt.Stepper(model, 3, model.config.context).kept[0].dtype == torch.float32
 
 
-def test_the_sampling_batch_fills_a_quarter_of_a_gpu(monkeypatch):
-    shape = dict(vocab_size=128_256, end_of_text=0, context=4096, **gpt.SIZES["300m"])
-    model = SimpleNamespace(config=gpt.GPTConfig(**shape))
-    assert distill.sampling_batch([model], 10_000, "cpu", "fp32") == 64
+def test_the_sampling_batch_fills_what_teachers_leave_of_a_gpu(monkeypatch):
+    def teachers(size, count):
+        shape = dict(vocab_size=128_256, end_of_text=0, context=4096, **gpt.SIZES[size])
+        with torch.device("meta"):
+            return [gpt.GPT(gpt.GPTConfig(**shape))] * count
+
+    def batch(models, **how):
+        return distill.sampling_batch(models, 10_000, "cuda", "bf16", **how)
+
     card = SimpleNamespace(total_memory=80 * 2 ** 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    # 12 layers of 768 keys and values each
-    window = 2 * 12 * 768 * 4096 * 2
-    batch = distill.sampling_batch([model], 10_000, "cuda", "bf16")
-    assert batch == 20 * 2 ** 30 // window
-    assert distill.sampling_batch([model], 10_000, "cuda", "fp32") == batch // 2
-    # where all draw each token, all remember; jobs that have a device each do not share one
-    together = distill.sampling_batch([model] * 5, 10_000, "cuda", "bf16", average=True)
-    assert together == 20 * 2 ** 30 // (5 * window)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    one = teachers("300m", 1)
+    assert distill.sampling_batch(one, 10_000, "cpu", "fp32") == 64
+    # 12 layers of 768 keys and values each, and logits
+    window = 2 * 12 * 768 * 4096 * 2 + 20 * 128_256
+    embedding = 128_256 * 768
+    weights = 4 * embedding + 2 * (one[0].parameter_count() - embedding)
+    room = 64 * 2 ** 30
+    assert batch(one) == (room - weights) // window
+    assert distill.sampling_batch(one, 10_000, "cuda", "fp32") < batch(one) / 1.9
+    # five lie there together; where all draw each token, all remember
+    five = teachers("300m", 5)
+    assert batch(five) == (room - 5 * weights) // window
+    assert batch(five, average=True) == (room - 5 * weights) // (5 * window)
+    # eight of 1.4b fill more than half, so they come one at a time, or together in bf16
+    eight = teachers("1.4b", 8)
+    assert not train.fit_together(eight, "cuda")
+    in_turn, together = batch(eight), batch(eight, average=True)
+    assert 1 <= together < in_turn / 8
+    card.total_memory = 24 * 2 ** 30
+    assert batch(eight) > 1
+    with pytest.raises(prepare.InputError, match="leave no room"):
+        batch(eight, average=True)
+    card.total_memory = 80 * 2 ** 30
+    # jobs that have a device each do not share one
     for devices, jobs, share in ((1, 2, 2), (8, 8, 1), (4, 8, 2)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-        shared = distill.sampling_batch([model], 10_000, "cuda", "bf16", jobs)
-        assert shared == 20 * 2 ** 30 // window // share
+        assert batch(one, jobs=jobs) == (room // share - weights) // window
+
+
+def test_matrices_kept_in_bf16_sample_the_same_text():
+    for tied in (False, True):
+        text = []
+        for stored in (False, True):
+            model = tiny_gpt()
+            if tied:
+                model.head.weight = model.embedding.weight
+            model.head.weight.data *= 10
+            if stored:
+                distill.store_low(model, "bf16")
+                assert model.head.weight.dtype == torch.bfloat16
+                assert model.embedding.weight.dtype == model.norm.weight.dtype == torch.float32
+            with train.autocast("bf16", torch.device("cpu")):
+                stepper = gpt.Stepper(model, 3, model.config.context)
+                with torch.no_grad():
+                    text.append([stepper.step(torch.tensor([0, 5, 7]) + t, 24) for t in range(9)])
+                assert stepper.kept[0].dtype == torch.bfloat16
+        assert all(torch.equal(a, b) for a, b in zip(*text))
 
 
 def test_chunked_loss_and_gradients_equal_cross_entropy(monkeypatch):

@@ -1223,8 +1223,8 @@ def run_folder(run, out):
 def load_models(names, out, device="cpu"):
     """The models of finished runs, ready to evaluate. Raises InputError for a damaged file.
 
-    Models that fill more than half of a GPU together stay on the CPU; on_device() then takes one at
-    a time to the GPU.
+    Models that do not fit together (fit_together) stay on the CPU; on_device() then takes one at a
+    time to the GPU.
     """
     models = []
     for name in names:
@@ -1236,12 +1236,15 @@ def load_models(names, out, device="cpu"):
             raise InputError(f"{error}; delete {folder} and train it again") from error
 
     device = torch.device(device)
-    weights = 4 * sum(model.parameter_count() for model in models)  # bytes, in fp32
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        if weights >= memory / 2:
-            return models
+    if device.type == "cuda" and not fit_together(models, device):
+        return models
     return [model.to(device) for model in models]
+
+
+def fit_together(models, device):
+    """Whether models take less than half of a GPU's memory, in fp32."""
+    weights = 4 * sum(model.parameter_count() for model in models)  # bytes
+    return weights < torch.cuda.get_device_properties(device).total_memory / 2
 
 
 def on_device(model, device):
