@@ -16,14 +16,12 @@ Read score_tokens(), validate() and run_task() first; the rest serves them.
 """
 import copy
 import functools
-import gzip
 import importlib.util
 import json
 import math
 import os
 import re
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +34,8 @@ from ensemble import load_members, shared_facts
 from fit import check_folder, read_rows, save_results
 from model import GPT, check_export, export_hugging_face, sample
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
-                     import_datasets, load_data, reach_hub, refuse, run_main, token_lengths,
-                     tokenizer_json)
+                     import_datasets, in_one_line, load_data, open_text, reach_hub, refuse,
+                     run_main, token_lengths, tokenizer_json)
 from train import (autocast, device_windows, expand, inputs_and_targets, is_hub_folder, on_device,
                    short_hash, use_device)
 
@@ -460,14 +458,13 @@ def read_item(row, where):
 
 
 def read_file(path):
-    """Items of a local file: JSON lines, .gz or not; PIQA's labels lie beside it in another."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    """Items of a local file: JSON lines, packed or not; PIQA's labels lie beside it in another."""
     rows = []
     try:
-        with opener(path, "rt", encoding="utf-8") as file:  # never the locale's encoding
+        with open_text(path) as file:
             for line in file:
                 rows.append(json.loads(line))
-    except (ValueError, EOFError, OSError, zlib.error) as error:  # not all .gz are whole
+    except Exception as error:  # a damaged archive raises its packer's own kind
         raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
     # PIQA was published as two files: questions, and a label a line
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
@@ -485,17 +482,13 @@ def read_hub(task):
     by_hand = f"fetch its file elsewhere and give it as --tasks {task}.jsonl"
     datasets = import_datasets(f"--tasks {task}")
     reach_hub(repository, by_hand)
-    try:
-        # BLiMP is 67 small data sets under one name
+    rows = []
+    with in_one_line(repository, advice=by_hand):
         configs = [config]
-        if config is None:
+        if config is None:  # BLiMP is 67 small data sets under one name
             configs = datasets.get_dataset_config_names(repository)
-        rows = []
         for name in configs:
             rows += datasets.load_dataset(repository, name, split=split)
-    except Exception as error:  # datasets passes on errors of many libraries
-        raise InputError(f"{repository} cannot be read ({type(error).__name__}); "
-                         f"{by_hand}") from None
     return [read_item(row, f"{repository} row {i}") for i, row in enumerate(rows)]
 
 
