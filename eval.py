@@ -72,7 +72,6 @@ class Subject:
     """One or several models that are evaluated as one, and the tokenizer that they share."""
     names: list  # of the runs or folders
     models: list  # GPTs; one where weights were averaged
-    average: str  # of several: "logits" or "probs"
     dtype: str  # "fp32" or "bf16", of matrix products below the head, as in training
     device: Any
     tokenizer: Any  # tiktoken's, or that of a tokenizer.json
@@ -80,6 +79,7 @@ class Subject:
     tokenizer_json: str  # the same tokenizer in Hugging Face's format
     facts: dict  # of the runs' setting, for the report
     data: Data | None = None  # what the runs were trained on
+    average: str = "logits"  # how predictions of several models are averaged, as --average has it
 
     @property
     def config(self):
@@ -95,7 +95,8 @@ class Subject:
 
 
 def load_subject(names, out, device, average):
-    """The Subject of runs and ensembles, or of Hugging Face folders. Raises InputError."""
+    """The Subject of runs and ensembles, or of Hugging Face folders. Raises InputError, or
+    ValueError for a folder that holds no such model."""
     folders = [name for name in names if is_hub_folder(name)]
     if folders and len(folders) < len(names):
         raise InputError(f"{folders[0]} is a Hugging Face folder and others are runs; export the "
@@ -104,10 +105,9 @@ def load_subject(names, out, device, average):
         subject = load_folders(names, device)
     else:
         subject = load_runs(names, out, device)
+    subject.average = average
     if average == "weights":  # one model from here on, so nothing is left to average
         subject.models = [average_weights(subject.models)]
-    else:
-        subject.average = average
     return subject
 
 
@@ -122,38 +122,35 @@ def load_runs(names, out, device):
         text = path.read_text()
     else:  # a set that was prepared before each had this file
         text = tokenizer_json(data.ranks(), data.meta["pattern"], data.meta["vocab_size"])
-    return Subject([result["name"] for result in results], models, "logits", results[0]["dtype"],
-                   device, tokenizer, data.token_bytes, text, facts, data)
+    return Subject([result["name"] for result in results], models, results[0]["dtype"], device,
+                   tokenizer, data.token_bytes, text, facts, data)
 
 
 def load_folders(names, device):
     """The Subject of Hugging Face folders with one tokenizer."""
     if len({Path(name).resolve() for name in names}) < len(names):
         raise InputError("a folder is given twice; a member counts once")
-    models, texts = [], []
+    models, needs = [], []
     for name in names:
         path = Path(name) / "tokenizer.json"
         if not path.exists():
             raise InputError(f"{name} has no tokenizer.json; save the tokenizer there "
                              f"(AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER))")
-        texts.append(path.read_text())
-        try:
-            models.append(GPT.from_pretrained(name).eval().to(device))
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    # An average needs the same tokens in the same places; sizes may differ.
-    first = models[0].config
-    for name, model, text in zip(names, models, texts):
-        same_shape = model.config.context == first.context
-        if text != texts[0] or not same_shape or model.config.vocab_size != first.vocab_size:
+        model = GPT.from_pretrained(name).eval().to(device)
+        models.append(model)
+        # An average needs the same tokens in the same places; sizes may differ.
+        needs.append((path.read_text(), model.config.vocab_size, model.config.context))
+        if needs[-1] != needs[0]:
             raise InputError(f"{name} and {names[0]} differ in tokenizer, vocabulary or context; "
                              f"they cannot be averaged")
+    first = Path(names[0])
+    text, vocab_size, _ = needs[0]
 
     def token_bytes():  # when it is asked for: benchmarks need no vocabulary
-        return token_lengths(hub_vocabulary(Path(names[0])).ranks, first.vocab_size)
+        return token_lengths(hub_vocabulary(first).ranks, vocab_size)
 
-    tokenizer = HubTokenizer(Path(names[0]) / "tokenizer.json", first.end_of_text)
-    return Subject(names, models, "logits", "fp32", device, tokenizer, token_bytes, texts[0], {})
+    tokenizer = HubTokenizer(first / "tokenizer.json", models[0].config.end_of_text)
+    return Subject(names, models, "fp32", device, tokenizer, token_bytes, text, {})
 
 
 def average_weights(models):
