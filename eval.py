@@ -241,9 +241,7 @@ def error_over_documents(nats, documents):
     nats, documents: the loss of each prediction and the number of its document, same shape. Losses
     within a document are alike, so an error over tokens would be far too small.
     """
-    _, index = np.unique(documents, return_inverse=True)
-    # of each document: how many predictions; and below, the sum of their distances from the mean
-    counts = np.bincount(index.ravel())
+    _, index, counts = np.unique(documents, return_inverse=True, return_counts=True)
     if len(counts) < 2:
         return None
     # Documents differ in length, so the mean is a ratio: nats over predictions, both summed over
@@ -272,14 +270,12 @@ def loss_by_position(nats, windows, end_of_text, doc_mask):
         begins = np.maximum.accumulate(starts, axis=1)
     seen = places + 1 - begins  # (W, T - 1)
     # most of what context brings comes early, so the steps grow
+    _, lengths = np.frexp(seen)  # binary digits of each number
     rows = []
-    low = 1
-    while low <= seen.max():
-        inside = (seen >= low) & (seen < 2 * low)
-        if inside.any():
-            rows.append({"from": low, "to": 2 * low - 1, "loss": float(nats[inside].mean()),
-                         "predictions": int(inside.sum())})
-        low *= 2
+    for digits in np.unique(lengths).tolist():
+        inside = lengths == digits
+        rows.append({"from": 2 ** (digits - 1), "to": 2 ** digits - 1,
+                     "loss": float(nats[inside].mean()), "predictions": int(inside.sum())})
     return rows
 
 
