@@ -287,17 +287,21 @@ def validation_tokens(subject, data):
     if subject.data and subject.data.meta["sha256"] == data.meta["sha256"]:
         return data.val, True
     # Another tokenizer reads the same text in other tokens. Whether it is another shows when the
-    # text is encoded anew. The last document is not compared: it may have been cut inside a word.
-    own, theirs = subject.config.end_of_text, data.meta["end_of_text"]
-    starts = np.flatnonzero(data.val == theirs)
+    # text is encoded anew.
+    documents = split_documents(data)
     decode = data.tokenizer().decode
-    texts = [decode(part[1:].tolist()) for part in np.split(data.val, starts)[1:]]
-    tokens = [[own, *subject.encode(text, start=False)] for text in texts]
-    same = np.concatenate(tokens[:-1] or [[]])
-    compared = data.val[starts[0]:starts[0] + len(same)]
-    if own == theirs and len(same) and np.array_equal(same, compared):
+    texts = [decode(document[1:]) for document in documents]
+    tokens = [[subject.config.end_of_text, *subject.encode(text, start=False)] for text in texts]
+    # the last document is not compared: it may have been cut inside a word
+    if len(tokens) > 1 and tokens[:-1] == documents[:-1]:
         return data.val, True
     return np.concatenate(tokens), False
+
+
+def split_documents(data):
+    """The validation documents of a set: lists of tokens, each of which begins with end-of-text."""
+    starts = np.flatnonzero(data.val == data.meta["end_of_text"])
+    return [document.tolist() for document in np.split(data.val, starts)[1:]]
 
 
 def validate(subject, data):
@@ -485,7 +489,7 @@ def read_hub(task):
     return [read_item(row, f"{repository} row {i}") for i, row in enumerate(rows)]
 
 
-def continuation_items(data, context, seed=0):
+def continuation_items(data, context):
     """Which of four continuations is the true one? Items made of a set's validation documents.
 
     Each document is cut into passages of PASSAGE tokens, or of the model's context where that is
@@ -495,34 +499,30 @@ def continuation_items(data, context, seed=0):
     continuations are lists of tokens of the set.
     """
     size = min(PASSAGE, context)
-    starts = np.flatnonzero(data.val == data.meta["end_of_text"])
-    passages = []  # (document, tokens)
-    for number, document in enumerate(np.split(data.val, starts)[1:]):
+    passages = []  # (number of the document, first half, second half)
+    for number, document in enumerate(split_documents(data)):
         for begin in range(0, len(document), size):
-            passage = document[begin:begin + size].tolist()
+            passage = document[begin:begin + size]
+            half = len(passage) // 2
             # half of the rest of a document may be too few words to tell by
             if len(passage) >= min(SHORTEST_PASSAGE, size):
-                passages.append((number, passage))
+                passages.append((number, passage[:half], passage[half:]))
 
-    # the other choices are drawn among the halves that follow
-    halves = [tokens[len(tokens) // 2:] for _, tokens in passages]
-    lengths, documents = np.array([(len(half), number) for half, (number, _) in
-                                   zip(halves, passages)]).reshape(-1, 2).T
-    rng = np.random.default_rng(seed)  # fixed: models of one context get the same choices
+    documents = np.array([number for number, _, _ in passages])
+    lengths = np.array([len(right) for _, _, right in passages])
+    rng = np.random.default_rng(0)  # fixed: models of one context get the same choices
     items = []
-    for number, passage in passages:
-        half = len(passage) // 2
-        length = len(passage) - half
+    for number, question, right in passages:
         # Of other documents, long enough to be cut to this length: the sum of log-likelihoods
         # prefers the shorter choice, so all must be equally long.
-        others = np.flatnonzero((documents != number) & (lengths >= length))
+        others = np.flatnonzero((documents != number) & (lengths >= len(right)))
         if len(others) < WRONG_CHOICES:
             continue  # a set of very few documents
         wrong = rng.choice(others, WRONG_CHOICES, replace=False)
-        choices = [halves[i][:length] for i in wrong]
+        choices = [passages[i][2][:len(right)] for i in wrong]
         gold = int(rng.integers(WRONG_CHOICES + 1))
-        choices.insert(gold, passage[half:])
-        items.append(Item([(passage[:half], choice) for choice in choices], gold))
+        choices.insert(gold, right)
+        items.append(Item([(question, choice) for choice in choices], gold))
     return items
 
 
