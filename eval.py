@@ -609,15 +609,15 @@ def join_choices(numbered, shared):
     first = numbered[0][1][0]
     tree = Tree(first[:shared], list(range(shared)), [0] * shared, [])
     for choice, (tokens, count) in numbered:
-        begin = len(tree.tokens) - shared  # so that place p of this choice is in column begin + p
-        own = tokens[shared:-1]
+        begin, own = len(tree.tokens), tokens[shared:-1]
         tree.tokens += own
         tree.positions += range(shared, shared + len(own))
         tree.branches += [choice + 1] * len(own)
-        # each token predicts the next; the one that predicts a branch's first is in the trunk
-        for place in range(len(tokens) - 1 - count, len(tokens) - 1):
-            column = place if place < shared else begin + place
-            tree.scored.append((choice, column, tokens[place + 1]))
+        # Each token predicts the next one. The column of each in the row: first come those of the
+        # trunk, the last of which predicts the branch's first token.
+        columns = [*range(shared), *range(begin, begin + len(own))]
+        predictions = list(zip(columns, tokens[1:]))
+        tree.scored += [(choice, *prediction) for prediction in predictions[-count:]]
     return tree
 
 
@@ -638,15 +638,15 @@ def tree_states(model, tokens, positions, branches):
 
 
 def cut_batches(trees, budget):
-    """Indices of trees in batches of similar length, at most `budget` padded tokens each."""
+    """Yields trees in batches of similar length, at most `budget` padded tokens each. trees:
+    [(number of its item, Tree)]."""
     # Neighbors of similar length waste little on padding. The longest come first, so that what
     # does not fit in memory fails at once.
-    order = sorted(range(len(trees)), key=lambda i: -len(trees[i].tokens))
-    start = 0
-    while start < len(order):
-        count = max(1, budget // len(trees[order[start]].tokens))
-        yield order[start:start + count]
-        start += count
+    trees = sorted(trees, key=lambda owned: -len(owned[1].tokens))
+    while trees:
+        count = max(1, budget // len(trees[0][1].tokens))
+        yield trees[:count]
+        trees = trees[count:]
 
 
 def pad(rows, value, device):
@@ -682,16 +682,13 @@ def encode_items(subject, items):
 def answer(subject, encoded):
     """(log-likelihoods, likeliest), a list for each item: its choices' log-likelihoods in nats, and
     whether each of a choice's tokens was the likeliest. encoded: sequences of encode_items()."""
-    trees, owners = [], []  # owners: the number of each tree's item
-    for number, sequences in enumerate(encoded):
-        own = make_trees(sequences)
-        trees += own
-        owners += [number] * len(own)
+    trees = [(number, tree) for number, sequences in enumerate(encoded)
+             for tree in make_trees(sequences)]
     logs = [[0.0] * len(sequences) for sequences in encoded]
     likeliest = [[True] * len(sequences) for sequences in encoded]
     budget = BATCH_TOKENS.get(subject.device.type, BATCH_TOKENS["cpu"])
     for batch in cut_batches(trees, budget):
-        some = [trees[i] for i in batch]
+        numbers, some = zip(*batch)
         tokens = pad([tree.tokens for tree in some], 0, subject.device)
         positions = pad([tree.positions for tree in some], 0, subject.device)
         branches = pad([tree.branches for tree in some], -1, subject.device)
@@ -704,9 +701,8 @@ def answer(subject, encoded):
 
         scores = zip(scored, *score_tokens(subject, states_of, targets))
         for (row, choice, _, _), log, best in scores:
-            number = owners[batch[row]]
-            logs[number][choice] += float(log)
-            likeliest[number][choice] &= bool(best)
+            logs[numbers[row]][choice] += float(log)
+            likeliest[numbers[row]][choice] &= bool(best)
     return logs, likeliest
 
 
