@@ -235,6 +235,11 @@ def sample_data(name, request, runs, args, data, device):
 # --------------------------------------------------------------------------------------------------
 # Command line
 
+# Defaults that depend on the mode. --help shows none for these options.
+DEFAULTS = {"sample": {"recipe": "student", "synthetic_weight": 0.5, "kl_weight": 0.0},
+            "kl": {"recipe": "kl_student", "synthetic_weight": 0.0, "kl_weight": 0.5}}
+
+
 def read_arguments():
     """The parsed command line. Raises InputError for values that cannot work."""
     parser = Parser("Train a student of one teacher or several: on text that they write, or on "
@@ -250,33 +255,26 @@ def read_arguments():
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the sampling")
     parser.add_argument("--json", action="store_true",
                         help="print the student's result as the last line")
-    add_options(parser, TrainConfig(recipe=None, synthetic_weight=None, kl_weight=None))
+    add_options(parser, TrainConfig(**dict.fromkeys(DEFAULTS["kl"])))
     args = parser.parse_args()
     if not args.teacher:
         raise InputError("--teacher is missing; give finished runs or ensembles")
     if min(args.sample_tokens, args.sample_seed) < 0 or args.jobs < 1:
         raise InputError("--sample_tokens and --sample_seed must be at least 0, --jobs at least 1")
 
-    # The default of an option that was not given depends on the mode.
-    if args.recipe is None:
-        args.recipe = "kl_student" if args.mode == "kl" else "student"
+    for name, value in DEFAULTS[args.mode].items():
+        if name not in args.given:
+            setattr(args, name, value)
     if args.mode == "kl":
         refuse(args, ["sample_tokens", "sample_seed", "sample_from", "jobs"], "in --mode kl")
-        if args.synthetic_weight is None:
-            args.synthetic_weight = 0.0
-        if args.kl_weight is None:
-            args.kl_weight = 0.5
         return args
-    if args.synthetic_weight is None:
-        args.synthetic_weight = 0.5
+    refuse(args, ["kl_weight", "kl_temperature", "kl_on"], "without --mode kl")
     if not 0 < args.synthetic_weight < 1:
         raise InputError(f"--synthetic_weight {args.synthetic_weight:g} is out of range; "
                          f"it must be between 0 and 1")
     if args.synthetic:
         raise InputError("--synthetic names a sampled set, and this script samples its own; "
                          "to train on a sampled set again use train.py, or --mode kl")
-    refuse(args, ["kl_weight", "kl_temperature", "kl_on"], "without --mode kl")
-    args.kl_weight = 0.0
     return args
 
 
