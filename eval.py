@@ -794,7 +794,7 @@ def write_samples(subject, count, prompt, seed):
 # Command line
 
 def read_arguments():
-    """The parsed command line. Raises InputError for values that cannot work."""
+    """The parsed command line. Raises InputError or ValueError for what cannot work."""
     parser = Parser("Validation loss, benchmarks and samples of runs or of Hugging Face folders, "
                     "averaged if several.")
     parser.add_argument("models", nargs="+", metavar="RUN|HF_FOLDER",
@@ -836,21 +836,17 @@ def read_arguments():
     if not args.save:
         refuse(args, ["study"], "without --save")
     args.tasks = [name for task in args.tasks for name in task.split(",") if name]
-    # looked for now, because the evaluation before it can take a while
+    # looked at now, because the evaluation before it can take a while
+    if args.save:
+        if Path(args.save).suffix != ".jsonl":
+            raise InputError(f"--save {args.save} must end in .jsonl")
+        check_folder("--save", args.save)
+        if Path(args.save).exists():
+            read_rows(args.save)  # refuses a file that holds no results
     if args.export_hf and importlib.util.find_spec("safetensors") is None:
         raise InputError("--export_hf needs the package safetensors; install it with "
                          "pip install safetensors")
     return args
-
-
-def check_saved(path):
-    """Raises InputError or ValueError, before any work, for a path where results cannot be saved or
-    a file that holds no results."""
-    if Path(path).suffix != ".jsonl":
-        raise InputError(f"--save {path} must end in .jsonl")
-    check_folder("--save", path)
-    if Path(path).exists():
-        read_rows(path)
 
 
 def export(subject, folder):
@@ -917,8 +913,6 @@ def main():
             raise InputError(f"--export_hf writes one run, not {count}; distill.py makes one of "
                              f"several (--average weights, too, where all continue one run)")
         check_export(args.export_hf)
-    if args.save:
-        check_saved(args.save)
     subject = load_subject(args.models, args.out, device, args.average)
     report = evaluate(subject, args)
     if args.export_hf:
