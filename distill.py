@@ -175,7 +175,7 @@ def share_out(runs, args, plan, folder, heartbeat):
                          "is lost: run the same command again") from None
 
 
-def describe_samples(teachers, args, tokens, dtype="fp32"):
+def describe_samples(teachers, args, tokens, dtype):
     """(name of a sampled data set, the request that it answers, as a dict).
 
     teachers: results of runs. The name follows from the request alone, so that the same command,
@@ -225,7 +225,7 @@ def sample_data(name, request, runs, args, data, device):
             share_out(runs, args, plan, folder, heartbeat)
         parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
         # what says how to read tokens; the rest, such as counts and hashes, write_data makes anew
-        meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
+        meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "pattern")}
         write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
                    {"identity": request, **meta}, data.tokenizer_file())
     # only now, when the data set is whole

@@ -52,15 +52,16 @@ HUB_TASKS = {
     "blimp": ("nyu-mll/blimp", None, "train"),
 }
 
-# Of the continuation task: tokens of a passage, tokens of the shortest one that is used, choices
-# beside the true one. Half of a passage is given, half is to be recognized.
-PASSAGE, SHORTEST_PASSAGE, WRONG_CHOICES = 256, 32, 3
+# The continuation task gives half of a passage; the other half is to be recognized.
+PASSAGE = 256  # tokens
+SHORTEST_PASSAGE = 32  # tokens; a shorter rest of a document is left out
+WRONG_CHOICES = 3  # beside the true one
 
 SAMPLED_TOKENS = 1024  # at most so many beyond a prompt: the contexts of other models are long
 
-# Tokens of a forward pass: few, for a CPU's cache, or what fills a GPU. Numbers of logits held at a
-# time, by all models: 64 MiB in fp32, or 1 GiB on a GPU.
+# Tokens of a forward pass: few enough for a CPU's cache, or what fills a GPU.
 BATCH_TOKENS = {"cpu": 2 ** 11, "cuda": 2 ** 16}
+# Logits that all models hold at a time: 64 MiB in fp32, or 1 GiB on a GPU.
 HELD_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 
@@ -455,7 +456,7 @@ def read_item(row, where):
 
 
 def read_file(path):
-    """Items of a local file: JSON lines, packed or not; PIQA's labels lie beside it in another."""
+    """Items of a local file of JSON lines, packed or not."""
     rows = []
     try:
         with open_text(path) as file:
@@ -463,7 +464,7 @@ def read_file(path):
                 rows.append(json.loads(line))
     except Exception as error:  # a damaged archive raises its packer's own kind
         raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
-    # PIQA was published as two files: questions, and a label a line
+    # PIQA was published as two files: questions, and beside them a label a line
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
     if labels.exists():
         golds = labels.read_text().split()
@@ -587,7 +588,7 @@ class Tree:
     """One choice of an item, or all, as a row of L tokens."""
     tokens: list  # (L,), as the next two
     positions: list  # of each token in its own choice, for the rotary embedding
-    branches: list  # whose each token is: 0 of all choices, i + 1 of choice i
+    branches: list  # of each token: 0 in the trunk, i + 1 in the branch of choice i
     scored: list  # (choice, column that predicts, token to predict) of each scored token
 
 
