@@ -192,21 +192,19 @@ def score_tokens(subject, states_of, targets):
     states_of(model): the input of the head at the P positions that predict, (P, C). targets: int64
     (P,), the tokens that are to be predicted there.
     """
-    states = []
-    heads = []
+    heads = []  # of each model: (what its head reads, (P, C), and its weights, (V, C))
     with autocast(subject.dtype, subject.device):
         for model in subject.models:
             model = on_device(model, subject.device)  # large ones wait on the CPU
-            states.append(states_of(model).float())
-            heads.append(model.head.weight)
+            heads.append((states_of(model).float(), model.head.weight))
     # the logits are by far the largest tensor, so they are made for a chunk of positions at a time
     held = HELD_LOGITS.get(subject.device.type, HELD_LOGITS["cpu"])
     chunk = max(8, held // (len(heads) * subject.config.vocab_size))
     logs, likeliest = [], []
     for start in range(0, len(targets), chunk):
         wanted = targets[start:start + chunk, None]
-        parts = [F.linear(x[start:start + chunk], head).log_softmax(-1)
-                 for x, head in zip(states, heads)]
+        parts = [F.linear(states[start:start + chunk], weights).log_softmax(-1)
+                 for states, weights in heads]
         predicted = average_logs(parts, subject.average)  # (chunk, V)
         logs.append(predicted.gather(-1, wanted)[:, 0])
         likeliest.append(predicted.argmax(-1) == wanted[:, 0])
