@@ -73,7 +73,7 @@ class Subject:
     """One or several models that are evaluated as one, and the tokenizer that they share."""
     names: list  # of the runs or folders
     models: list  # GPTs; one where weights were averaged
-    dtype: str  # "fp32" or "bf16", of matrix products below the head, as in training
+    dtype: str  # "fp32" or "bf16", of matrix products, as in training
     device: Any
     tokenizer: Any  # tiktoken's, or that of a tokenizer.json
     token_bytes: Any  # a function: the UTF-8 length of each token
@@ -193,17 +193,19 @@ def score_tokens(subject, states_of, targets):
     (P,), the tokens that are to be predicted there.
     """
     heads = []  # of each model: (what its head reads, (P, C), and its weights, (V, C))
+    # in the precision of training, so that a run has the loss that its result tells
+    number = torch.bfloat16 if subject.dtype == "bf16" else torch.float32
     with autocast(subject.dtype, subject.device):
         for model in subject.models:
             model = on_device(model, subject.device)  # large ones wait on the CPU
-            heads.append((states_of(model).float(), model.head.weight))
+            heads.append((states_of(model).to(number), model.head.weight.to(number)))
     # the logits are by far the largest tensor, so they are made for a chunk of positions at a time
     held = HELD_LOGITS.get(subject.device.type, HELD_LOGITS["cpu"])
     chunk = max(8, held // (len(heads) * subject.config.vocab_size))
     logs, likeliest = [], []
     for start in range(0, len(targets), chunk):
         wanted = targets[start:start + chunk, None]
-        parts = [F.linear(states[start:start + chunk], weights).log_softmax(-1)
+        parts = [F.linear(states[start:start + chunk], weights).float().log_softmax(-1)
                  for states, weights in heads]
         predicted = average_logs(parts, subject.average)  # (chunk, V)
         logs.append(predicted.gather(-1, wanted)[:, 0])

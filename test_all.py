@@ -1538,11 +1538,14 @@ def test_a_copy_of_a_model_visits_a_device():
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_an_ensemble_of_one_has_the_loss_of_its_run(world, dtype):
-    """One precision of the logits in training and in averages, also in bf16."""
+def test_one_run_has_one_loss_in_training_averages_and_evaluation(world, dtype):
+    """One precision of the logits in all three, also in bf16."""
     result = train.train(tiny_config(dtype=dtype, tokens=512, epochs=1))
     alone = ensemble.evaluate_ensemble([result["name"]], "runs", torch.device("cpu"))
     assert alone["member_losses"] == [pytest.approx(result["val_loss"], rel=2e-7)]
+    subject = evaluation.load_subject([result["name"]], "runs", torch.device("cpu"), "logits")
+    nats = evaluation.window_nats(subject, train.device_windows(subject.data.val, 32, "cpu"))
+    assert nats.mean() == pytest.approx(result["val_loss"], rel=2e-7)
 
 
 def test_members_are_counted_without_weights(world, monkeypatch):
