@@ -1271,13 +1271,11 @@ def finish_data(folder, name, vocabulary, written, meta):
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in vocabulary.ranks.items()]
     write_atomically(folder / "tokenizer.tiktoken", lambda file: file.writelines(lines))
     # what transformers reads: the file that was given, or one made of the ranks
-    content = b""
     if vocabulary.file:
-        content = Path(vocabulary.file).read_bytes()
-    elif vocabulary.pattern:
+        content = vocabulary.file.read_bytes()
+    else:
         content = tokenizer_json(vocabulary.ranks, vocabulary.pattern, vocabulary.size).encode()
-    if content:
-        write_atomically(folder / "tokenizer.json", lambda file: file.write(content))
+    write_atomically(folder / "tokenizer.json", lambda file: file.write(content))
     meta = {"name": name, **meta,
             "vocab_size": vocabulary.size, "end_of_text": vocabulary.end_of_text,
             "pattern": vocabulary.pattern, "dtype": token_dtype(vocabulary.size).name,
@@ -1321,12 +1319,9 @@ class Data:
 
     def tokenizer(self):
         """What encodes and decodes: tiktoken.Encoding, or HubTokenizer for a given one."""
-        meta, file = self.meta, self.tokenizer_file()
-        if not meta["pattern"] and file is None:
-            raise InputError(f"{self.folder} holds tokens without their tokenizer; that of the "
-                             "data set its teachers learned from is the same")
+        meta = self.meta
         return Vocabulary(self.ranks(), meta["pattern"], meta["vocab_size"], meta["end_of_text"],
-                          file).encoding()
+                          self.tokenizer_file()).encoding()
 
     def tokenizer_file(self):
         """Its tokenizer.json; None in sets from before each had one."""
