@@ -1604,15 +1604,13 @@ def open_source(args, parts, val):
     kinds = set(map(kind_of, train + val))
     if "tokens" in kinds and len(kinds) > 1:
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
-    if versions:
-        return Source(train, val, versions)
     if "tokens" in kinds:  # whoever made them shuffled and encoded them
         refuse(args, ["vocab_size", "dedup", "seed"], "on shards of tokens")
     if "text" not in kinds:
         refuse(args, ["separator"], "without .txt files")
     if kinds <= {"text", "tokens"}:
         refuse(args, ["text_key"], "without rows or lines of JSON")
-    return Source(train, val, None)
+    return Source(train, val, versions)
 
 
 def main():
