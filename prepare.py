@@ -771,8 +771,8 @@ def prepare_shards(folder, source, args):
 def read_shard(path):
     """(tokens, memory-mapped; end-of-text) of a file of tokens. Raises InputError."""
     # a format of public speed runs: magic number, version, count, then nothing up to 1,024 bytes
-    header = np.fromfile(path, "<i4", 256)
-    magic, version, count = (*header[:3].tolist(), 0, 0, 0)[:3]
+    with in_one_line(path):
+        magic, version, count = np.fromfile(path, "<i4", 3).tolist()
     if (magic, version) not in SHARDS:
         raise InputError(f"{path} is not a shard of tokens with a known header (magic {magic}, "
                          f"version {version}), which says whose they are; give the text")
@@ -1278,10 +1278,10 @@ def finish_data(folder, name, vocabulary, written, meta):
     write_atomically(folder / "tokenizer.json", lambda file: file.write(content))
     meta = {"name": name, **meta,
             "vocab_size": vocabulary.size, "end_of_text": vocabulary.end_of_text,
-            "pattern": vocabulary.pattern, "dtype": token_dtype(vocabulary.size).name,
-            **{count: {part: written[part][count] for part in written}
-               for count in ("tokens", "bytes", "documents")},
-            "sha256": {file.name: sha256_file(file) for file in sorted(folder.iterdir())}}
+            "pattern": vocabulary.pattern, "dtype": token_dtype(vocabulary.size).name}
+    for count in ("tokens", "bytes", "documents"):
+        meta[count] = {part: written[part][count] for part in written}
+    meta["sha256"] = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_json(folder / "meta.json", meta)  # last: a folder without it is no data set
     return meta
 
