@@ -194,7 +194,8 @@ class DocumentStore:
         return np.diff(np.frombuffer(self.ends, np.int64))[order]
 
     def count(self, order, size):
-        """How many documents of an order hold `size` bytes; one more than all if they do not."""
+        """How many documents of an order it takes to hold `size` bytes; one more than there are
+        if all of them hold less."""
         return 1 + int(np.searchsorted(np.cumsum(self.size(order)), size))
 
     def unique(self):
@@ -213,12 +214,13 @@ def mix(x):
 
 
 def text_grams(text, n):
-    """Hash of every run of n words of a text, in lower case: uint64 (words - n + 1,). Without
-    spaces between words it is runs of 2 n letters, about as much text."""
+    """Hash of each run of n words of a text, case ignored: uint64 (words - n + 1,). A text without
+    spaces between its words gives runs of 2 n letters, which is about as much text."""
     head = text[:2000]
-    # DNA, base64, one long line of Thai; or Chinese, which has words of a sentence among English
+    # DNA, base64 or a line of Thai is one long word
     unspaced = len(head) > LONG_WORDS * len(head.split())
     if not head.isascii():
+        # Chinese with English in it has short words also
         unspaced |= len(regex.findall(UNSPACED, head)) > len(head) / 3
     # what differs in case or in white space alone is the same text
     words = text.lower().split()
@@ -248,7 +250,7 @@ class NearCopies:
         self.every = np.uint64(1 + 4 * size // GRAM_PLACES)
 
     def is_new(self, text):
-        """Whether at most half of a document's 8-grams were seen before; if so they now are."""
+        """True if at most half of a document's 8-grams were seen before; it is remembered then."""
         grams = text_grams(text, 8)
         # its hash decides: a run in two documents is in the sample of both or of none
         grams = grams[mix(grams) % self.every == 0]
@@ -267,7 +269,7 @@ def validation_overlap(train, train_tokens, val_grams):
 
     train: yields (hashes of 13-grams, the token at which their document starts); val_grams: hashes.
     """
-    # validation is small and train is not: the former waits in a table and the latter streams by
+    # validation is small and waits in a table; train is large and streams by
     waiting, found = Counter(val_grams.tolist()), []
     if not waiting:
         return {}
@@ -560,7 +562,7 @@ def hub_vocabulary(folder):
 
 
 def batches(texts, letters):
-    """Yields lists of texts that hold about so many letters each; the last may be empty."""
+    """Yields lists of texts, of about that many letters each list; the last may be empty."""
     batch, size = [], 0
     for text in texts:
         batch.append(text)
@@ -588,8 +590,8 @@ def encode_documents(encoding, documents, dtype):
 # --------------------------------------------------------------------------------------------------
 # From documents, or from shards of tokens, to train and validation
 
-# lists of files or of the hub's shards (without any for validation some of train is set aside),
-# and the versions of packages where train is their Python files
+# train and val are lists of files or of shards on the hub; if val is empty, some of train is set
+# aside. versions are of the packages whose Python files are train, or else None
 Source = namedtuple("Source", "train val versions")
 
 
@@ -613,8 +615,8 @@ def prepare_documents(folder, source, args):
     facts["corpus_sha256"] = digest.hexdigest()
 
     # 3. shuffle and split by whole documents, before there is a tokenizer: it must not have seen
-    # validation. How many tokens a document has is not known yet: 8 bytes for each are enough, and
-    # what is too much goes back to train
+    # validation. How many tokens a document has is not known yet. 8 bytes for each token are
+    # enough, and what is too much goes back to train
     for part in (val, train):
         np.random.default_rng(args.seed).shuffle(part)
     cure = "give more text or a smaller --val_tokens"
@@ -746,7 +748,7 @@ def split_validation(shards, end_of_text, val_tokens):
 
 
 def prepare_shards(folder, source, args):
-    """What prepare_documents() returns, of tokens as the shards have them."""
+    """What prepare_documents() returns, for shards, whose tokens stay as they are."""
     shards = {path: read_shard(path) for path in source.train + source.val}
     end_of_text, *others = {end_of_text for _, end_of_text in shards.values()}
     if others:
@@ -913,7 +915,7 @@ def open_text(path, newline=None):
 
 
 def rows_of(part, text_key):
-    """Rows of a part that is no plain text, with the column of that name if it has one."""
+    """Rows of a part of any kind but plain text. text_key: the one column that is wanted."""
     kind = kind_of(part)
     if kind == "hub":
         return part.rows
@@ -1308,7 +1310,7 @@ class Data:
 
     def fingerprint(self):
         """What identifies the tokens in a run's configuration."""
-        # where validation is set aside, train tells it; and so old sets keep their runs
+        # validation that was set aside follows from train, and without it old runs keep their names
         parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
         hashes = "".join(self.meta["sha256"][part] for part in parts)
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
@@ -1387,7 +1389,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self):
         """The values of all options; `given` names those that stand on the command line."""
         args = super().parse_args()
-        # once more into a namespace that has all names, where argparse puts no defaults
+        # parsed once more with a mark for each value: argparse then sets no defaults
         marked = super().parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args), self)))
         args.given = {name for name, value in vars(marked).items() if value is not self}
         return args
@@ -1471,7 +1473,7 @@ def sha256_of(path, size, changed):
 
 
 class Progress:
-    """A line every ten seconds that says how much was done; goes along with items, or by step()."""
+    """Prints every ten seconds how much is done. Iterate over items through it, or call step()."""
 
     def __init__(self, done, items=(), what="documents"):
         total = operator.length_hint(items)  # 0: nobody knows
@@ -1590,7 +1592,8 @@ def identify(args, files):
 
 
 def open_source(args, parts, val):
-    """The Source of parts, {path: role}, or of what is no file; val: files. Raises InputError."""
+    """The Source that the options name. parts: {file: role} of --source, empty where it names no
+    files; val: files of --val. Raises InputError."""
     versions = None
     if args.source == ["docstrings"]:
         refuse(args, ["separator", "text_key"], "on docstrings")
