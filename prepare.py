@@ -1578,12 +1578,12 @@ def identify(args, files):
     identity = {"source": args.source, "files": files, "vocab_size": args.vocab_size,
                 "val_tokens": args.val_tokens, "seed": args.seed}
     tokenizer = args.tokenizer
-    file = Path("tokenizer.model" if tokenizer == "llama3" else tokenizer or "")
-    files_of_it = [file]
-    if tokenizer and file.is_dir():  # the second says which token ends a text
-        files_of_it = [file / "tokenizer.json", file / "tokenizer_config.json"]
-    if tokenizer and files_of_it[0].is_file():
-        tokenizer = [tokenizer, *(sha256_file(one) for one in files_of_it if one.is_file())]
+    path = Path("tokenizer.model" if tokenizer == "llama3" else tokenizer or "")
+    # a rank file, or a folder's two, of which the second says which token ends a text
+    made_of = (path, path / "tokenizer.json", path / "tokenizer_config.json")
+    hashes = [sha256_file(file) for file in made_of if file.is_file()]
+    if tokenizer and hashes:
+        tokenizer = [tokenizer, *hashes]
     # left out where they are the default, so that a new option leaves old identities as they are
     defaults = {"tokenizer": None, "tokens": 0, "dedup": 1, "val": [], "text_key": "text",
                 "separator": None}
