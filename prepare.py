@@ -1455,8 +1455,8 @@ def read_json(path):
             raise ValueError("not an object")
         return value
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); remove {Path(path).parent} and make it "
-                         "again") from None
+        raise InputError(f"{path} is damaged ({error}); if this kit made it, remove "
+                         f"{Path(path).parent} and make it again") from None
 
 
 def sha256_file(path):
@@ -1667,8 +1667,9 @@ def make_data(args, files, val_files, identity):
 def report(folder, meta, args):
     """Print what was prepared, and warnings."""
     corpus, versions, tokens = meta.get("corpus_sha256", ""), meta["versions"], meta["tokens"]
-    # near-copies that were asked for are no other versions
-    if versions and args.dedup and corpus != CORPUS_SHA256:
+    # near-copies and validation that were asked for are no other versions
+    changed = not args.dedup or meta["val_apart"]
+    if versions and not changed and corpus != CORPUS_SHA256:
         warn(f"the docstrings here (SHA-256 {corpus[:12]}..., versions {versions}) are not those "
              "of the pinned versions, so losses will not compare with the published tables")
     read = meta.get("documents_read", 0)  # shards have none
