@@ -877,13 +877,10 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
     rests on. Otherwise it is estimated from the residuals, with points - parameters degrees. The
     threshold, t^2 = F(1, freedom), is wide when they are few, as it must be. name: the limit's.
     """
-    problem, noise, degrees = found.problem, sigma, freedom
-    # the objective is half the weighted sum of squares
-    if sigma is None:
-        degrees = len(problem.target) - len(found.z)
-        if degrees < 1:
-            return None, found
-        noise = math.sqrt(2 * found.objective / degrees)
+    problem = found.problem
+    noise, degrees = noise_of(found, sigma, freedom)
+    if degrees < 1:
+        return None, found
     # twice the objective over sigma^2 grows by t^2 from the best fit to an end of the interval
     allowed = 0.5 * noise ** 2 * student_t.ppf(0.975, degrees) ** 2
     refits = [found]
