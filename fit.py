@@ -1025,47 +1025,47 @@ def compute_optimum(law, params, flops):
 
     if flops <= 6:
         raise ValueError(f"{flops:g} FLOPs are not enough for one parameter and one token")
-    # a coarse grid, from one parameter to one token, brackets the minimum wherever it lies
-    grid = np.linspace(0.0, math.log(flops / 6), 60)
-    # at an end of the grid the loss still falls: no optimum, or none that makes sense
-    best = int(np.argmin(loss(grid)))
-    if best in (0, len(grid) - 1):
+    # from one parameter to one token
+    log_n = lowest(loss, np.linspace(0.0, math.log(flops / 6), 60))
+    if log_n is None:
         raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
-    # a search inside the bracket finds the minimum to more digits than the grid has
-    found = minimize_scalar(lambda log_n: loss(np.array([log_n]))[0], method="bounded",
-                            bounds=(grid[best - 1], grid[best + 1]), options=dict(xatol=1e-7))
-    n = float(np.exp(found.x))
-    return n, flops / 6 / n, float(found.fun)
+    n = math.exp(log_n)
+    return n, flops / 6 / n, float(loss(np.array([log_n]))[0])
 
 
 def optimum_with_inference(params, loss, inference_tokens):
     """(N, D) of least compute 6 N D + 2 N inference_tokens with a Chinchilla law's `loss` (arXiv
-    2401.00448)."""
+    2401.00448). Raises ValueError where there is none."""
     p = SimpleNamespace(**params)
     # without a term for N (or D) the cheapest model has none of it
     if loss <= p.E or min(p.A, p.B) <= 0:
         raise ValueError(f"the law has no cheapest N and D for a loss of {loss:.4f}: its limit is "
                          f"{p.E:.4f}, A is {p.A:g}, B is {p.B:g}")
-    # the loss that is left for D once N is given must be above 0
-    smallest = math.log(p.A / (loss - p.E)) / p.alpha  # log of the N that would need infinite data
 
-    def loss_of_data(log_n):
-        return loss - p.E - p.A * math.exp(-p.alpha * log_n)
+    def log_d(log_n):
+        # D of the loss that N leaves for it; logs, as D alone may overflow
+        return -np.log((loss - p.E - p.A * np.exp(-p.alpha * log_n)) / p.B) / p.beta
 
-    def one_over_data(log_n):  # 1 / D, of the D that brings N to the loss; 0 where D overflows
-        return (loss_of_data(log_n) / p.B) ** (1 / p.beta)
+    def log_compute(log_n):
+        return log_n + np.logaddexp(np.log(6) + log_d(log_n), np.log(2 * inference_tokens))
 
-    def slope(log_n):  # of the compute by log N, over N D: 6 (1 + dlogD / dlogN) + 2 tokens / D
-        # -dlogD / dlogN along the curve of equal loss
-        fall = p.alpha * p.A * math.exp(-p.alpha * log_n) / (p.beta * loss_of_data(log_n))
-        return 6 * (1 - fall) + 2 * inference_tokens * one_over_data(log_n)
-
-    # just above the smallest N data cost without end; far above it the model does
-    ends = smallest + 1e-6, smallest + 60
-    if slope(ends[0]) > 0 or slope(ends[1]) < 0:
+    # log of the N that would need infinite data: just above it data cost without end
+    smallest = math.log(p.A / (loss - p.E)) / p.alpha
+    log_n = lowest(log_compute, smallest + np.geomspace(1e-9, 60, 60))
+    if log_n is None:
         raise ValueError(f"there is no optimum at {inference_tokens:g} tokens of inference")
-    log_n = brentq(slope, *ends)
-    return math.exp(log_n), 1 / one_over_data(log_n)
+    return math.exp(log_n), float(np.exp(log_d(log_n)))
+
+
+def lowest(function, grid):
+    """Where a function of an array with one minimum is least, inside a grid; None at its ends."""
+    # at an end of the grid the function still falls: no minimum, or none that makes sense
+    best = int(np.argmin(function(grid)))
+    if best in (0, len(grid) - 1):
+        return None
+    # a search between the neighbors finds it to more digits than the grid has
+    return minimize_scalar(lambda x: function(np.array([x]))[0], method="bounded",
+                           bounds=(grid[best - 1], grid[best + 1]), options=dict(xatol=1e-7)).x
 
 
 # --------------------------------------------------------------------------------------------------
