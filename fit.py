@@ -71,7 +71,7 @@ class Law:
     target: str = "loss"
     # what the authors minimize: least squares, or Huber's loss of logs or of raw residuals
     method: str = "ls"
-    logs: bool = False  # the basis sums to the log of the target, and residuals are logs
+    logs: bool = False  # residuals are of logs by every method, as those of a line in logs
     link: Callable = lambda y, p, c: y  # target -> eta
     inverse: Callable = lambda eta, p, c: eta  # eta -> target
     derived: Callable = lambda p: {}  # parameters -> further quantities worth an interval
@@ -129,9 +129,11 @@ def log_linear(*columns):
         "y = k x1^a1 x2^a2 ..., x1, x2, ...: the columns of --x",
         "arXiv 2505.13738 (AdamW's timescale of D / N); 2406.19146 (best N of C, weights 1 / sd^2 "
         "of its log); 2503.04715 (best lr and batch size of N and D)",
-        # exp overflows beyond 709
         columns, {}, signs, lambda p, c: [1.0, *(np.log(getattr(c, name)) for name in columns)],
-        target="y", logs=True, derived=lambda p: {"k": np.exp(np.minimum(p["log_k"], 700.0))})
+        target="y", logs=True,
+        link=lambda y, p, c: np.log(y), inverse=lambda eta, p, c: np.exp(eta),
+        # exp overflows beyond 709
+        derived=lambda p: {"k": np.exp(np.minimum(p["log_k"], 700.0))})
 
 
 EXPONENT = (0.02, 2.5)  # where the usual exponents of N and D are sought
@@ -409,8 +411,6 @@ class Problem:
 
     def residuals_of(self, eta, p):
         """The residuals where the basis sums to eta, (rows,)."""
-        if self.law.logs:
-            return eta - np.log(self.target)
         # most laws are what the basis sums to; some are a function of it
         value = self.law.inverse(eta, p, self.c)
         if self.on_logs:
@@ -508,8 +508,6 @@ def predict(law, params, columns):
     problem = Problem(law, columns, np.ones(rows), fixed=params)
     # no shapes are sought
     p, _, eta = problem.basis([])
-    if law.logs:
-        return np.exp(eta)
     return law.inverse(eta, p, problem.c)
 
 
@@ -683,10 +681,7 @@ def best_coefficients(problem, shape):
     order; None if the law is not finite there."""
     p, matrix, held = problem.basis(np.log(shape))
     # least squares of what the basis sums to, not of the loss: near enough for a start
-    target = problem.law.link(problem.target, p, problem.c)
-    if problem.law.logs:
-        target = np.log(problem.target)
-    target = target - held
+    target = problem.law.link(problem.target, p, problem.c) - held
     if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
         return None
     weights = np.sqrt(problem.w)
