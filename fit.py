@@ -1596,20 +1596,26 @@ def law_of(name, args):
         p, SimpleNamespace(x=getattr(c, chosen[0]))))
 
 
+def columns_read(law, args):
+    """The columns that a law's command reads: the law's own, then the options'."""
+    read = [*law.columns, law.target]
+    if "L0" in law.shape:
+        read.append("V")
+    if args.weights:
+        read.append(args.weights)
+    # the spread over seeds and their number, a row a setting
+    if args.pooled:
+        read += ["sigma", "seeds"]
+    return read
+
+
 def check_columns(names, args):
     """Raises ValueError for a column of --columns or --set that no law here reads."""
     read = []
     for name in names:
-        law = law_of(name, args)
-        read += [*law.columns, law.target]
-        if "L0" in law.shape:
-            read.append("V")
+        read += columns_read(law_of(name, args), args)
     if set(read) & set(OF_COMPUTE):  # N, C and D may be found from each other
         read += ["N", "C", "D"]
-    if args.pooled:
-        read += ["sigma", "seeds"]
-    if args.weights:
-        read.append(args.weights)
     # most likely misspelled; unread, it would change nothing and say nothing
     for option, pairs in (("columns", args.columns), ("set", args.set)):
         for column, value in split_pairs(pairs):
@@ -1658,26 +1664,16 @@ class Points:
 def read_law(name, path, args):
     """The Points of a law's command. Raises ValueError."""
     law = law_of(name, args)
-    # beside what the law reads: weights, noise, the vocabulary
-    names, optional, blank = [*law.columns, law.target], [], ()
-    if args.weights:
-        optional.append(args.weights)
-    # the spread over seeds and their number, a row a setting
-    if args.pooled:
-        optional += ["sigma", "seeds"]
-    if "L0" in law.shape:
-        optional.append("V")
+    blank = ["sigma"]  # one seed has no spread
     if "curve" in law.columns:
-        blank = (law.target,)
-    if args.pooled:  # one seed has no spread
-        blank = ("sigma",)
-    table, rows, notes = read_points(path, names + optional, args.where, args.set, args.columns,
-                                     blank, absent=("V", "seeds"))
+        blank.append(law.target)
+    table, rows, notes = read_points(path, columns_read(law, args), args.where, args.set,
+                                     args.columns, blank, absent=["V"])
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
     weighted_by = args.weights
-    if args.pooled and "seeds" in table and not args.weights:
+    if args.pooled and not args.weights:
         weighted_by = "seeds"
         notes.append("each point weighs as much as it has seeds: the noise is that of one run")
     weights = table.get(weighted_by, np.ones(len(rows)))
@@ -1695,7 +1691,8 @@ def read_law(name, path, args):
         # other laws take each row by itself, so that one without weight can go
         table = {column: cells[counted] for column, cells in table.items()}
         rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
-    columns, y = check_points(law, {column: table[column] for column in names}, fixed, rows)
+    own = {column: table[column] for column in (*law.columns, law.target)}
+    columns, y = check_points(law, own, fixed, rows)
     weights = np.where(np.isfinite(y), weights, 0.0)
     problem = Problem(law, columns, np.nan_to_num(y, nan=1.0), weights, args.method,
                       args.delta or 1e-3, fixed)
@@ -1733,9 +1730,6 @@ def fixed_by_vocabulary(name, table, notes):
 def read_noise(args, table):
     """(sigma, degrees of freedom) of --sigma or of the table's columns; (None, inf) without."""
     if args.pooled:
-        if "seeds" not in table:
-            raise ValueError("--pooled needs a column seeds, how many runs each sd is of; or give "
-                             "--sigma NOISE:DEGREES")
         # n runs of a setting leave n - 1 degrees beside their mean
         degrees = table["seeds"] - 1
         if (degrees < 0).any() or degrees.sum() == 0:
@@ -1831,15 +1825,12 @@ def draw_refits(found, notes, args):
         return found
     # too few points: an error where the bootstrap was asked for, else a note
     try:
-        found = bootstrap(found, args.bootstrap or DRAWS, args.seed or 0)
+        return bootstrap(found, args.bootstrap or DRAWS, args.seed or 0)
     except ValueError as error:
         if args.bootstrap:
             raise
         notes.append(f"no intervals of predictions and optima: {error}")
         return found
-    if "curve" in found.problem.law.columns and found.drawn_from < 10:
-        notes.append(f"{found.drawn_from} curves are drawn from: their intervals are rough")
-    return found
 
 
 def finite(value):
@@ -2110,9 +2101,8 @@ def mean_error(found, rows):
 def held_error(points, condition):
     """The mean absolute error of a fit to the other rows at those that meet a condition."""
     problem = points.problem
-    # rows are the same objects before and after the filter
-    kept = {id(row) for row, _ in keep_rows(points.rows, [condition])}
-    held = np.array([id(row) in kept for row, _ in points.rows])
+    left_out = {place for _, place in keep_rows(points.rows, [condition])}
+    held = np.array([place in left_out for _, place in points.rows])
     if not held.any():
         raise ValueError(f"--hold_out {condition} holds no row out")
     known = problem.weights > 0
