@@ -1952,20 +1952,17 @@ def check_optimum(found, open_names):
 def report_optima(found, args):
     """{"compute", "inference"} of --compute and --inference, printed: {"N", "N_low", "N_high", "D",
     ...} each; draws without such an optimum are counted."""
-    def by_compute(params):
-        return compute_optimum(found.problem.law, params, args.compute)
-
-    def by_inference(params):
-        return optimum_with_inference(params, args.loss, args.inference)
-
-    report = {}
+    law, report = found.problem.law, {}
     if args.compute is not None:
-        report["compute"] = {"flops": args.compute, **describe_optimum(
-            f"{args.compute:g} FLOPs", by_compute, found)}
+        optimum = describe_optimum(
+            f"{args.compute:g} FLOPs",
+            lambda params: compute_optimum(law, params, args.compute), found)
+        report["compute"] = {"flops": args.compute, **optimum}
     if args.inference is not None:
-        title = f"loss {args.loss:g} with {args.inference:g} tokens of inference"
-        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference,
-                               **describe_optimum(title, by_inference, found)}
+        optimum = describe_optimum(
+            f"loss {args.loss:g} with {args.inference:g} tokens of inference",
+            lambda params: optimum_with_inference(params, args.loss, args.inference), found)
+        report["inference"] = {"loss": args.loss, "inference_tokens": args.inference, **optimum}
     return report
 
 
