@@ -1190,21 +1190,20 @@ def read_rows(path):
 def read_text(path):
     """The text of a file in UTF-8. Raises ValueError."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        # without the mark that spreadsheets put before it
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error})") from None
 
 
 def read_csv(path):
     """read_rows() of a .csv file with a header. What would be read wrongly is refused."""
+    reader = csv.DictReader(io.StringIO(read_text(path)))
     try:
-        # spreadsheets put a mark before the first column's name
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = reader.fieldnames or [""]
-            rows = [(row, f"{path} line {reader.line_num}") for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error})") from None
+        header = reader.fieldnames or [""]
+        rows = [(row, f"{path} line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file ({error})") from None
     if header[0].lstrip().startswith("#"):
         raise ValueError(f"{path} line 1 is a comment line; a CSV file has none, so remove it")
     if len(header) == 1 and ";" in header[0]:
