@@ -216,8 +216,6 @@ LAWS = {
         method="huber"),
     "log_linear": log_linear("x"),
 }
-LEFT_OUT = ("left out, as each would need its own solver: Bayesian optimization, PCA of "
-            "benchmarks, convex bounds")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1018,8 +1016,6 @@ def compute_optimum(law, params, flops):
         n = np.exp(log_n)
         return predict(law, params, {"N": n, "D": flops / 6 / n})
 
-    if flops <= 6:
-        raise ValueError(f"{flops:g} FLOPs are not enough for one parameter and one token")
     # from one parameter to one token
     log_n = lowest(loss, np.linspace(0.0, math.log(flops / 6), 60))
     if log_n is None:
@@ -2140,18 +2136,18 @@ def draw_law(path, name, found):
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
     # one value of each other column is a setting; lr goes along with the step
     others = [column for column in law.columns if column not in (chief, "lr")]
-    settings, style, how = [], "-", "lines"
-    for i in range(len(y)):
-        values = [columns[column][i] for column in others]
-        texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
-        settings.append(", ".join(map(" ".join, zip(others, texts))))
-    if len(set(settings)) > 8:  # too many for lines: one color, and a cross where the law lies
-        settings, style, how = [""] * len(y), "x", "crosses"
-    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    settings, style, how = {}, "-", "lines"
     # rows of weight 0 have a filler for a target
     counted = np.flatnonzero(found.problem.weights)
-    for setting in dict.fromkeys(settings[i] for i in counted):
-        same = [i for i in counted if settings[i] == setting]
+    for i in counted:
+        values = [columns[column][i] for column in others]
+        texts = [value if isinstance(value, str) else f"{value:.6g}" for value in values]
+        setting = ", ".join(map(" ".join, zip(others, texts)))
+        settings.setdefault(setting, []).append(i)
+    if len(settings) > 8:  # too many for lines: one color, and a cross where the law lies
+        settings, style, how = {"": counted}, "x", "crosses"
+    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for setting, same in settings.items():
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
         x, predicted = columns[chief][rows], found.prediction[rows]
         drawn, = top.plot(x, y[rows], ".", label=setting)
@@ -2211,7 +2207,8 @@ def list_laws():
     for name, law in LAWS.items():
         columns = ", ".join((*law.columns, law.target))
         print(f"{name}: {law.formula}\n    columns {columns}; {METHODS[law.method]}; {law.source}")
-    print(LEFT_OUT)
+    print("left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, "
+          "convex bounds")
 
 
 # --------------------------------------------------------------------------------------------------
