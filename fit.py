@@ -581,29 +581,30 @@ def search(problem, shapes, each=8, rounds=11):
     done when rounds bring nothing better (two where there are more than two shapes) and two starts
     reached the best.
     """
-    # `left`: starts not yet polished, the best first
-    left = scan(problem, shapes)
-    if not left:
+    starts = scan(problem, shapes)
+    if not starts:
         raise ValueError("no start of this law fits these points; check their units and columns")
     if problem.shapes == 1:  # the scan of one shape is fine enough to see every basin
         each = min(each, 4)
-    # the first round takes the best starts alone
-    reached = polish_all(problem, take_apart(problem, left, each))
+    # the first round takes the best starts alone and leaves the rest to later ones
+    chosen, left = take_apart(problem, starts, each)
+    reached = polish_all(problem, chosen)
     if problem.shapes == 0:  # linear: there is one minimum
         return reached, True
     # absolute deviations are met up to a narrow Huber's loss until the end
     tolerance = {"ls": 1e-6, "lad": 1e-3}.get(problem.method, 1e-4)
-    rng, quiet, enough = np.random.default_rng(0), 0, 1 if problem.shapes < 3 else 2
+    # rounds since something better came, and how many of them are enough
+    quiet, enough = 0, 1 if problem.shapes < 3 else 2
+    rng = np.random.default_rng(0)
     for _ in watched(range(rounds), "search, round"):
         before, best = reached[0]
         # half the starts far from the best minimum, half beside it
-        chosen = take_apart(problem, left, each // 2)
+        chosen, left = take_apart(problem, left, each // 2)
         # steps of a factor of 1.6 or so in each shape: a basin beside the best may be deeper
         hops = best[:problem.shapes] + rng.normal(0, 0.5, (each - len(chosen), problem.shapes))
         chosen += scan(problem, np.exp(np.clip(hops, *problem.log_ranges.T)))
         reached = sorted(reached + polish_all(problem, chosen), key=itemgetter(0))
         least = reached[0][0]
-        # rounds since something better came
         quiet += 1
         if least < before * (1 - tolerance):
             quiet = 0
@@ -623,7 +624,7 @@ def search_few_rows(problem):
     some = {name: column[few] for name, column in problem.columns.items()}
     rough = replace(problem, columns=some, y=problem.y[few], weights=None)
     reached, done = search(rough, shape_starts(problem.log_ranges, 100), each=4)
-    best = take_apart(problem, reached, 3)
+    best, _ = take_apart(problem, reached, 3)
     # at these shapes the coefficients are sought again, on all rows
     return scan(problem, [np.exp(z[:problem.shapes]) for _, z in best]), done
 
@@ -651,8 +652,8 @@ def scan(problem, shapes):
 
 
 def take_apart(problem, found, count):
-    """Takes out of `found` up to `count` pairs (value, z), the first ones that lie apart in their
-    shapes, so that they may lead to different minima."""
+    """(chosen, left): up to `count` pairs (value, z) of `found`, the first ones that lie apart in
+    their shapes, so that they may lead to different minima; and all others."""
     chosen, left = [], []
     for value, z in found:
         # starts within 15% of each other in every shape would end in one place
@@ -661,9 +662,7 @@ def take_apart(problem, found, count):
             chosen.append((value, z))
         else:
             left.append((value, z))
-    # the caller's own list, which keeps the rest for later rounds
-    found[:] = left
-    return chosen
+    return chosen, left
 
 
 def polish_all(problem, chosen):
