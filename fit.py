@@ -476,8 +476,8 @@ class Fit:
 
     @property
     def at_bounds(self):
-        """Names of the parameters at a bound: the points do not determine them, or the law is
-        another."""
+        """Names of the parameters at a bound: the points do not determine them, or do not follow
+        the law."""
         problem, shapes = self.problem, self.problem.shapes
         distance = np.minimum(self.z - problem.low, problem.high - self.z)[:shapes]
         coefficients = self.z[shapes:]
@@ -575,11 +575,11 @@ def refit_around(problem, params):
 
 
 def search(problem, shapes, each=8, rounds=11):
-    """(value, z) of every minimum reached, the best first, and whether the search is done.
+    """([(value, z)] of the minima reached, the best first; whether the search is done).
 
-    Each round polishes some of the best starts left and some steps from the best minimum. It is
-    done when rounds bring nothing better (two where there are more than two shapes) and two starts
-    reached the best.
+    A round polishes the best starts that are left and some steps from the best minimum. The search
+    is done when two starts have reached the best and a round (two of more than two shapes) brought
+    nothing better. Raises ValueError where the law is finite at no start.
     """
     starts = scan(problem, shapes)
     if not starts:
@@ -787,8 +787,8 @@ def watched(items, what):
 # the points tell a parameter at all: see whether it can move while the loss hardly changes.
 
 def noise_of(found, sigma=None, freedom=math.inf):
-    """(standard deviation of a point of weight 1, degrees of freedom): sigma if it is known, else
-    that of the residuals, robust but for least squares."""
+    """(standard deviation of a point of weight 1, degrees of freedom): those given, else those of
+    the residuals, of their squares by least squares and of their median by other methods."""
     if sigma is not None:
         return sigma, freedom
     problem = found.problem
@@ -817,9 +817,9 @@ def spread_of(found):
 
 @np.errstate(all="ignore")
 def not_determined(found, sigma=None, freedom=math.inf):
-    """Names of the parameters that the points do not determine: shapes that may move by more than
-    a factor of two, terms that may move by more than themselves, at a loss that noise does not tell
-    from the best. sigma, freedom: of noise_of()."""
+    """Names of the parameters that the points do not determine: within its 95% interval a shape may
+    move by more than a factor of two, or a term by more than itself. sigma, freedom: of
+    noise_of()."""
     problem, z = found.problem, found.z
     noise, freedom = noise_of(found, sigma, freedom)
     # a loss is never taken to be known to more than four digits
@@ -2106,9 +2106,9 @@ def held_error(points, condition):
 
 
 def best_found(found):
-    """(right, lines), of the lines of points that differ in T, tokens seen, alone: on how many the
-    law predicts the least loss at the T where it was measured, and how many there are. None for
-    laws without T."""
+    """(right, all): lines are points that differ in T, tokens seen, alone; on how many of them the
+    law puts the least loss at the T where it was measured, and how many there are. None for laws
+    without T."""
     columns, y = found.problem.columns, found.problem.y
     if "T" not in columns:
         return None
