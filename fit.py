@@ -1016,7 +1016,7 @@ def compute_optimum(law, params, flops):
         return predict(law, params, {"N": n, "D": flops / 6 / n})
 
     # from one parameter to one token
-    log_n = lowest(loss, np.linspace(0.0, math.log(flops / 6), 60))
+    log_n = lowest_point(loss, np.linspace(0.0, math.log(flops / 6), 60))
     if log_n is None:
         raise ValueError(f"the law has no compute-optimal N at {flops:g} FLOPs")
     n = math.exp(log_n)
@@ -1041,13 +1041,13 @@ def optimum_with_inference(params, loss, inference_tokens):
 
     # log of the N that would need infinite data: just above it data cost without end
     smallest = math.log(p.A / (loss - p.E)) / p.alpha
-    log_n = lowest(log_compute, smallest + np.geomspace(1e-9, 60, 60))
+    log_n = lowest_point(log_compute, smallest + np.geomspace(1e-9, 60, 60))
     if log_n is None:
         raise ValueError(f"there is no optimum at {inference_tokens:g} tokens of inference")
     return math.exp(log_n), float(np.exp(log_d(log_n)))
 
 
-def lowest(function, grid):
+def lowest_point(function, grid):
     """Where a function of an array with one minimum is least, inside a grid; None at its ends."""
     # at an end of the grid the function still falls: no minimum, or none that makes sense
     best = int(np.argmin(function(grid)))
@@ -1793,7 +1793,7 @@ def law_command(args):
         interval, found = profile(found, points.sigma, points.freedom)
     open_names = not_determined(found, points.sigma, points.freedom)
     # before the bootstrap, which takes a while
-    if args.compute is not None or args.inference is not None:
+    if args.compute or args.inference:
         check_optimum(found, open_names)
     found = draw_refits(found, points.notes, args)
     report = describe_fit(name, points, found, open_names, args)
@@ -1813,9 +1813,8 @@ def law_command(args):
 
 def draw_refits(found, notes, args):
     """The Fit with draws of bootstrap(), where they are asked for or an answer needs them."""
-    # these have intervals whether or not --bootstrap was given
-    needed = args.predict or args.compute is not None or args.inference is not None
-    if not (args.bootstrap or needed):
+    # the latter three have intervals whether or not --bootstrap was given
+    if not (args.bootstrap or args.predict or args.compute or args.inference):
         return found
     # too few points: an error where the bootstrap was asked for, else a note
     try:
@@ -1947,12 +1946,12 @@ def report_optima(found, args):
     """{"compute", "inference"} of --compute and --inference, printed: {"N", "N_low", "N_high", "D",
     ...} each; draws without such an optimum are counted."""
     law, report = found.problem.law, {}
-    if args.compute is not None:
+    if args.compute:
         optimum = describe_optimum(
             f"{args.compute:g} FLOPs",
             lambda params: compute_optimum(law, params, args.compute), found)
         report["compute"] = {"flops": args.compute, **optimum}
-    if args.inference is not None:
+    if args.inference:
         optimum = describe_optimum(
             f"loss {args.loss:g} with {args.inference:g} tokens of inference",
             lambda params: optimum_with_inference(params, args.loss, args.inference), found)
