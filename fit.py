@@ -131,6 +131,7 @@ def log_linear(*columns):
         "of its log); 2503.04715 (best lr and batch size of N and D)",
         columns, {}, signs, lambda p, c: [1.0, *(np.log(getattr(c, name)) for name in columns)],
         target="y", logs=True,
+        # the basis sums to the log of y
         link=lambda y, p, c: np.log(y), inverse=lambda eta, p, c: np.exp(eta),
         # exp overflows beyond 709
         derived=lambda p: {"k": np.exp(np.minimum(p["log_k"], 700.0))})
@@ -1037,6 +1038,7 @@ def optimum_with_inference(params, loss, inference_tokens):
         return -np.log((loss - p.E - p.A * np.exp(-p.alpha * log_n)) / p.B) / p.beta
 
     def log_compute(log_n):
+        # of N (6 D + 2 inference_tokens)
         return log_n + np.logaddexp(np.log(6) + log_d(log_n), np.log(2 * inference_tokens))
 
     # log of the N that would need infinite data: just above it data cost without end
@@ -1685,6 +1687,7 @@ def read_law(name, path, args):
         # other laws take each row by itself, so that one without weight can go
         table = {column: cells[counted] for column, cells in table.items()}
         rows, weights = [row for row, there in zip(rows, counted) if there], weights[counted]
+    # without the columns that options brought
     own = {column: table[column] for column in (*law.columns, law.target)}
     columns, y = check_points(law, own, fixed, rows)
     weights = np.where(np.isfinite(y), weights, 0.0)
@@ -1946,6 +1949,7 @@ def report_optima(found, args):
     """{"compute", "inference"} of --compute and --inference, printed: {"N", "N_low", "N_high", "D",
     ...} each; draws without such an optimum are counted."""
     law, report = found.problem.law, {}
+    # each is solved at the fit and again at every refit
     if args.compute:
         optimum = describe_optimum(
             f"{args.compute:g} FLOPs",
@@ -2091,6 +2095,7 @@ def mean_error(found, rows):
 def held_error(points, condition):
     """The mean absolute error of a fit to the other rows at those that meet a condition."""
     problem = points.problem
+    # a place tells its row from others with the same values
     left_out = {place for _, place in keep_rows(points.rows, [condition])}
     held = np.array([place in left_out for _, place in points.rows])
     if not held.any():
