@@ -4382,6 +4382,8 @@ def test_tables_as_people_have_them(world, capsys):
      "power read no n; the columns: N, loss"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "Z=3"], "read no Z"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--fix", "A=-3"], "at least 0"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--weights", "seeds"],
+     "has no column seeds"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1], w=[0, 0, 0]), ["--x", "N", "--weights", "w"],
      "all weights in w are 0"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1], sd=[.1, "", .1], seeds=[3, 3, 1]),
