@@ -37,7 +37,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from scipy.optimize import brentq, least_squares, linprog, minimize_scalar, nnls
-from scipy.stats import f as f_distribution, norm, qmc, t as student_t
+from scipy.stats import f as f_distribution, linregress, norm, qmc, t as student_t
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2459,14 +2459,11 @@ def size_trends(points):
         if len(group) < 3:
             continue
         # a point a size, however many seeds: seeds do not show how far the losses are from a line
-        n, loss = np.log2(column(group, "params")), column(group, "loss")
-        slope, level = np.polyfit(n, loss, 1)
-        # of a line: squared error = variance of the residuals / sum of squared distances in x
-        squares = ((loss - slope * n - level) ** 2).sum()
-        freedom = len(n) - 2
-        error = math.sqrt(squares / freedom / ((n - n.mean()) ** 2).sum())
-        half = float(student_t.ppf(0.975, freedom)) * error
-        trends.append({**group[0], "slope": float(slope), "half": half, "sizes": len(n)})
+        line = linregress(np.log2(column(group, "params")), column(group, "loss"))
+        # the error of a slope has two degrees of freedom fewer than there are points
+        half = student_t.ppf(0.975, len(group) - 2) * line.stderr
+        trends.append({**group[0], "slope": float(line.slope), "half": float(half),
+                       "sizes": len(group)})
     return trends
 
 
