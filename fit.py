@@ -2475,21 +2475,26 @@ def size_laws(points, noise):
     "nonembedding", for N without embedding and head: the limit moves with the count."""
     laws = []
     for group in grouped(points, ("recipe", "tokens", "data_hash")):
-        first, loss = group[0], column(group, "loss")
         if len(set(column(group, "params"))) < 3:  # as many as the law has parameters
             continue
-        # a mean over seeds is as much surer as it has seeds
-        seeds = column(group, "seeds").astype(float)
         # without seeds limit_of() takes the noise from the residuals
-        sigma, freedom = noise.get(task_of(first), (None, 0))
-        line = {"x": column(group, "params").tolist(), "loss": loss.tolist(),
-                "weights": seeds.tolist()}
-        law = limit_of(*line.values(), sigma, freedom)
-        law["misfit"] = misfit(law, line, sigma, freedom)
-        other = limit_of(column(group, "params_nonembedding"), loss, seeds, sigma, freedom)
-        laws.append({"claim": "N", **pick(first, TASK), "sigma": sigma, "freedom": freedom,
-                     "points": len(group), "line": line, **law, "nonembedding": other})
+        sigma, freedom = noise.get(task_of(group[0]), (None, 0))
+        # a mean over seeds is as much surer as it has seeds
+        law = law_over_n("N", group, "loss", "seeds", sigma, freedom)
+        other = {**law["line"], "x": column(group, "params_nonembedding")}
+        laws.append({**law, "nonembedding": limit_of(*other.values(), sigma, freedom)})
     return laws
+
+
+def law_over_n(claim, points, loss, weight, sigma, freedom):
+    """The law over N of the points of one task, with the `line` that it was fitted to and its
+    misfit(). loss, weight: keys of a point; sigma: the noise of a loss of weight 1, None if it is
+    not known; freedom: its degrees of freedom."""
+    line = {"x": column(points, "params").tolist(), "loss": column(points, loss).tolist(),
+            "weights": column(points, weight).astype(float).tolist()}
+    law = {"claim": claim, **pick(points[0], TASK), "sigma": sigma, "freedom": freedom,
+           "points": len(points), "line": line, **limit_of(*line.values(), sigma, freedom)}
+    return {**law, "misfit": misfit(law)}
 
 
 def member_laws(ensembles):
@@ -2542,22 +2547,17 @@ def tiered_laws(members):
     for group in grouped(best_ensembles(members), ("recipe", "tokens", "data_hash")):
         if len(group) < 3:
             continue
-        # a limit over K rests on K draws: its variance is that of one member over K
-        k = column(group, "points").astype(float)
         freedom, squares = 0, 0.0
-        for count, law in zip(k, group):
+        for law in group:
             if law["se"] is not None:  # two members are too few for a jackknife
+                count = law["points"]
                 freedom += count - 1
+                # a limit over K rests on K draws: its variance is that of one member over K
                 squares += (count - 1) * count * law["se"] ** 2
         sigma = None
         if freedom:
             sigma = math.sqrt(squares / freedom)
-        line = {"x": column(group, "params").tolist(), "loss": column(group, "E").tolist(),
-                "weights": k.tolist()}
-        law = limit_of(*line.values(), sigma, freedom)
-        law["misfit"] = misfit(law, line, sigma, freedom)
-        laws.append({"claim": "N and K", **pick(group[0], TASK), "sigma": sigma,
-                     "freedom": freedom, "points": len(group), "line": line, **law})
+        laws.append(law_over_n("N and K", group, "E", "points", sigma, freedom))
     return laws
 
 
@@ -2600,7 +2600,7 @@ def share_exponent(laws):
             surer = (sigma / law["sigma"]) ** 2
             x, loss, weights = map(np.array, law["line"].values())
             rows += zip([i] * law["points"], x, loss, surer * weights)
-            apart += surer * squares_around(law, law["line"])
+            apart += surer * squares_around(law)
         budget, x, loss, weights = np.array(rows, dtype=float).T
         law_of_all = power_of_budgets(len(group))
         found = solve(Problem(law_of_all, {"x": x, "budget": budget}, loss, weights, "ls"))
@@ -2622,21 +2622,21 @@ def share_exponent(laws):
     return shared
 
 
-def squares_around(law, line):
-    """The weighted sum of squares of a line's losses around a power law."""
-    x, loss, weights = map(np.array, line.values())
+def squares_around(law):
+    """The weighted sum of squares around a power law of the losses that it was fitted to."""
+    x, loss, weights = map(np.array, law["line"].values())
     misses = loss - law["A"] / x ** law["b"] - law["E"]
     return float((weights * misses ** 2).sum())
 
 
-def misfit(law, line, sigma, freedom):
+def misfit(law):
     """The probability that noise alone takes the losses so far from a power law (F test); None
     where the noise is not known or the law can meet every point."""
-    points = len(line["x"])
-    if sigma is None or points <= 3:
+    over = law["points"] - 3  # points beyond the law's parameters
+    if law["sigma"] is None or over <= 0:
         return None
-    excess = squares_around(law, line) / (points - 3) / sigma ** 2
-    return float(f_distribution.sf(excess, points - 3, freedom))
+    excess = squares_around(law) / over / law["sigma"] ** 2
+    return float(f_distribution.sf(excess, over, law["freedom"]))
 
 
 def half_width(law):
