@@ -2261,6 +2261,11 @@ def agreeing(items, other, names):
     return [item for item in items if values(item, names) == wanted]
 
 
+def first_agreeing(items, other, names):
+    """The first item that agrees with another in these keys, None where none does."""
+    return next(iter(agreeing(items, other, names)), None)
+
+
 def column(items, name):
     """The values of one key, as an array."""
     return np.array([item[name] for item in items])
@@ -2750,8 +2755,8 @@ def lines_over_data(points, noise, over_n, shared, members):
     def add(name, item, loss, interval=None):
         # of several at one budget the least loss stays
         line = lines.setdefault((name, item["data_hash"]), {})
-        line[item["tokens"]] = min(line.get(item["tokens"], (math.inf, None)), (loss, interval),
-                                   key=lambda known: known[0])
+        if item["tokens"] not in line or loss < line[item["tokens"]][0]:
+            line[item["tokens"]] = loss, interval
 
     # the standard recipe has no limit over N to speak of: larger models do not help it
     measured = {"standard": STANDARD_LINE, "regularized": "regularized, best measured"}
@@ -2766,7 +2771,7 @@ def lines_over_data(points, noise, over_n, shared, members):
     # the common exponent where there is one and the data do not reject it
     common = [law for law in shared if law["p"] >= 0.05]
     for law in over_n:
-        law = (agreeing(common, law, ("claim", *TASK)) or [law])[0]
+        law = first_agreeing(common, law, ("claim", *TASK)) or law
         if law["claim"] == "N and K" and is_power_law(law):
             add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"], law["interval"])
         # members are not meant to stand alone
@@ -2784,9 +2789,9 @@ def lines_over_data(points, noise, over_n, shared, members):
     found = []
     for (name, data), line in sorted(lines.items(), key=lambda item: item[0][1]):
         tokens = sorted(line)
-        found.append({"recipe": name, "data_hash": data, "tokens": tokens,
-                      "loss": [line[count][0] for count in tokens],
-                      "intervals": [line[count][1] for count in tokens]})
+        losses, intervals = zip(*(line[count] for count in tokens))
+        found.append({"recipe": name, "data_hash": data, "tokens": tokens, "loss": losses,
+                      "intervals": intervals})
     return found
 
 
@@ -2815,13 +2820,13 @@ def efficiencies(lines, laws):
     rows = []
     for line in lines:
         # losses compare on one text alone
-        standard = agreeing(lines, {**line, "recipe": STANDARD_LINE}, ("recipe", "data_hash"))
-        if not standard or line["recipe"] == STANDARD_LINE:
+        of_text = {"recipe": STANDARD_LINE, "data_hash": line["data_hash"]}
+        standard = first_agreeing(lines, of_text, ("recipe", "data_hash"))
+        # with one budget there is nothing to interpolate
+        if standard in (None, line) or len(standard["tokens"]) < 2:
             continue
-        law = agreeing(laws, standard[0], ("recipe", "data_hash"))
-        own_losses = dict(zip(standard[0]["tokens"], standard[0]["loss"]))
-        if len(own_losses) < 2:  # nothing to interpolate
-            continue
+        law = first_agreeing(laws, of_text, ("recipe", "data_hash"))
+        own_losses = dict(zip(standard["tokens"], standard["loss"]))
         for tokens, loss, interval in zip(line["tokens"], line["loss"], line["intervals"]):
             # the paper compares recipes at one budget
             if tokens not in own_losses:
@@ -2830,15 +2835,15 @@ def efficiencies(lines, laws):
             row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
                    "standard_loss": own, "measured": measured_efficiency(own_losses, loss, tokens),
                    "measured_interval": None, "by_law": None, "by_law_range": None}
-            low_high = widen(interval, loss, standard[0])
+            low_high = widen(interval, loss, standard)
             if low_high:
                 # the higher the loss, the less data it is worth
                 row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
                                             for end in reversed(low_high)]
             # a limit that is not told from 0 has no worth by any law
             if law and not (interval and interval[0] == 0):
-                row["by_law"] = efficiency_by(law[0], loss, own)
-                ratios = [efficiency_by(one, loss, own) for one in law[0]["left_out"]]
+                row["by_law"] = efficiency_by(law, loss, own)
+                ratios = [efficiency_by(one, loss, own) for one in law["left_out"]]
                 # with a point left out the standard law's limit may lie above the loss
                 reached = [ratio for ratio in ratios if ratio is not None]
                 if reached:
@@ -3149,12 +3154,8 @@ class Line:
 
 def size_lines(points, laws, members):
     """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
-    found = {}
-    for law in laws:
-        # a law that ran to a bound would mislead as a line
-        if is_power_law(law):
-            found[law["claim"], *values(law, TASK)] = law
-    lines = []
+    # a law that ran to a bound would mislead as a line
+    laws, lines = list(filter(is_power_law, laws)), []
     several = len(set(column(points, "tokens"))) > 1
     for mine in grouped(points, TASK):
         recipe = mine[0]["recipe"]
@@ -3164,14 +3165,15 @@ def size_lines(points, laws, members):
         marker, color, style = STYLES.get(recipe, OTHER_STYLE)
         # one seed has no spread to draw
         error = [p["sd"] or 0 for p in mine]
+        law = first_agreeing(laws, {**mine[0], "claim": "N"}, ("claim", *TASK))
         lines.append(Line(label, column(mine, "params"), column(mine, "loss"), marker, color,
-                          style, error, found.get(("N", *values(mine[0], TASK)))))
+                          style, error, law))
     for mine in grouped(best_ensembles(members), TASK):
         recipe = mine[0]["recipe"]
         _, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        law = first_agreeing(laws, {**mine[0], "claim": "N and K"}, ("claim", *TASK))
         lines.append(Line(f"{recipe} ensembles, K to infinity", column(mine, "params"),
-                          column(mine, "E"), "*", color, "-.",
-                          law=found.get(("N and K", *values(mine[0], TASK)))))
+                          column(mine, "E"), "*", color, "-.", law=law))
     return lines
 
 
@@ -3242,14 +3244,13 @@ def data_lines(lines, laws):
         return []
     drawn = []
     for i, line in enumerate(lines):
-        law = agreeing(laws, line, ("recipe", "data_hash")) or [None]
-        told = all(interval is None or interval[0] > 0 for interval in line["intervals"])
-        if law[0] and law[0]["interval"] is None:  # three points meet any power law
-            law = [None]
-        if told:
+        law = first_agreeing(laws, line, ("recipe", "data_hash"))
+        if law and law["interval"] is None:  # three points meet any power law
+            law = None
+        if all(interval is None or interval[0] > 0 for interval in line["intervals"]):
             drawn.append(Line(line["recipe"], line["tokens"], line["loss"],
-                              MARKERS[i % len(MARKERS)], f"C{i % 10}", law=law[0],
-                              joined=law[0] is None))
+                              MARKERS[i % len(MARKERS)], f"C{i % 10}", law=law,
+                              joined=law is None))
     return drawn
 
 
