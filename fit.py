@@ -2359,27 +2359,23 @@ def certificate(center, settings, noise):
     the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
     """
     alike = agreeing(settings, center, ("recipe", "rest"))
-    found, good = [], []
+    found = []
     for axis in AXES:
         # an axis on which all have one value belongs to the recipe, as standard's weight decay
         if len(set(column(alike, axis))) == 1:
             continue
         others = [other for other in AXES if other != axis]
         line = sorted(agreeing(alike, center, others), key=lambda s: s[axis])
-        below = [s for s in line if s[axis] < center[axis]]
+        below = [s for s in reversed(line) if s[axis] < center[axis]]
         above = [s for s in line if s[axis] > center[axis]]
-        down, up = {"verdict": "not run"}, {"verdict": "not run"}
-        # the nearest that was tried, be it one step away or more
-        if below:
-            down = compare(center, below[-1], axis, noise)
-        elif center[axis] <= ENDS[axis]:
-            down = {"verdict": "end"}
-        if above:
-            up = compare(center, above[0], axis, noise)
-        for side, neighbor in (("down", down), ("up", up)):
+        for side, tried in (("down", below), ("up", above)):
+            neighbor = {"verdict": "not run"}
+            if tried:  # the nearest of them, be it one step away or more
+                neighbor = compare(center, tried[0], axis, noise)
+            elif side == "down" and center[axis] <= ENDS[axis]:
+                neighbor = {"verdict": "end"}
             found.append({"axis": axis, "side": side, **neighbor})
-            near = neighbor.get("near", True)
-            good.append(near and neighbor["verdict"] in ("tie", "worse", "end"))
+    good = [n["verdict"] in ("tie", "worse", "end") and n.get("near", True) for n in found]
     # one seed may have been lucky
     certified = bool(good) and all(good) and center["seeds"] > 1
     return {**center, "neighbors": found, "certified": certified}
