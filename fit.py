@@ -2520,8 +2520,7 @@ def member_laws(ensembles):
             # members with a subset each are compared with those that share one
             "rest": rest_of(e, ["subset_seed"]),
             "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
-            "free": e.get("free_law"), "probs_law": e["probs_law"], "free_probs": free_probs,
-            "probs_E": free_probs["E"]})
+            "free": e.get("free_law"), "free_probs": free_probs})
     return laws
 
 
@@ -2879,8 +2878,8 @@ SETTING = {"recipe": "{recipe}", "size": "{size}", "tokens": "{tokens:,}", "epoc
 
 def print_table(title, rows, columns):
     """Print a Markdown table under its title; nothing where there are no rows. columns: {header:
-    template of a cell}, such as {"lr": "{lr:g}"}; a cell is empty where a value is None or absent,
-    and a column of empty cells is left out."""
+    template of a cell}, such as {"lr": "{lr:g}", "limit": "{law[E]:.3f}"}; a cell is empty where a
+    key of the row is None or absent, and a column of empty cells is left out."""
     if not rows:
         return
     texts = []  # column by column
@@ -2993,20 +2992,16 @@ def print_ensembles(members):
     rows = []
     order = ("recipe", "params", "epochs", "weight_decay", "vary", "points")
     for m in sorted(members, key=lambda m: values(m, order)):
-        # nats per token of the mean of K members, K = 1 first
-        logits, probs = m["loss_by_k"]["logits"], m["loss_by_k"]["probs"]
-        row = {**m, **by_count(logits), "recipe": m["recipe"] or "mixed", "half": half_width(m),
-               "probs_last": probs[-1], "probs_b": m["free_probs"]["b"]}
-        if m["free"]:
-            row["free_b"] = m["free"]["b"]
-        rows.append(row)
+        by_k = m["loss_by_k"]  # nats per token of the mean of K members, K = 1 first
+        rows.append({**m, **by_count(by_k["logits"]), "probs_last": by_k["probs"][-1],
+                     "recipe": m["recipe"] or "mixed", "half": half_width(m)})
     print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
                 "(jackknife), b of A / K^b + E; probability means with that law's limit and b; "
                 "mean KL of pairs", rows,
                 {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
                  "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
-                 "95%": "+-{half:.3f}", "b": "{free_b:.2f}", "probs, K": "{probs_last:.3f}",
-                 "their limit": "{probs_E:.3f}", "their b": "{probs_b:.2f}",
+                 "95%": "+-{half:.3f}", "b": "{free[b]:.2f}", "probs, K": "{probs_last:.3f}",
+                 "their limit": "{free_probs[E]:.3f}", "their b": "{free_probs[b]:.2f}",
                  "KL of pairs": "{kl:.2f}"})
     print_limit_grid(members)
     rows = [{**m, **by_count(m["apart"])} for m in vary_differences(members)]
@@ -3105,22 +3100,15 @@ def print_efficiencies(ratios):
     """Data efficiency at each budget."""
     rows = []
     for ratio in ratios:
-        row = {**ratio, "times": "{bound}{times:.2f}".format(**ratio["measured"])}
-        if ratio["measured_interval"]:
-            low, high = ratio["measured_interval"]
-            row["known"] = "{bound}{times:.2f} to ".format(**low)
-            row["known"] += "{bound}{times:.2f}".format(**high)
-            if low == high:  # both ends beyond what was measured
-                row["known"] = "{bound}{times:.2f}".format(**low)
-        if ratio["by_law_range"]:
-            row["law_low"], row["law_high"] = ratio["by_law_range"]
-        rows.append(row)
+        ends = ["{bound}{times:.2f}".format(**end) for end in ratio["measured_interval"] or ()]
+        # where both ends lie beyond what was measured they are one text
+        rows.append({**ratio, "known": " to ".join(dict.fromkeys(ends))})
     print_table("Data efficiency: times the data that the standard recipe needs for the same loss, "
                 "between its measured losses (95%: noise of both) and by its law over D", rows,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "loss": "{loss:.3f}",
-                 "standard": "{standard_loss:.3f}", "measured": "{times}", "95%": "{known}",
-                 "by its law": "{by_law:.2f}",
-                 "leaving one out": "{law_low:.2f} to {law_high:.2f}"})
+                 "standard": "{standard_loss:.3f}", "measured": "{measured[bound]}{measured[times]:.2f}",
+                 "95%": "{known}", "by its law": "{by_law:.2f}",
+                 "leaving one out": "{by_law_range[0]:.2f} to {by_law_range[1]:.2f}"})
 
 
 # --------------------------------------------------------------------------------------------------
