@@ -2922,17 +2922,14 @@ def print_settings(points, settings):
                  "steps an epoch": "{steps_per_epoch}", **columns})
 
 
-def print_noise(noise):
-    """The noise by which ties are told and intervals made; that of one recipe alone is the sd of
-    its settings."""
-    rows = [{**dict(zip(TASK, task)), "sd": sd, "freedom": freedom}
-            for task, (sd, freedom) in noise.items()]
+def print_noise(rows):
+    """The noise by which ties are told and intervals made, a row a task."""
     # one row would only repeat what the settings show
     if len(rows) < 2:
         return
     print_table(f"Noise of one run (a budget with fewer than {ENOUGH_DEGREES} degrees of freedom "
                 "of its own takes that of the nearest with so many, else of all)", rows,
-                {"recipe": "{recipe}", "tokens": "{tokens:,}", "sd": "{sd:.4f}",
+                {"recipe": "{recipe}", "tokens": "{tokens:,}", "sd": "{sigma:.4f}",
                  "degrees of freedom": "{freedom}"})
 
 
@@ -3502,7 +3499,9 @@ def analyze(runs, ensembles):
     shared = share_exponent(sizes + tiered)
     lines = lines_over_data(points, noise, sizes + tiered, shared, members)
     data = data_laws(lines)
-    return {"settings": settings, "noise": noise, "points": points,
+    noise_rows = [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
+                  for task, (sigma, freedom) in noise.items()]
+    return {"settings": settings, "noise": noise_rows, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
             "students": student_shares(runs, ensembles, noise),
@@ -3592,8 +3591,7 @@ def report_of(found):
     of_certificates = (*keys, "neighbors", "certified")
     over_n = found["sizes"] + found["tiered"]
     return {"points": [pick(point, keys) for point in found["points"]],
-            "sigma": [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
-                      for task, (sigma, freedom) in found["noise"].items()],
+            "sigma": found["noise"],
             "laws": over_n + found["members"] + found["data"],
             "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],
