@@ -3449,9 +3449,8 @@ def count_once(results):
                  "second": "{study}", "its loss": "{val_loss:.4f}", "difference": "{apart:+.4f}"})
     if others:
         print(f"{others} result(s) of other kinds have no table here\n")
-    counted = list(found.values())
-    run, ensemble = {"kind": "run"}, {"kind": "ensemble"}
-    return agreeing(counted, run, ["kind"]), agreeing(counted, ensemble, ["kind"])
+    runs = [result for result in found.values() if result["kind"] == "run"]
+    return runs, [result for result in found.values() if result["kind"] == "ensemble"]
 
 
 def save_results(path, results):
@@ -3579,10 +3578,9 @@ def runs_command(args):
     # found: of the one data set there is
     if args.figure:
         draw_claims(args.figure, found)
-    reports = {data: report_of(found) for data, found in by_data.items()}
-    if len(reports) == 1:
+    if len(by_data) == 1:
         return report_of(found)
-    return {"data": reports}
+    return {"data": {data: report_of(found) for data, found in by_data.items()}}
 
 
 def report_of(found):
