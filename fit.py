@@ -2802,6 +2802,11 @@ def data_laws(lines):
     return laws
 
 
+def told_from_0(interval):
+    """Whether a limit is known to lie above 0; one without an interval is taken as it is."""
+    return interval is None or interval[0] > 0
+
+
 def is_power_law(law):
     """Whether the points show a falling power law: one that ran to a bound of A or b fits them as
     a constant, or as a step."""
@@ -2836,7 +2841,7 @@ def efficiencies(lines, laws):
                 row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
                                             for end in reversed(low_high)]
             # a limit that is not told from 0 has no worth by any law
-            if law and not (interval and interval[0] == 0):
+            if law and told_from_0(interval):
                 row["by_law"] = efficiency_by(law, loss, own)
                 ratios = [efficiency_by(one, loss, own) for one in law["left_out"]]
                 # with a point left out the standard law's limit may lie above the loss
@@ -3228,7 +3233,7 @@ def data_lines(lines, laws):
         law = first_agreeing(laws, line, ("recipe", "data_hash"))
         if law and law["interval"] is None:  # three points meet any power law
             law = None
-        if all(interval is None or interval[0] > 0 for interval in line["intervals"]):
+        if all(map(told_from_0, line["intervals"])):
             drawn.append(Line(line["recipe"], line["tokens"], line["loss"],
                               MARKERS[i % len(MARKERS)], f"C{i % 10}", law=law,
                               joined=law is None))
@@ -3273,8 +3278,9 @@ def draw_laws(axis, lines):
     # the heights of points and laws; a limit of 0 would press them into a corner
     low, high = axis.get_ylim()
     lowest, margin = low, (high - low) / 50
-    told = [line for line in lines if not line.law["interval"] or line.law["interval"][0] > 0]
-    for line in told:
+    for line in lines:
+        if not told_from_0(line.law["interval"]):
+            continue
         # farther below than the axis is high, it is left out of sight
         if line.law["E"] > 2 * low - high:
             lowest = min(lowest, line.law["E"] - margin)
@@ -3320,7 +3326,7 @@ def says_something(ratio):
     ends = ratio["measured_interval"]
     if ratio["measured"]["bound"] and ends and not ends[0]["bound"]:
         return False
-    return not ratio["interval"] or ratio["interval"][0] > 0
+    return told_from_0(ratio["interval"])
 
 
 def draw_bars(path, ratios):
