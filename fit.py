@@ -2616,9 +2616,10 @@ def share_exponent(laws):
         for i, law in enumerate(group):
             # an A of its own that vanished is no power law either
             at_bounds = ["A" if name == f"A{i}" else name for name in found.at_bounds]
+            # nothing of the budget's own law stays but its points
             shared.append({**law, "A": params[f"A{i}"], "b": params["b"], "E": params[f"E{i}"],
                            "interval": intervals[i], "leave_one_out": None, "left_out": [],
-                           "at_bounds": at_bounds, "p": p})
+                           "at_bounds": at_bounds, "misfit": None, "nonembedding": None, "p": p})
     return shared
 
 
@@ -3080,12 +3081,12 @@ def print_laws(laws):
             row["unit"] = "member"
         rows.append(row)
         # which count of parameters is the right one is not known, so both limits are shown
-        if "nonembedding" in law and "p" not in law:
+        if law.get("nonembedding"):
             rows.append({**row, **law["nonembedding"], "x": "N without embedding and head"})
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
-        if "p" not in row and (row.get("misfit") or 1) < 0.05:
+        if (row.get("misfit") or 1) < 0.05:
             row["known"] += f"; but the noise rejects this law (p = {row['misfit']:.2g})"
         if not is_power_law(row):  # its numbers would be taken for a law's
             row.update(A=None, b=None, E=None, known="no power law: A or b ran to its bound")
