@@ -2527,11 +2527,10 @@ def member_laws(ensembles):
 def best_ensembles(members):
     """The best ensemble of each (recipe, tokens, size), its members differing in seed alone: of the
     setting whose largest ensemble has the least limit, that ensemble."""
-    alike, best = [], []
-    for m in members:
-        # members of several sizes, budgets or recipes have none in common
-        if m["params"] and m["tokens"] and m["recipe"] and m["vary"] == "seed":
-            alike.append(m)
+    # members of several sizes, budgets or recipes have none in common
+    alike = [m for m in members
+             if m["vary"] == "seed" and all(pick(m, ("params", "tokens", "recipe")).values())]
+    best = []
     for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
         # not the least limit of all: of two ensembles of one setting the smaller is the less sure
         largest = [max(same, key=lambda m: m["points"]) for same in grouped(group, ("setting",))]
@@ -2722,12 +2721,13 @@ def half_width_of_share(row, alone, ensemble_error, noise):
 
 
 def predictions(members):
-    """What an ensemble says of one with twice its members or more of the same setting, by A / K + E
-    of logit means and A / K^b + E of probability means: [(smaller, larger, rows by K)]."""
+    """Whether few members tell the losses of more: the laws of the smallest ensemble of a setting
+    beside the losses of the largest, if that has twice its members: [(smallest, largest, rows by
+    K)]. The laws are A / K + E for logit means and A / K^b + E for probability means."""
     found = []
     for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
-        by_count = sorted(group, key=lambda m: m["points"])
-        small, large = by_count[0], by_count[-1]
+        small = min(group, key=lambda m: m["points"])
+        large = max(group, key=lambda m: m["points"])
         if large["points"] < 2 * small["points"]:  # too little to predict
             continue
         rows, free = [], small["free_probs"]
