@@ -2615,7 +2615,7 @@ def share_exponent(laws):
         for i, law in enumerate(group):
             # an A of its own that vanished is no power law either
             at_bounds = ["A" if name == f"A{i}" else name for name in found.at_bounds]
-            # nothing of the budget's own law stays but its points
+            # what the budget's own fit says of itself is not true of this one
             shared.append({**law, "A": params[f"A{i}"], "b": params["b"], "E": params[f"E{i}"],
                            "interval": intervals[i], "leave_one_out": None, "left_out": [],
                            "at_bounds": at_bounds, "misfit": None, "nonembedding": None, "p": p})
@@ -2970,17 +2970,14 @@ def print_certificates(found):
 
 def print_trends(curves, trends, rows):
     """The standard recipe by epochs, the slopes over N, and one setting at all sizes."""
-    by_epochs, counts = [], {}  # a row a curve; a column an epoch count that any of them has
+    by_epochs = []  # a row a curve; a column an epoch count that any of them has
     for curve in curves:
-        row = dict(curve[0])
-        for p in curve:
-            row[f"at{p['epochs']}"] = p["loss"]
-            counts[p["epochs"]] = f"{{at{p['epochs']}:.3f}}"
-        by_epochs.append(row)
-    # curves may differ in their counts, met in any order
-    in_order = {f"{count} epochs": counts[count] for count in sorted(counts)}
+        losses = {f"at{p['epochs']}": p["loss"] for p in curve}
+        by_epochs.append({**curve[0], **losses})
+    counts = sorted({p["epochs"] for curve in curves for p in curve})
     print_table("Standard recipe by epochs: the best loss of each count", by_epochs,
-                {"size": "{size}", "tokens": "{tokens:,}", **in_order})
+                {"size": "{size}", "tokens": "{tokens:,}",
+                 **{f"{count} epochs": f"{{at{count}:.3f}}" for count in counts}})
     print_table("Slope of the best settings' losses, nats per doubling of N", trends,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "slope": "{slope:+.3f}",
                  "95%": "+-{half:.3f}", "sizes": "{sizes}"})
@@ -3050,17 +3047,15 @@ def print_limit_grid(members):
     alike = [m for m in members if m["vary"] == "seed" and None not in pick(m, AXES).values()]
     for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
         # whatever the recipe: the member rule and the settings around it are one grid
-        decays = sorted(set(column(group, "weight_decay")))
-        rows, cells = [], 0
-        for line in grouped(group, ("epochs",)):
-            row = {"epochs": line[0]["epochs"]}
-            for same in grouped(line, ("weight_decay",)):
-                most = max(same, key=lambda m: m["points"])
-                row[f"decay{decays.index(most['weight_decay'])}"] = most["E"]
-                cells += 1
-            rows.append(row)
+        cells = [max(same, key=lambda m: m["points"])
+                 for same in grouped(group, ("epochs", "weight_decay"))]
+        decays = sorted(set(column(cells, "weight_decay")))
+        rows = []
+        for line in grouped(cells, ("epochs",)):
+            limits = {f"decay{decays.index(m['weight_decay'])}": m["E"] for m in line}
+            rows.append({"epochs": line[0]["epochs"], **limits})
         # two recipes at one size are not yet a grid
-        if len(rows) > 1 and len(decays) > 1 and cells > 3:
+        if len(rows) > 1 and len(decays) > 1 and len(cells) > 3:
             columns = {f"{decay:g}": f"{{decay{i}:.3f}}" for i, decay in enumerate(decays)}
             print_table(f"Limit over K of {group[0]['size']} members, lr {group[0]['lr']:g}, by "
                         f"epochs and weight decay", rows, {"epochs": "{epochs}", **columns})
