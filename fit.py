@@ -3182,7 +3182,7 @@ def epoch_lines(curves):
     which goes on falling when validation loss rises again."""
     lines = []
     for i, curve in enumerate(curves):
-        epochs, color = column(curve, "epochs"), f"C{i % 10}"
+        epochs, color = column(curve, "epochs"), f"C{i}"
         label = f"{curve[0]['size']}, {curve[0]['tokens']:,} tokens"
         lines.append(Line(label, epochs, column(curve, "loss"), MARKERS[i % len(MARKERS)], color,
                           joined=True))
@@ -3205,7 +3205,7 @@ def student_lines(students):
         best.sort(key=lambda s: s["synthetic_tokens"])
         lines.append(Line(f"{line[0]['synthetic_weight']:g} of an epoch, {line[0]['size']}",
                           column(best, "synthetic_tokens"), column(best, "loss"),
-                          MARKERS[i % len(MARKERS)], f"C{i % 10}", joined=True))
+                          MARKERS[i % len(MARKERS)], f"C{i}", joined=True))
     return lines
 
 
@@ -3231,7 +3231,7 @@ def data_lines(lines, laws):
             law = None
         if all(map(told_from_0, line["intervals"])):
             drawn.append(Line(line["recipe"], line["tokens"], line["loss"],
-                              MARKERS[i % len(MARKERS)], f"C{i % 10}", law=law,
+                              MARKERS[i % len(MARKERS)], f"C{i}", law=law,
                               joined=law is None))
     return drawn
 
@@ -3360,12 +3360,10 @@ def draw_claims(path, found):
     points, members = found["points"], found["members"]
     over_n = []
     if len({p["params"] for p in points}) > 1:
-        over_n = size_lines(points, found["sizes"] + found["tiered"], members)
+        over_n = size_lines(points, found["over_n"], members)
     # beside ensembles of one size, the single models of that size; of several it would be too much
-    levels, sizes = {}, {m["size"] for m in members}
-    for p in points:
-        if sizes == {p["size"]}:
-            levels[f"{p['recipe']} {p['size']}"] = p["loss"]
+    sizes = {m["size"] for m in members}
+    levels = {f"{p['recipe']} {p['size']}": p["loss"] for p in points if sizes == {p["size"]}}
     figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
                "sizes": ("parameters N", over_n),
                "members": ("members K (hollow: probability means)", member_lines(members), levels),
@@ -3496,9 +3494,9 @@ def analyze(runs, ensembles):
     points = best_of(settings)
     sizes = size_laws(points, noise)
     members = member_laws(ensembles)
-    tiered = tiered_laws(members)
-    shared = share_exponent(sizes + tiered)
-    lines = lines_over_data(points, noise, sizes + tiered, shared, members)
+    over_n = sizes + tiered_laws(members)
+    shared = share_exponent(over_n)
+    lines = lines_over_data(points, noise, over_n, shared, members)
     data = data_laws(lines)
     noise_rows = [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
                   for task, (sigma, freedom) in noise.items()]
@@ -3506,7 +3504,7 @@ def analyze(runs, ensembles):
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
             "students": student_shares(runs, ensembles, noise),
-            "sizes": sizes, "members": members, "tiered": tiered, "data": data,
+            "sizes": sizes, "over_n": over_n, "members": members, "data": data,
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
 
@@ -3518,10 +3516,9 @@ def print_tables(found):
     print_trends(found["curves"], found["trends"], found["one_setting"])
     print_ensembles(found["members"])
     print_students(found["students"])
-    over_n = found["sizes"] + found["tiered"]
-    print_laws(over_n + found["shared"] + found["data"])
+    print_laws(found["over_n"] + found["shared"] + found["data"])
     print_efficiencies(found["efficiencies"])
-    if not over_n:
+    if not found["over_n"]:
         print("No law over N: it needs three sizes of one recipe.")
 
 
@@ -3589,10 +3586,9 @@ def report_of(found):
     """What --json says of analyze()."""
     keys = ("recipe", "size", "params", "tokens", *AXES, "loss", "sd", "seeds")
     of_certificates = (*keys, "neighbors", "certified")
-    over_n = found["sizes"] + found["tiered"]
     return {"points": [pick(point, keys) for point in found["points"]],
             "sigma": found["noise"],
-            "laws": over_n + found["members"] + found["data"],
+            "laws": found["over_n"] + found["members"] + found["data"],
             "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],
             "students": [pick(row, (*keys, "k", "single", "ensemble", "share", "low", "high"))
