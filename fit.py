@@ -2277,10 +2277,11 @@ def pick(item, names):
 
 
 def rest_of(result, but=()):
-    """All that a result computes beside seeds, axes and the options `but`, as a text to compare.
+    """The options that decide a result, without seeds, axes and those named in `but`, as a text to
+    compare.
 
-    train.py writes into `identity` whatever decides a result and is no default, so a new option is
-    compared as well. A result without it agrees with none but its own setting.
+    train.py writes into `identity` every such option that is not at its default, so a new one is
+    compared as well. A result without `identity` agrees with its own setting alone.
     """
     identity = result.get("identity") or {"setting": result["setting"]}
     # sorted, so that the order of options does not tell two results apart
@@ -2315,9 +2316,9 @@ def mean_settings(runs):
 
 
 def pooled_noise(settings):
-    """{task: (standard deviation of one run, its degrees of freedom)}, pooled over the settings of
-    a recipe and budget. A budget with fewer than ENOUGH_DEGREES takes that of the recipe's nearest
-    budget with so many, where there is one, else that of all. task: the values of TASK."""
+    """{task_of(): (standard deviation of one run, its degrees of freedom)}, pooled over the settings
+    of a recipe and budget. A budget with fewer than ENOUGH_DEGREES takes the noise of the recipe's
+    nearest budget that has them. Where none has, all its budgets are pooled."""
     def degrees(group):
         return sum(s["seeds"] - 1 for s in group)
 
@@ -2406,8 +2407,9 @@ def compare(center, other, axis, noise):
 
 
 def certificates(settings, noise):
-    """The certificate of each best setting and, beyond it, of other local optima: certified, and no
-    tie with a better one that is certified as well. None where no seeds say what a tie is."""
+    """The certificates of each size's best setting and of its other local optima, which are
+    certified settings that tie with no better certified one. Where no seeds tell the noise, and so
+    what a tie is, there are none."""
     found = []
     known_noise = [s for s in settings if task_of(s) in noise]
     for group in grouped(known_noise, (*TASK, "params")):
@@ -2701,9 +2703,9 @@ def student_shares(runs, ensembles, noise):
 
 
 def half_width_of_share(row, alone, ensemble_error, noise):
-    """Half the 95% interval of a share, of the noise of the students' seeds (noise: deviation and
-    its degrees of freedom), of the members' losses (alone) and of the ensemble's, which is taken
-    as that of its limit, no smaller. None if a noise is not known."""
+    """Half the 95% interval of a share, or None if a noise is not known. It counts the noise of the
+    students' seeds (noise: deviation, degrees of freedom), of the members' losses (alone) and of
+    the ensemble's loss, for which the error of its limit stands, which is no smaller."""
     if noise is None or ensemble_error is None:
         return None
     deviation, freedom = noise
@@ -3317,8 +3319,8 @@ def draw(path, x_label, lines, levels=()):
 
 
 def says_something(ratio):
-    """Whether a data efficiency is worth a bar: not that of a limit that is not told from 0, nor
-    one beyond the measured losses whose interval reaches back among them."""
+    """Whether a data efficiency is worth a bar. A limit that is not told from 0 is not. Neither is
+    a loss beyond the standard recipe's measured ones whose interval reaches back among them."""
     ends = ratio["measured_interval"]
     if ratio["measured"]["bound"] and ends and not ends[0]["bound"]:
         return False
@@ -3428,7 +3430,7 @@ def read_results(sources, where=()):
 
 def count_once(results):
     """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
-    Prints what this leaves out beside copies, and the runs that have two losses."""
+    Prints which runs have two losses, and how many results are of other kinds."""
     found, twice, others = {}, {}, 0
     for result in results:
         # evaluations stay in the file for whoever reads it
