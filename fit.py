@@ -2316,9 +2316,9 @@ def mean_settings(runs):
 
 
 def pooled_noise(settings):
-    """{task_of(): (standard deviation of one run, its degrees of freedom)}, pooled over the settings
-    of a recipe and budget. A budget with fewer than ENOUGH_DEGREES takes the noise of the recipe's
-    nearest budget that has them. Where none has, all its budgets are pooled."""
+    """{task: (standard deviation of one run, its degrees of freedom)}, pooled over the settings of
+    a recipe and budget. A budget with fewer than ENOUGH_DEGREES takes the noise of the recipe's
+    nearest budget that has them. Where none has, all its budgets are pooled. task: of task_of()."""
     def degrees(group):
         return sum(s["seeds"] - 1 for s in group)
 
@@ -3106,7 +3106,8 @@ def print_efficiencies(ratios):
     print_table("Data efficiency: times the data that the standard recipe needs for the same loss, "
                 "between its measured losses (95%: noise of both) and by its law over D", rows,
                 {"recipe": "{recipe}", "tokens": "{tokens:,}", "loss": "{loss:.3f}",
-                 "standard": "{standard_loss:.3f}", "measured": "{measured[bound]}{measured[times]:.2f}",
+                 "standard": "{standard_loss:.3f}",
+                 "measured": "{measured[bound]}{measured[times]:.2f}",
                  "95%": "{known}", "by its law": "{by_law:.2f}",
                  "leaving one out": "{by_law_range[0]:.2f} to {by_law_range[1]:.2f}"})
 
@@ -3431,12 +3432,10 @@ def read_results(sources, where=()):
 def count_once(results):
     """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
     Prints which runs have two losses, and how many results are of other kinds."""
-    found, twice, others = {}, {}, 0
-    for result in results:
-        # evaluations stay in the file for whoever reads it
-        if result["kind"] not in NEEDED:
-            others += 1
-            continue
+    found, twice = {}, {}
+    # evaluations stay in the file for whoever reads it
+    counted = [result for result in results if result["kind"] in NEEDED]
+    for result in counted:
         # a run may stand under two recipes: a member by the rule can be another recipe's best
         key = result["kind"], result["name"], result["recipe"]
         before = found.get(key, result)
@@ -3449,8 +3448,8 @@ def count_once(results):
                 list(twice.values()),
                 {**SETTING, "seed": "{seed}", "study": "{first_study}", "loss": "{first:.4f}",
                  "second": "{study}", "its loss": "{val_loss:.4f}", "difference": "{apart:+.4f}"})
-    if others:
-        print(f"{others} result(s) of other kinds have no table here\n")
+    if len(counted) < len(results):
+        print(f"{len(results) - len(counted)} result(s) of other kinds have no table here\n")
     runs = [result for result in found.values() if result["kind"] == "run"]
     return runs, [result for result in found.values() if result["kind"] == "ensemble"]
 
