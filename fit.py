@@ -2477,7 +2477,7 @@ def size_laws(points, noise):
     """The law over N of each (recipe, tokens) with at least three sizes, for the total N and, as
     "nonembedding", for N without embedding and head: the limit moves with the count."""
     laws = []
-    for group in grouped(points, ("recipe", "tokens", "data_hash")):
+    for group in grouped(points, TASK):
         if len(set(column(group, "params"))) < 3:  # as many as the law has parameters
             continue
         # without seeds limit_of() takes the noise from the residuals
@@ -2533,7 +2533,7 @@ def best_ensembles(members):
     alike = [m for m in members
              if m["vary"] == "seed" and all(pick(m, ("params", "tokens", "recipe")).values())]
     best = []
-    for group in grouped(alike, ("recipe", "tokens", "data_hash", "params")):
+    for group in grouped(alike, (*TASK, "params")):
         # not the least limit of all: of two ensembles of one setting the smaller is the less sure
         largest = [max(same, key=lambda m: m["points"]) for same in grouped(group, ("setting",))]
         best.append(min(largest, key=lambda m: m["E"]))
@@ -2545,7 +2545,7 @@ def tiered_laws(members):
     tokens) with ensembles at three sizes or more. The noise of a limit is that of one member,
     pooled over the sizes, over the square root of K."""
     laws = []
-    for group in grouped(best_ensembles(members), ("recipe", "tokens", "data_hash")):
+    for group in grouped(best_ensembles(members), TASK):
         if len(group) < 3:
             continue
         freedom, squares = 0, 0.0
