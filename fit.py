@@ -3556,14 +3556,14 @@ def runs_command(args):
     # held back until all are made: --table chooses among them
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         runs, ensembles = count_once(results)
-        by_data = {}
+        reports = {}
+        # losses on different text do not compare
         for rows in grouped(runs + ensembles, ("data_hash",)):
             of_runs = [row for row in rows if row["kind"] == "run"]
             found = analyze(of_runs, [row for row in rows if row["kind"] == "ensemble"])
-            by_data[f"{rows[0].get('data')} ({rows[0].get('data_hash')})"] = found
-        # losses on different text do not compare
-        for data, found in by_data.items():
-            if len(by_data) > 1:
+            data = f"{rows[0].get('data')} ({rows[0].get('data_hash')})"
+            reports[data] = report_of(found)
+            if len(texts) > 1:
                 print(f"## {data}\n")
             print_tables(found)
     show_tables(printed.getvalue(), args.table)
@@ -3578,9 +3578,9 @@ def runs_command(args):
     # found: of the one data set there is
     if args.figure:
         draw_claims(args.figure, found)
-    if len(by_data) == 1:
-        return report_of(found)
-    return {"data": {data: report_of(found) for data, found in by_data.items()}}
+    if len(reports) == 1:
+        return reports[data]
+    return {"data": reports}
 
 
 def report_of(found):
