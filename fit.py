@@ -2483,17 +2483,18 @@ def size_laws(points, noise):
         # without seeds limit_of() takes the noise from the residuals
         sigma, freedom = noise.get(task_of(group[0]), (None, 0))
         # a mean over seeds is as much surer as it has seeds
-        law = law_over_n("N", group, "loss", "seeds", sigma, freedom)
-        other = {**law["line"], "x": column(group, "params_nonembedding")}
-        laws.append({**law, "nonembedding": limit_of(*other.values(), sigma, freedom)})
+        fitted = group, "loss", "seeds", sigma, freedom
+        law = law_over_n("N", *fitted)
+        law["nonembedding"] = law_over_n("N", *fitted, count="params_nonembedding")
+        laws.append(law)
     return laws
 
 
-def law_over_n(claim, points, loss, weight, sigma, freedom):
+def law_over_n(claim, points, loss, weight, sigma, freedom, count="params"):
     """The law over N of the points of one task, with the `line` that it was fitted to and its
-    misfit(). loss, weight: keys of a point; sigma: the noise of a loss of weight 1, None if it is
-    not known; freedom: its degrees of freedom."""
-    line = {"x": column(points, "params").tolist(), "loss": column(points, loss).tolist(),
+    misfit(). loss, weight, count: keys of a point, the last one of its N; sigma: the noise of a
+    loss of weight 1, None if it is not known; freedom: its degrees of freedom."""
+    line = {"x": column(points, count).tolist(), "loss": column(points, loss).tolist(),
             "weights": column(points, weight).astype(float).tolist()}
     law = {"claim": claim, **pick(points[0], TASK), "sigma": sigma, "freedom": freedom,
            "points": len(points), "line": line, **limit_of(*line.values(), sigma, freedom)}
