@@ -127,28 +127,35 @@ def chunk_losses(logits, targets, subsets):
     return sums
 
 
+def logits_by_chunk(models, states_of, dtype, device, chunk):
+    """Yields (slice, each model's logits, fp32 (p, V)) for `chunk` of P positions at a time.
+
+    states_of(model): what its head reads at all positions, (P, C). dtype: "fp32" or "bf16", the
+    precision of training, so that a model alone has the loss of its run.
+    """
+    # Each model runs once up to the input of its head. These states are small; the logits are not.
+    number = torch.bfloat16 if dtype == "bf16" else torch.float32
+    heads = []
+    with autocast(dtype, device):
+        for model in models:
+            visitor = on_device(model, device)
+            heads.append((states_of(visitor).to(number), visitor.head.weight.to(number)))
+    for start in range(0, len(heads[0][0]), chunk):
+        part = slice(start, start + chunk)
+        yield part, [F.linear(states[part], weights).float() for states, weights in heads]
+
+
 def batch_losses(models, windows, subsets, dtype, positions):
     """Yields chunk_losses() of all predictions of some windows (B, T), `positions` at a time."""
     tokens, targets = inputs_and_targets(windows)
+    targets = targets[:, :-1].flatten()  # the last position predicts nothing
     device = tokens.device
-    # Each model runs once up to the input of its head. These states are small; the logits are not,
-    # and are made a chunk at a time, in the precision of training, so that a member alone has the
-    # loss of its run. Averages are fp32.
-    number = torch.bfloat16 if dtype == "bf16" else torch.float32
-    states = []
-    heads = []
-    for model in models:
-        visitor = on_device(model, device)
-        with autocast(dtype, device):
-            x = compile_on_cuda(visitor.states, device)(tokens)  # (B, T, C)
-        # the last position predicts nothing: (P, C)
-        states.append(x[:, :-1].flatten(0, 1).to(number))
-        heads.append(visitor.head.weight.to(number))
-    targets = targets[:, :-1].flatten()
-    for start in range(0, len(targets), positions):
-        chunk = slice(start, start + positions)
-        logits = [F.linear(x[chunk], head).float() for x, head in zip(states, heads)]
-        yield chunk_losses(logits, targets[chunk], subsets)
+
+    def states_of(model):
+        return compile_on_cuda(model.states, device)(tokens)[:, :-1].flatten(0, 1)  # (P, C)
+
+    for part, logits in logits_by_chunk(models, states_of, dtype, device, positions):
+        yield chunk_losses(logits, targets[part], subsets)
 
 
 @torch.no_grad()

@@ -28,16 +28,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from ensemble import load_members, shared_facts
+from ensemble import load_members, logits_by_chunk, shared_facts
 from fit import check_folder, read_rows, save_results
 from model import GPT, check_export, export_hugging_face, sample
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
                      import_datasets, in_one_line, load_data, open_text, reach_hub, refuse,
                      run_main, token_lengths, tokenizer_json)
-from train import (autocast, device_windows, expand, inputs_and_targets, is_hub_folder, on_device,
-                   short_hash, use_device)
+from train import (device_windows, expand, inputs_and_targets, is_hub_folder, short_hash,
+                   use_device)
 
 # the benchmarks on the hub: data set, configuration (None: all there are), and the split that the
 # harness takes: validation where the answers of the test split are not public
@@ -192,22 +191,14 @@ def score_tokens(subject, states_of, targets):
     states_of(model): the input of the head at the P positions that predict, (P, C). targets: int64
     (P,), the tokens that are to be predicted there.
     """
-    heads = []  # of each model: (what its head reads, (P, C), and its weights, (V, C))
-    # in the precision of training, so that a run has the loss that its result tells
-    number = torch.bfloat16 if subject.dtype == "bf16" else torch.float32
-    with autocast(subject.dtype, subject.device):
-        for model in subject.models:
-            model = on_device(model, subject.device)  # large ones wait on the CPU
-            heads.append((states_of(model).to(number), model.head.weight.to(number)))
-    # the logits are by far the largest tensor, so they are made for a chunk of positions at a time
     held = HELD_LOGITS.get(subject.device.type, HELD_LOGITS["cpu"])
-    chunk = max(8, held // (len(heads) * subject.config.vocab_size))
+    chunk = max(8, held // (len(subject.models) * subject.config.vocab_size))
     logs, likeliest = [], []
-    for start in range(0, len(targets), chunk):
-        wanted = targets[start:start + chunk, None]
-        parts = [F.linear(states[start:start + chunk], weights).float().log_softmax(-1)
-                 for states, weights in heads]
-        predicted = average_logs(parts, subject.average)  # (chunk, V)
+    for part, logits in logits_by_chunk(subject.models, states_of, subject.dtype, subject.device,
+                                        chunk):
+        wanted = targets[part, None]
+        alone = [one.log_softmax(-1) for one in logits]
+        predicted = average_logs(alone, subject.average)  # (p, V)
         logs.append(predicted.gather(-1, wanted)[:, 0])
         likeliest.append(predicted.argmax(-1) == wanted[:, 0])
     return torch.cat(logs).cpu(), torch.cat(likeliest).cpu()
