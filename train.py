@@ -1042,7 +1042,7 @@ def load_start(config):
     if result.get("members"):
         raise InputError(f"--init_from {folder} is an ensemble; give one run, such as "
                          f"{result['members'][0]}")
-    return folder, GPT.load(folder / "model.pt"), result
+    return folder, load_models([folder], config.out)[0], result
 
 
 def fill_start(config, data):
