@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
 from prepare import InputError, Parser, load_data, read_json, refuse, run_main, write_json
-from train import (ALL_SEEDS, SEEDS, Run, TrainConfig, add_options, autocast, begin, bench,
-                   check_init_seed, claim, compile_on_cuda, config_from, device_windows, drawn_seed,
-                   expand,
-                   finish, inputs_and_targets, load_models, make_optimizer, model_shape, on_device,
-                   run_all, run_folder, run_name, run_steps, use_device)
+from train import (ALL_SEEDS, SEEDS, Run, TrainConfig, add_options, autocast, begin, bench, claim,
+                   compile_on_cuda, config_from, device_windows, expand, finish, inputs_and_targets,
+                   load_models, make_optimizer, member_configs, model_shape, on_device, run_all,
+                   run_folder, run_name, run_steps, use_device)
 
 # Up to so many members the loss at K is the mean over every subset of K members, 2^8 - 1 in all.
 # Of more members there are too many subsets, and it is the mean over random ones.
@@ -392,8 +391,10 @@ def read_members(names, out):
             if result[key] != first[key]:
                 raise InputError(f"{result['name']} has {key} {result[key]}, {first['name']} has "
                                  f"{first[key]}; members must agree in it")
-        # what is computed, whatever the name: --seed decides nothing where both of its seeds do
-        work = str([result[name] for name in identity_fields() if name != "seed"])
+        # What is computed, whatever the name. --seed decides nothing where both of its seeds do,
+        # and init_seed nothing where the first weights are given.
+        idle = ["seed", "init_seed"] if result["started_from"] else ["seed"]
+        work = str([result[name] for name in identity_fields() if name not in idle])
         name, twin = result["name"], seen.get(work)
         if twin:
             same = "is given twice" if name == twin else f"computes what {twin} does"
@@ -636,27 +637,6 @@ def bench_stack(configs, steps):
 
 # --------------------------------------------------------------------------------------------------
 # Command line
-
-def member_configs(first, count, vary):
-    """Resolved configs of `count` members: the first, and those whose seeds are 1, 2, ... more.
-
-    vary: names of the seeds to count up, some of ALL_SEEDS. Raises InputError where that changes
-    nothing.
-    """
-    configs = []
-    draws = set()  # the seeds that a member draws with; two that agree in all are copies
-    for i in range(count):
-        seeds = {name: drawn_seed(first, name) + i for name in vary}
-        config = dataclasses.replace(first, **seeds)
-        if config.init_from:  # resolve() has looked at the first alone
-            check_init_seed(config)
-        configs.append(config)
-        draws.add(tuple(drawn_seed(config, name) for name in ALL_SEEDS if name != "seed"))
-    if len(draws) < count:
-        raise InputError(f"members that differ in {','.join(vary)} alone are copies here; leave "
-                         f"out --init_seed and --data_seed, or name them in --vary")
-    return configs
-
 
 def describe_law(law, average):
     """A law and its limit as one line of the table."""

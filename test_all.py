@@ -2694,7 +2694,7 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     assert train.run_all([config, diverging], 2, memo) == [3.25, math.inf]
     assert "--over takes some of" in refused(capsys, train, "--tune", "--over", "size", *TINY)
     copies = ("--seeds", 3, "--init_seed", 1, "--data_seed", 2)
-    assert "--seeds differ in nothing" in refused(capsys, train, "--tune", *copies, *TINY)
+    assert "are copies here" in refused(capsys, train, "--tune", *copies, *TINY)
     (world / "data" / "tiny" / "train.bin").write_bytes(b"")
     with pytest.raises(prepare.InputError,
                        match="-s9-.* failed: .*train.bin is missing or changed"):
@@ -5646,7 +5646,17 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
     message = refused(capsys, ensemble, "--members", 2, "--vary", "init_seed", "--init_from",
                       continued, *CPT, "--epochs", 1)
     assert "--init_seed decides nothing in a run with --init_from" in message
+    # their weights are given, so with one order of the data they would be copies
+    order = ("--init_from", continued, *CPT, "--epochs", 1, "--data_seed", 5)
+    assert "are copies here" in refused(capsys, ensemble, "--members", 2, *order)
+    assert "are copies here" in refused(capsys, train, "--tune", "--seeds", 2, *order)
     assert len(list(Path("runs").glob("more-*"))) == 2  # refused before a member was trained
+    copies = [train.train(continued_config(continued, data_seed=5, seed=seed))["name"]
+              for seed in (0, 1)]
+    assert f"{copies[1]} computes what {copies[0]} does" in refused(capsys, ensemble, *copies)
+    (world / "runs" / continued / "model.pt").write_bytes(b"damaged")
+    message = refused(capsys, train, "--init_from", continued, *CPT)
+    assert f"not a whole model file (UnpicklingError); delete runs/{continued} and" in message
 
 
 @pytest.mark.parametrize("options, message", [

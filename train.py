@@ -239,6 +239,32 @@ def drawn_seed(config, name):
     return config.seed
 
 
+def seeds_drawn(config):
+    """The seeds that a run draws with: runs of one setting that agree in all of them are copies."""
+    names = ["data_seed", "subset_seed"]
+    if not config.init_from:  # else its first weights are given
+        names.append("init_seed")
+    return tuple(drawn_seed(config, name) for name in names)
+
+
+def member_configs(first, count, vary=("seed",)):
+    """Resolved configs of `count` runs: the first, and those whose seeds are 1, 2, ... more.
+
+    vary: names of the seeds to count up, some of ALL_SEEDS. Raises InputError where that changes
+    nothing.
+    """
+    configs = []
+    for i in range(count):
+        seeds = {name: drawn_seed(first, name) + i for name in vary}
+        configs.append(replace(first, **seeds))
+        if first.init_from:  # resolve() has looked at the first alone
+            check_init_seed(configs[-1])
+    if len(set(map(seeds_drawn, configs))) < count:
+        raise InputError(f"runs that differ in {','.join(vary)} alone are copies here; leave out "
+                         f"--init_seed and --data_seed, or vary them")
+    return configs
+
+
 def identity(config):
     """{field: value} of what a run computes: the identity fields that differ from their defaults.
 
@@ -1714,7 +1740,7 @@ def better_neighbor(center, axes, seeds, jobs, memo):
     means within two standard errors is a tie. Raises InputError if the center itself diverges.
     """
     def losses_of(config):
-        return run_all([replace(config, seed=config.seed + i) for i in range(seeds)], jobs, memo)
+        return run_all(member_configs(config, seeds), jobs, memo)
 
     steps = neighbors(center, axes)
     # every neighbor on one seed at least: a certificate lists them all
@@ -1763,10 +1789,7 @@ def search(config, args):
         raise InputError(f"--over takes some of {','.join(GRID)}, not {args.over}")
     if min(args.seeds, args.jobs) < 1:
         raise InputError("--seeds and --jobs must be at least 1")
-    init_fixed = config.init_from or config.init_seed is not None
-    if args.seeds > 1 and init_fixed and config.data_seed is not None:
-        raise InputError("--seeds differ in nothing where initial weights and --data_seed are "
-                         "given; leave --data_seed out")
+    member_configs(config, args.seeds)  # refuses copies before any training
     if "RANK" in os.environ:
         raise InputError("--tune runs without torchrun: it starts processes of its own (--jobs)")
     committed = Path(__file__).parent / "results" / f"{scale_of(config.size)}.jsonl"
@@ -1774,7 +1797,7 @@ def search(config, args):
     config = snap_to_grid(config, axes, args.given)
     center = tune(config, axes, args.seeds, args.jobs, memo)
     # all of these are trained by now: this only looks them up
-    losses = run_all([replace(center, seed=center.seed + i) for i in range(args.seeds)], 1, memo)
+    losses = run_all(member_configs(center, args.seeds), 1, memo)
     print(f"{config.recipe} {config.size} at {config.tokens:,} tokens: epochs {center.epochs}, lr "
           f"{center.lr:g}, weight decay {center.weight_decay:g}, loss {np.mean(losses):.4f} over "
           f"{len(losses)} seed(s)")
