@@ -2331,6 +2331,13 @@ def test_two_processes_have_the_losses_of_one(world):
     for process in start_two(*TINY, "--batch_size", 3):
         assert "cannot be shared by 2 processes" in process.communicate()[1]
         assert process.returncode == 2
+    # a folder that another process holds is refused in one line by each
+    held = world / "held" / one["name"]
+    held.mkdir(parents=True)
+    with train.claim(held):
+        for process in start_two(*TINY, "--epochs", 2 * KILLS, "--out", "held"):
+            lines = process.communicate()[1].splitlines()
+            assert process.returncode == 2 and len(lines) == 1 and "is in use" in lines[0], lines
 
 
 def test_torchrun_starts_the_processes(world):

@@ -732,8 +732,9 @@ def train(config):
     Diverged when its loss is not finite.
     """
     folder = Path(config.out) / run_name(config)
-    rank, world = join_processes()
-    if (folder / "result.json").exists():
+    _, world = join_processes()
+    # of several processes each looks at another moment, and all must decide alike
+    if add_up((folder / "result.json").exists()):
         result = read_json(folder / "result.json")
         # a label is no part of what a run is, so that the same one is not trained twice
         label = result["recipe"]
@@ -741,12 +742,9 @@ def train(config):
         say(f"{folder} is finished{other}")
         return result
     folder.mkdir(parents=True, exist_ok=True)
-    # of several processes the first holds the folder for all
-    claimed = claim(folder) if rank == 0 else contextlib.nullcontext(lambda: None)
-    with explain_out_of_memory(config), claimed as heartbeat:
-        # Someone else may have finished it before the claim. Of several processes all must decide
-        # alike, and each looks at another moment: they do not look again.
-        if world == 1 and (folder / "result.json").exists():
+    with explain_out_of_memory(config), claim_for_all(folder) as heartbeat:
+        # someone else may have finished it before the claim
+        if (folder / "result.json").exists():
             return read_json(folder / "result.json")
         run = Run(config, folder)
         begin(run)
@@ -1339,6 +1337,23 @@ def claim(folder):
             lock.seek(0)
             if lock.read() == me:  # else another host took over
                 lock.truncate(0)
+
+
+@contextlib.contextmanager
+def claim_for_all(folder):
+    """claim() by the first of torchrun's processes, for all of them: each raises InUse."""
+    rank, _ = join_processes()
+    heartbeat = lambda: None  # of the others, who hold nothing
+    refused = None
+    with contextlib.ExitStack() as held:
+        if rank == 0:
+            try:
+                heartbeat = held.enter_context(claim(folder))
+            except InUse as error:
+                refused = error
+        if add_up(refused is not None):  # the others wait here for the first
+            raise refused or InUse(f"{folder} is in use")
+        yield heartbeat
 
 
 # --------------------------------------------------------------------------------------------------
