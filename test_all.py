@@ -2474,6 +2474,14 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
     with pytest.raises(prepare.InputError, match="damaged.*delete it"):
         train.train(config)
     assert path.read_bytes() == whole[:1000]
+    # no fault of the file, which must not be deleted for it
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(prepare.InputError, match="does not fit in the device's memory"):
+        train.train(config)
+    monkeypatch.undo()
+    os.chdir(world)
     path.unlink()
     assert train.train(dataclasses.replace(config, threads=2))["steps"] == 64
 

@@ -1183,6 +1183,8 @@ def load_checkpoint(run):
         return
     try:
         state = torch.load(path, map_location=run.device, weights_only=True)
+    except torch.OutOfMemoryError:  # the file may be whole
+        raise
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start the run "
                          f"anew") from error
