@@ -2449,6 +2449,12 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(world, monkeypatch):
         train.train(config)
     assert torch.load(folder / "resume.pt", weights_only=True)["step"] == 16
     assert not list(folder.glob(".*.tmp"))
+    # a log line that does not fit says so as well
+    if Path("/dev/full").exists():  # on Linux
+        full = SimpleNamespace(rank=0, folder=world)
+        (world / "log.jsonl").symlink_to("/dev/full")
+        with pytest.raises(prepare.InputError, match="log.jsonl.*free some disk space"):
+            train.write_row(full, step=1)
     result = train.train(config)
     assert result["val_loss"] == whole["val_loss"]
 

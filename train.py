@@ -40,8 +40,9 @@ import torch
 import torch.distributed as dist
 
 from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
-from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cut_windows, load_data, read_json,
-                     refuse, run_main, sha256_file, write_atomically, write_json)
+from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cannot_write, cut_windows,
+                     load_data, read_json, refuse, run_main, sha256_file, write_atomically,
+                     write_json)
 
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
@@ -1146,9 +1147,13 @@ def say(text):
 
 def write_row(run, **row):
     """Append one JSON object to the run's log."""
+    path = run.folder / "log.jsonl"
     if run.rank == 0:
-        with open(run.folder / "log.jsonl", "a") as log:
-            log.write(json.dumps(row) + "\n")
+        try:
+            with open(path, "a") as log:
+                log.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def log_members(run, losses, vals, speed, mfu):
