@@ -582,8 +582,10 @@ class GPT(nn.Module):
             raise ValueError(f"{folder} is not a Llama that this GPT can hold: it lacks "
                              f"{error.args[0]}") from error
         except (TypeError, AttributeError, RuntimeError) as error:
-            # fields or shapes of some other layout
-            raise ValueError(f"{folder} is not a Llama that this GPT can hold ({error})") from error
+            # fields or shapes of some other layout; torch lists these in lines of their own
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} is not a Llama that this GPT can hold "
+                             f"({reason})") from error
         return model
 
 

@@ -2002,6 +2002,10 @@ def test_other_architectures_are_refused(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(ValueError, match=f"not a Llama that .*: {message}"):
             gpt.GPT.from_pretrained(tmp_path)
+    # torch's list of shapes that differ comes in one line
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 8}))
+    with pytest.raises(ValueError, match="^[^\n]*not a Llama that .*size mismatch[^\n]*$"):
+        gpt.GPT.from_pretrained(tmp_path)
     del config["hidden_size"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="lacks hidden_size"):
