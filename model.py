@@ -582,7 +582,8 @@ class GPT(nn.Module):
             raise ValueError(f"{folder} is not a Llama that this GPT can hold: it lacks "
                              f"{error.args[0]}") from error
         except (TypeError, AttributeError, RuntimeError) as error:
-            # fields or shapes of some other layout; torch lists these in lines of their own
+            # fields or shapes of some other layout
+            # torch lists the shapes that differ in lines of their own
             reason = " ".join(str(error).split())
             raise ValueError(f"{folder} is not a Llama that this GPT can hold "
                              f"({reason})") from error

@@ -260,6 +260,7 @@ def member_configs(first, count, vary=("seed",)):
         configs.append(replace(first, **seeds))
         if first.init_from:  # resolve() has looked at the first alone
             check_init_seed(configs[-1])
+    # copies would count as so many draws, and an ensemble of them would gain nothing
     if len(set(map(seeds_drawn, configs))) < count:
         raise InputError(f"runs that differ in {','.join(vary)} alone are copies here; leave out "
                          f"--init_seed and --data_seed, or vary them")
@@ -1149,6 +1150,7 @@ def write_row(run, **row):
     """Append one JSON object to the run's log."""
     path = run.folder / "log.jsonl"
     if run.rank == 0:
+        # a disk may be full here as well as at a checkpoint
         try:
             with open(path, "a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -1188,8 +1190,8 @@ def load_checkpoint(run):
         return
     try:
         state = torch.load(path, map_location=run.device, weights_only=True)
-    except torch.OutOfMemoryError:  # the file may be whole
-        raise
+    except torch.OutOfMemoryError:
+        raise  # the file may be whole: explain_out_of_memory() says what to do
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start the run "
                          f"anew") from error
@@ -1358,7 +1360,9 @@ def claim_for_all(folder):
                 heartbeat = held.enter_context(claim(folder))
             except InUse as error:
                 refused = error
-        if add_up(refused is not None):  # the others wait here for the first
+        # The others wait here for the first. Further on they would wait for one that has gone, and
+        # gloo would abort them with a page of its own.
+        if add_up(refused is not None):
             raise refused or InUse(f"{folder} is in use")
         yield heartbeat
 
