@@ -2492,6 +2492,13 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
         train.train(config)
     monkeypatch.undo()
     os.chdir(world)
+    # a log that is gone or too short would be filled up with nothing
+    path.write_bytes(whole)
+    log = path.with_name("log.jsonl")
+    for content in (b"{}\n", None):
+        log.write_bytes(content) if content else log.unlink()
+        with pytest.raises(prepare.InputError, match="log.jsonl lacks lines that .*resume.pt"):
+            train.train(config)
     path.unlink()
     assert train.train(dataclasses.replace(config, threads=2))["steps"] == 64
 

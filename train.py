@@ -1201,6 +1201,10 @@ def load_checkpoint(run):
                             for key in differ)
         raise InputError(f"{path} was written elsewhere ({changes}): going on would not be exact; "
                          f"use the same, or delete it to start the run anew")
+    # a log is written without waiting for the disk, so a power cut may have cost it lines
+    if not log.exists() or log.stat().st_size < state["log_bytes"]:
+        raise InputError(f"{log} lacks lines that {path} counts on; delete {path} to start the run "
+                         f"anew")
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step, run.seconds = state["step"], state["seconds"]
@@ -1320,8 +1324,8 @@ def claim(folder):
         # of another host's only the name in the file and its age tell
         elsewhere = owner and not owner.endswith(f" on {host}")
         if not free or (elsewhere and silence < LOCK_SILENCE):
-            raise InUse(f"{folder} is in use by {owner}; wait for it or stop it, then run the same "
-                        f"command again")
+            raise InUse(f"{folder} is in use by {owner or 'another process'}; wait for it or stop "
+                        f"it, then run the same command again")
         lock.truncate(0)
         lock.write(me)
         lock.flush()
