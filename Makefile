@@ -126,7 +126,8 @@ students: data
 	$(PY) fit.py runs/students --where recipe=student
 
 # Students by probabilities of ensembles and of one teacher of their own size; the same settings
-# without a teacher; what else was tried with eight teachers: share of KL, epochs, their text.
+# without a teacher; what else was tried with eight teachers: share of KL, epochs, their text (the
+# last number of its rows: which one, in the order of sampling), real text that none has read.
 STUDENT = --size 300k $(EVERY) --out runs/distillation
 distillation: data
 	for members in 3 5 8; do \
@@ -160,11 +161,14 @@ distillation: data
 	        $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --sample_tokens $$1 \
 	            --synthetic_weight $$2 --epochs $$3 --weight_decay $$4 --sample_from $$5 \
 	            --seed $$seed || exit; done; done; \
-	for row in "1 16 0.75" "0.9 64 0.5"; do set -- $$row; \
+	for row in "1 16 0.75 1" "0.9 64 0.5 1" "0.9 16 0.9 3"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight $$1 --epochs $$2 \
-	        --weight_decay 0.1 --synthetic_weight $$3 \
-	        --synthetic $$(basename $$(ls -td data/sampled-docstrings-300k-k8-* | tail -n 1)) \
-	        || exit; done  # the oldest of them, of 1,048,575 tokens
+	        --weight_decay 0.1 --synthetic_weight $$3 --synthetic $$(basename \
+	        $$(ls -trd data/sampled-docstrings-300k-k8-* | sed -n $${4}p)) \
+	        || exit; done; \
+	$(PY) results/unseen.py && \
+	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 1 --epochs 16 \
+	    --weight_decay 0.1 --synthetic_weight 0.8 --synthetic unseen
 	$(PY) fit.py runs/distillation
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for
