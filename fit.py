@@ -3143,23 +3143,24 @@ def size_lines(points, laws, members):
     # a law that ran to a bound would mislead as a line
     laws, lines = list(filter(is_power_law, laws)), []
     several = len(set(column(points, "tokens"))) > 1
+
+    def label(what, mine):
+        return f"{what}, {mine[0]['tokens']:,} tokens" if several else what
+
     for mine in grouped(points, TASK):
         recipe = mine[0]["recipe"]
-        label = recipe
-        if several:
-            label += f", {mine[0]['tokens']:,} tokens"
         marker, color, style = STYLES.get(recipe, OTHER_STYLE)
         # one seed has no spread to draw
         error = [p["sd"] or 0 for p in mine]
         law = first_agreeing(laws, {**mine[0], "claim": "N"}, ("claim", *TASK))
-        lines.append(Line(label, column(mine, "params"), column(mine, "loss"), marker, color,
-                          style, error, law))
+        lines.append(Line(label(recipe, mine), column(mine, "params"), column(mine, "loss"), marker,
+                          color, style, error, law))
     for mine in grouped(best_ensembles(members), TASK):
         recipe = mine[0]["recipe"]
         _, color, _ = STYLES.get(recipe, OTHER_STYLE)
         law = first_agreeing(laws, {**mine[0], "claim": "N and K"}, ("claim", *TASK))
-        lines.append(Line(f"{recipe} ensembles, K to infinity", column(mine, "params"),
-                          column(mine, "E"), "*", color, "-.", law=law))
+        lines.append(Line(label(f"{recipe} ensembles, K to infinity", mine),
+                          column(mine, "params"), column(mine, "E"), "*", color, "-.", law=law))
     return lines
 
 
