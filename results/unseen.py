@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from prepare import PAPER_TOKENS, load_data, write_data  # noqa: E402
+from prepare import PAPER_TOKENS, load_data, run_main, write_data  # noqa: E402
 
 READ = PAPER_TOKENS // 1000  # by the teachers
 
 
 def main():
+    if Path("data/unseen/meta.json").exists():
+        print("data/unseen is there already")
+        return
     data = load_data("docstrings")
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "pattern")}
     write_data("unseen", {"train": data.train[READ:5 * READ], "val": data.val}, data.ranks(),
@@ -23,4 +26,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
