@@ -2669,56 +2669,68 @@ def vary_differences(members):
     return rows
 
 
-def student_shares(runs, ensembles, noise):
+def student_shares(settings, runs, ensembles, noise):
     """What students keep of their teachers' gain (paper, section on distillation): for each setting
-    of students and their teachers the mean loss of the students, of the teachers alone (`single`)
-    and of their ensemble, and `share` = (single - student) / (single - ensemble) with its 95%
-    interval, which leaves out that other teachers would make other students.
+    of students the mean loss of its seeds, the loss of the best single model of the teachers' size
+    and text (`single`), that of the teachers' ensemble, and `share` = (single - student) /
+    (single - ensemble) with its 95% interval, which leaves out that other teachers would make other
+    students.
     """
-    losses = {run["name"]: run["val_loss"] for run in runs}
+    named = {run["name"]: run for run in runs}
     # ensembles by their members, as a student knows the names of its teachers
     together = {tuple(sorted(Path(name).name for name in e.get("members", ()))): e
                 for e in ensembles}
-    students = [run for run in runs if run.get("teachers") or run.get("sampled_from")]
     rows = []
-    for s in mean_settings(students):
-        teachers = sorted(s.get("teachers") or s["sampled_from"])
-        row = {**s, "k": len(teachers), "single": None, "ensemble": None, "share": None,
-               "low": None, "high": None}
+    for s in settings:
+        teachers = sorted(s.get("teachers") or s.get("sampled_from") or ())
+        if not teachers:
+            continue
+        unknown = ("teachers_recipe", "single", "ensemble", "share", "low", "high")
+        row = {**s, "k": len(teachers), **dict.fromkeys(unknown)}
         rows.append(row)
         # teachers that are not among the results
-        if not losses.keys() >= set(teachers):
+        if not named.keys() >= set(teachers):
             continue
-        alone = [losses[name] for name in teachers]
-        row["single"] = float(np.mean(alone))
+        # not the teachers alone: members of a good ensemble may be poor single models
+        single = best_single(settings, named[teachers[0]])
+        row["single"] = single["loss"]
+        row["teachers_recipe"] = named[teachers[0]]["recipe"]
         ensemble = together.get(tuple(teachers))
         # one teacher has no ensemble to gain by
         if ensemble is None or len(teachers) == 1:
             continue
         row["ensemble"] = ensemble["loss_by_k"]["logits"][-1]
         row["share"] = (row["single"] - s["loss"]) / (row["single"] - row["ensemble"])
-        half = half_width_of_share(row, alone, ensemble["law"]["se"], noise.get(task_of(s)))
+        half = half_width_of_share(row, single, ensemble["law"]["se"], noise)
         if half is not None:
             row["low"], row["high"] = row["share"] - half, row["share"] + half
     return rows
 
 
-def half_width_of_share(row, alone, ensemble_error, noise):
+def best_single(settings, run):
+    """The setting of least loss with a run's size, text and start that had no teacher."""
+    alike = agreeing(settings, run, ("data_hash", "size", "tokens", "started_from"))
+    return min((s for s in alike if not (s.get("teachers") or s.get("sampled_from"))),
+               key=lambda s: s["loss"])
+
+
+def half_width_of_share(row, single, ensemble_error, noise):
     """Half the 95% interval of a share, or None if a noise is not known. It counts the noise of the
-    students' seeds (noise: deviation, degrees of freedom), of the members' losses (alone) and of
-    the ensemble's loss, for which the error of its limit stands, which is no smaller."""
-    if noise is None or ensemble_error is None:
+    seeds of students and of single models (noise: that of pooled_noise()), and of the ensemble's
+    loss, for which the error of its limit stands, which is no smaller."""
+    known = [noise.get(task_of(row)), noise.get(task_of(single))]
+    if None in known or ensemble_error is None:
         return None
-    deviation, freedom = noise
-    share, members = row["share"], len(alone)
+    (students, of_students), (singles, of_singles) = known
+    share = row["share"]
     # of student, single and ensemble, each times the slope of the share in it: -1, 1 - share and
     # share, over the gain, single - ensemble
-    errors = np.array([deviation / math.sqrt(row["seeds"]),
-                       np.std(alone, ddof=1) / math.sqrt(members) * (1 - share),
+    errors = np.array([students / math.sqrt(row["seeds"]),
+                       singles / math.sqrt(single["seeds"]) * (1 - share),
                        ensemble_error * share]) / (row["single"] - row["ensemble"])
     variance = (errors ** 2).sum()
     # Welch and Satterthwaite's degrees of freedom of a sum of variances
-    freedoms = np.array([freedom, members - 1, members - 1])
+    freedoms = np.array([of_students, of_singles, row["k"] - 1])
     together = variance ** 2 / (errors ** 4 / freedoms).sum()
     return float(student_t.ppf(0.975, together)) * math.sqrt(variance)
 
@@ -3025,12 +3037,13 @@ def print_ensembles(members):
 
 def print_students(rows):
     """A line for each setting of students: what they keep of their teachers' gain."""
-    print_table("Students of K teachers: their loss, the teachers' alone, the ensemble's, and the "
-                "share of the gain that is kept, with its 95% interval", rows,
+    print_table("Students of K teachers: their loss, that of the best single model of the "
+                "teachers' size, the ensemble's, and the share of the gain that is kept, with its "
+                "95% interval", rows,
                 {**SETTING, "text by": "{teachers_take}", "text tokens": "{synthetic_tokens:,}",
                  "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
-                 "T": "{kl_temperature:g}", "K": "{k}",
-                 "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
+                 "T": "{kl_temperature:g}", "teachers": "{teachers_recipe}",
+                 "K": "{k}", "student": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}",
                  "single": "{single:.4f}", "ensemble": "{ensemble:.4f}", "kept": "{share:.0%}",
                  "95%": "{low:.0%} to {high:.0%}"})
 
@@ -3215,11 +3228,11 @@ def student_lines(students):
 
 
 def student_levels(students):
-    """{what: loss} of the teachers of students by text, alone and together."""
+    """{what: loss} of the best single model and of the teachers of students by text."""
     levels = {}
     for s in students:
         if s.get("synthetic_tokens") and s["ensemble"]:
-            levels |= {"one teacher": s["single"], f"{s['k']} teachers": s["ensemble"]}
+            levels |= {"one model": s["single"], f"{s['k']} teachers": s["ensemble"]}
     return levels
 
 
@@ -3506,7 +3519,7 @@ def analyze(runs, ensembles):
     return {"settings": settings, "noise": noise_rows, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
-            "students": student_shares(runs, ensembles, noise),
+            "students": student_shares(settings, runs, ensembles, noise),
             "sizes": sizes, "over_n": over_n, "members": members, "data": data,
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
@@ -3594,7 +3607,8 @@ def report_of(found):
             "laws": found["over_n"] + found["members"] + found["data"],
             "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],
-            "students": [pick(row, (*keys, "k", "single", "ensemble", "share", "low", "high"))
+            "students": [pick(row, (*keys, "k", "teachers_recipe", "single", "ensemble", "share",
+                                     "low", "high"))
                          for row in found["students"]],
             "certificates": [pick(one, of_certificates) for one in found["certificates"]]}
 
