@@ -28,9 +28,9 @@ import torch
 
 from ensemble import read_members
 from model import sample
-from prepare import InputError, Parser, read_json, refuse, run_main, write_atomically, write_data
+from prepare import InputError, Parser, refuse, run_main, write_atomically, write_data
 from train import (TrainConfig, add_options, autocast, claim, config_from, expand, fit_together,
-                   load_models, on_device, resolve, run_folder, say, short_hash, train, use_compile,
+                   load_models, on_device, read_run, resolve, say, short_hash, train, use_compile,
                    use_device)
 
 
@@ -312,8 +312,7 @@ def find_or_sample(args):
 def main():
     args = read_arguments()
     if "data" not in args.given:  # the text that the teachers know
-        teacher = run_folder(expand(args.teacher, args.out)[0], args.out)
-        args.data = read_json(teacher / "result.json")["data"]
+        args.data = read_run(expand(args.teacher, args.out)[0], args.out)["data"]
     if args.mode == "kl":
         student = config_from(args)
     else:

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 
 from fit import fit_power, fit_reciprocal, jackknife, t_interval
 from model import GPT
-from prepare import InputError, Parser, load_data, read_json, refuse, run_main, write_json
+from prepare import InputError, Parser, load_data, refuse, run_main, write_json
 from train import (ALL_SEEDS, SEEDS, Run, TrainConfig, add_options, autocast, begin, bench, claim,
                    compile_on_cuda, config_from, device_windows, expand, finish, inputs_and_targets,
                    load_models, make_optimizer, member_configs, model_shape, on_device, run_all,
-                   run_folder, run_name, run_steps, use_device)
+                   read_run, run_folder, run_name, run_steps, use_device)
 
 # Up to so many members the loss at K is the mean over every subset of K members, 2^8 - 1 in all.
 # Of more members there are too many subsets, and it is the mean over random ones.
@@ -382,7 +382,7 @@ def read_members(names, out):
     Raises InputError where data, context, mask or precision differ, where a run is given twice, and
     where the data are no longer those that the runs have seen.
     """
-    results = [fill_defaults(read_json(run_folder(name, out) / "result.json")) for name in names]
+    results = [fill_defaults(read_run(name, out)) for name in names]
     first = results[0]
     seen = {}
     # An average needs models that predict the same tokens from the same ones; sizes may differ.

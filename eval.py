@@ -88,10 +88,17 @@ class Subject:
 
     def encode(self, text, start=True):
         """Token ids of a text, as a list. start: with the tokens that a tokenizer.json puts before
-        any text, as Llama 3's does; this kit's own tokenizers put none."""
-        if isinstance(self.tokenizer, HubTokenizer):
-            return self.tokenizer.tokenizer.encode(text, add_special_tokens=start).ids
-        return self.tokenizer.encode_ordinary(text)
+        any text, as Llama 3's does; this kit's own tokenizers put none. Raises InputError for a
+        tokenizer that is not the model's."""
+        if not isinstance(self.tokenizer, HubTokenizer):
+            return self.tokenizer.encode_ordinary(text)
+        ids = self.tokenizer.tokenizer.encode(text, add_special_tokens=start).ids
+        rows = self.config.vocab_size
+        if max(ids, default=0) >= rows:
+            raise InputError(f"the tokenizer of {self.names[0]} gives token {max(ids)}, its model "
+                             f"knows {rows}; save the tokenizer there that the model was trained "
+                             f"with")
+        return ids
 
 
 def load_subject(names, out, device, average):

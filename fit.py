@@ -1664,7 +1664,7 @@ def read_law(name, path, args):
     if "curve" in law.columns:
         blank.append(law.target)
     table, rows, notes = read_points(path, columns_read(law, args), args.where, args.set,
-                                     args.columns, blank, absent=["V"])
+                                     args.columns, blank, absent={"V"} - {args.weights})
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)

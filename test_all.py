@@ -3119,8 +3119,11 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     (world / "data/old").rename(world / "data/tiny")
     (world / "runs" / one / "model.pt").write_bytes(b"damaged")
     assert "not a whole model file" in refused(capsys, ensemble, one)
-    (world / "runs" / one / "result.json").write_text("{")
-    assert "is damaged" in refused(capsys, ensemble, one)
+    for text, message in (("{", "is damaged"), ('{"loss": 1}', "is no result of train.py")):
+        (world / "runs" / one / "result.json").write_text(text)
+        assert message in refused(capsys, ensemble, one)
+        assert message in refused(capsys, distill, "--teacher", one, "--mode", "kl")
+        assert message in refused(capsys, train, "--init_from", one, "--data", "tiny")
 
 
 @pytest.mark.parametrize("vary", [["seed"], ["init_seed", "subset_seed"]])
@@ -4414,6 +4417,8 @@ def test_tables_as_people_have_them(world, capsys):
      "power read no n; the columns: N, loss"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "Z=3"], "read no Z"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--fix", "A=-3"], "at least 0"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--weights", "V"],
+     "has no column V"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--weights", "seeds"],
      "has no column seeds"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1], w=[0, 0, 0]), ["--x", "N", "--weights", "w"],
@@ -5526,7 +5531,14 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     assert "give --data NAME" in message
     assert "export the runs" in refused(capsys, evaluation, "exported", result["name"])
     assert "is given twice" in refused(capsys, evaluation, "exported", "./exported")
-    Path("exported/tokenizer.json").unlink()
+    # a tokenizer that is not the model's
+    path = Path("exported/tokenizer.json")
+    other = json.loads(path.read_text())
+    other["model"]["vocab"] = {name: 1000 + i for name, i in other["model"]["vocab"].items()}
+    path.write_text(json.dumps(other))
+    message = refused(capsys, evaluation, "exported", "--data", "other")
+    assert "the tokenizer of exported gives token 1" in message and "its model knows 320" in message
+    path.unlink()
     assert "has no tokenizer.json" in refused(capsys, evaluation, "exported")
 
 
@@ -5681,7 +5693,7 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
     assert soup["val_loss"] == pytest.approx(average["val_loss"], abs=0.02)
     assert soup["val_loss"] < result["loss_by_k"]["logits"][0]
     message = refused(capsys, train, "--init_from", Path("runs/ensembles") / result["name"], *CPT)
-    assert f"is an ensemble; give one run, such as {result['members'][0]}" in message
+    assert f"is an ensemble; give one run, such as runs/{result['members'][0]}" in message
     message = refused(capsys, ensemble, "--members", 2, "--vary", "init_seed", "--init_from",
                       continued, *CPT, "--epochs", 1)
     assert "--init_seed decides nothing in a run with --init_from" in message

@@ -1030,7 +1030,7 @@ def check_synthetic(config, data, sampled):
 def check_teachers(config, data):
     """Fill in the teachers' names. Raises InputError where they do not go with the student."""
     runs = expand(config.teacher, config.out)
-    results = [read_json(run_folder(run, config.out) / "result.json") for run in runs]
+    results = [read_run(run, config.out) for run in runs]
     for result in results:
         if result["data_hash"] != config.data_hash:
             raise InputError(f"{result['name']} was trained on other data than {config.data}; its "
@@ -1063,12 +1063,12 @@ def load_start(config):
     if is_hub_folder(config.init_from):
         folder = Path(config.init_from)
         return folder, GPT.from_pretrained(folder), None
-    folder = run_folder(config.init_from, config.out)
-    result = read_json(folder / "result.json")
-    if result.get("members"):
-        raise InputError(f"--init_from {folder} is an ensemble; give one run, such as "
-                         f"{result['members'][0]}")
-    return folder, load_models([folder], config.out)[0], result
+    runs = expand([config.init_from], config.out)
+    if len(runs) > 1:
+        raise InputError(f"--init_from {config.init_from} is an ensemble; give one run, such as "
+                         f"{runs[0]}")
+    result = read_run(runs[0], config.out)
+    return run_folder(runs[0], config.out), load_models(runs, config.out)[0], result
 
 
 def fill_start(config, data):
@@ -1255,6 +1255,16 @@ def run_folder(run, out):
             return folder
     raise InputError(f"{run} is not a finished run (no result.json there or under {out}/); "
                      f"train it first")
+
+
+def read_run(run, out):
+    """The result of a finished run, given by folder or by name under `out`. Raises InputError."""
+    path = run_folder(run, out) / "result.json"
+    result = read_json(path)
+    if result.get("kind") != "run":
+        raise InputError(f"{path} is no result of train.py (its kind is not \"run\"); give the "
+                         f"folder of a run")
+    return result
 
 
 def load_models(names, out, device="cpu"):
