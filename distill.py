@@ -300,6 +300,9 @@ def find_or_sample(args):
     name, request = describe_samples(teachers, args, tokens, student.dtype)
     if (Path("data") / name).exists():
         say(f"data/{name} is sampled already")
+        # a kill after the last batch leaves these
+        for batches in Path("data").glob(f".{name}-*"):
+            shutil.rmtree(batches, ignore_errors=True)
     else:
         if "RANK" in os.environ:
             raise InputError("sample without torchrun first (--jobs); the same command under "
