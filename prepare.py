@@ -74,8 +74,8 @@ HUB = {"fineweb": ("kjj0/fineweb10B-gpt2", None),
 FINEWEB_SHARD = 100_000_000  # tokens in each of its files
 
 # how a file is read, by its suffix; what is text inside may be packed
-KINDS = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv",
-         ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".bin": "tokens"}
+KINDS = {".txt": "text", ".md": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "json",
+         ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".bin": "tokens"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 # what files begin with that are no text, and what to do with them
 BEGINNINGS = {
@@ -688,13 +688,13 @@ def read_documents(store, source, args):
         print(f"documents longer than {reader.longest:,} letters are cut into passages of about "
               f"{PASSAGE:,}, each a document by itself")
     if args.separator is not None and not reader.parted:
-        raise InputError(f"--separator {args.separator!r} stands in no .txt; give what parts the "
-                         f"documents there, or leave it out")
+        raise InputError(f"--separator {args.separator!r} stands in no plain text; give what "
+                         f"parts the documents there, or leave it out")
     if reader.bad:
         warn(reader.summary())
     if store.markers:
         warn(f"{store.markers:,} times {END_OF_TEXT} stands inside a document, where it is text "
-             f"like any other; --separator '{END_OF_TEXT}' parts .txt there")
+             f"like any other; --separator '{END_OF_TEXT}' parts plain text there")
     if store.repaired:
         warn(f"{store.repaired:,} documents hold half a surrogate pair, now U+FFFD")
     return in_val, reader.bad
@@ -1507,8 +1507,8 @@ def read_options():
     add("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
     add("--text_key", default="text", help="key or column that holds the text")
     add("--separator", metavar="STRING",
-        help="what parts the documents in .txt, \\n for each line (default: lines <|endoftext|>; "
-             "without any a file is a document)")
+        help="what parts the documents in .txt and .md, \\n for each line (default: lines "
+             "<|endoftext|>; without any a file is a document)")
     add("--vocab_size", type=int, default=1024, help="ids of a BPE trained here, with end-of-text")
     add("--tokenizer",
         help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank file in tiktoken's "
@@ -1610,7 +1610,7 @@ def open_source(args, parts, val):
     if "tokens" in kinds:  # whoever made them shuffled and encoded them
         refuse(args, ["vocab_size", "dedup", "seed"], "on shards of tokens")
     if "text" not in kinds:
-        refuse(args, ["separator"], "without .txt files")
+        refuse(args, ["separator"], "without .txt or .md files")
     if kinds <= {"text", "tokens"}:
         refuse(args, ["text_key"], "without rows or lines of JSON")
     return Source(train, val, versions)

@@ -482,7 +482,7 @@ def test_folders_are_read_whole(tmp_path, monkeypatch, capsys):
         Path(name).mkdir(parents=True)
     texts = make_documents(150)
     Path("in/a.json.gz").write_bytes(gzip.compress(json_lines(texts[:50])))
-    Path("in/README.txt").write_text("Read me first.")
+    Path("in/README.md").write_text("Read me first.")
     Path("in/deep/OLD.TXT").write_text("An old text.")
     Path("elsewhere/b.jsonl").write_bytes(json_lines(texts[50:]))
     Path("in/linked").symlink_to(tmp_path / "elsewhere")
@@ -519,7 +519,7 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("wide.txt", "text".encode("utf-16"), "wide.txt is UTF-16; convert it"),
             ("wide.jsonl", json_lines(["text"]).decode().encode("utf-16-le"), "NUL bytes"),
             ("nosuffix", lines, "no known kind (its suffix: none); name it .txt"),
-            ("notes.md", b"# Notes", "no known kind (its suffix: .md)"),
+            ("notes.rst", b"Notes\n=====", "no known kind (its suffix: .rst)"),
             ("t.tar", None, "is a tar archive; unpack it"),
             ("tar.txt", None, "is a tar archive; unpack it"),
             ("t.tar.gz", None, "t.tar.gz is a tar archive; unpack it"),
@@ -676,13 +676,13 @@ def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
         assert sorted(sum(texts_of(f"parts{i}").values(), [])) == names
     message = refused(capsys, prepare, "--source", "names.txt", "--separator", "###",
                       "--tokenizer", "bytes", "--name", "unparted")
-    assert "--separator '###' stands in no .txt" in message
+    assert "--separator '###' stands in no plain text" in message
     Path("line.txt").write_text(",".join(names)[:1500])
     message = refused(capsys, prepare, "--source", "line.txt", "--tokenizer", "bytes")
     assert "or the --separator that parts its documents" in message
     Path("a.jsonl").write_bytes(json_lines(names))
     options = ("--source", "a.jsonl", "--tokenizer", "bytes", "--separator")
-    assert "no effect without .txt files: --separator;" in refused(capsys, prepare, *options, "x")
+    assert "no effect without .txt or .md files: --separator;" in refused(capsys, prepare, *options, "x")
     assert "--separator is empty" in refused(capsys, prepare, *options, "")
 
 
@@ -691,7 +691,7 @@ def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
     ("a.txt", ("--text_key", "body"), "without rows or lines of JSON"),
     ("a.txt", ("--tokenizer", "bytes", "--vocab_size", 1024), "beside --tokenizer"),
     ("a.bin", ("--dedup", 0, "--seed", 0), "on shards of tokens"),
-    ("a.bin", ("--separator", "x"), "without .txt files")])
+    ("a.bin", ("--separator", "x"), "without .txt or .md files")])
 def test_options_without_an_effect_are_refused(tmp_path, monkeypatch, capsys, source, options,
                                                where):
     """Also where the default's own value was given: whoever gave it expects something of it."""
