@@ -127,8 +127,10 @@ students: data
 
 # Students by probabilities of ensembles and of one teacher of their own size; the same settings
 # without a teacher; what else was tried with eight teachers: share of KL, epochs, their text (the
-# last number of its rows: which one, in the order of sampling), real text that none has read.
+# last number of its rows: which one, in the order of sampling), real text that none has read. Last,
+# students of members by the member rule, as the paper's are, and of their text alone.
 STUDENT = --size 300k $(EVERY) --out runs/distillation
+STUDENT_OF_MEMBERS = --size 300k $(EVERY) --out runs/taught_by_members --study distillation
 distillation: data
 	for members in 3 5 8; do \
 	    $(MEMBERS) --size 300k --recipe regularized --members $$members \
@@ -169,6 +171,23 @@ distillation: data
 	$(PY) results/unseen.py && \
 	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 1 --epochs 16 \
 	    --weight_decay 0.1 --synthetic_weight 0.8 --synthetic unseen
+	for members in 3 5 8; do \
+	    $(MEMBERS) --size 300k --recipe member --members $$members \
+	        --out runs/taught_by_members --study distillation || exit; \
+	    for seed in 0 1 2; do \
+	        $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) --seed $$seed --teacher \
+	            $$(ls -d runs/taught_by_members/ensembles/*-k$$members-*) || exit; done; done
+	eight="--teacher $$(ls -d runs/taught_by_members/ensembles/*-k8-*)"; \
+	for seed in 0 1 2; do \
+	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --lr 1e-2 \
+	        --kl_weight 0.9 --epochs 64 --weight_decay 0.2 || exit; \
+	    for row in "0.5 12 0.2" "0.9 6 0.1"; do set -- $$row; \
+	        $(PY) distill.py $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --lr 1e-2 \
+	            --sample_tokens 4194304 --synthetic_weight $$1 --epochs $$2 --weight_decay $$3 \
+	            || exit; done; \
+	    $(PY) train.py --size 300k $(EVERY) --data $$(basename $$(ls -td \
+	        data/sampled-docstrings-300k-k8-* | head -n 1)) --tokens 4194304 --epochs 1 --lr 1e-2 \
+	        --weight_decay 0.1 --seed $$seed --out runs/text_alone || exit; done
 	$(PY) fit.py runs/distillation
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for

@@ -2463,6 +2463,31 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(world, monkeypatch):
     assert result["val_loss"] == whole["val_loss"]
 
 
+def test_an_automatic_micro_batch_goes_on_with_a_smaller_one(world, monkeypatch):
+    """As where a run that shared a GPU with another goes on alone: the same to the bit."""
+    config = tiny_config(epochs=2, checkpoint_seconds=0.0, log_every=5)
+    fitting = train.fitting_micro_batch
+    monkeypatch.setattr(train, "fitting_micro_batch", lambda *_: 2)
+    whole = train.train(dataclasses.replace(config, out="whole"))
+    run_steps = train.run_steps
+
+    def stopped(run, heartbeat):
+        def at_step():
+            if run.step > 12:
+                raise KeyboardInterrupt
+        run_steps(run, at_step)
+    monkeypatch.setattr(train, "run_steps", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    monkeypatch.setattr(train, "run_steps", run_steps)
+    monkeypatch.setattr(train, "fitting_micro_batch", fitting)
+    result = train.train(config)
+    assert result["machine"]["micro_batch_size"] == 2
+    assert result["val_loss"] == whole["val_loss"]
+    name = result["name"]
+    assert read_rows(world / "runs" / name) == read_rows(world / "whole" / name)
+
+
 def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatch):
     config = tiny_config(checkpoint_seconds=0.0)
 

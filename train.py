@@ -1195,6 +1195,10 @@ def load_checkpoint(run):
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start the run "
                          f"anew") from error
+    # an automatic micro-batch depends on how many jobs share a device: a smaller one fits as well
+    smaller = state["machine"].get("micro_batch_size", 0)
+    if not run.config.micro_batch_size and 0 < smaller < run.machine["micro_batch_size"]:
+        run.machine["micro_batch_size"] = smaller
     if state["machine"] != run.machine:
         differ = [key for key in run.machine if state["machine"].get(key) != run.machine[key]]
         changes = ", ".join(f"{key} {state['machine'].get(key)}, here {run.machine[key]}"

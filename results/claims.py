@@ -73,12 +73,12 @@ def ensembles(found, size):
 
 
 def worth(found, *names):
-    """A data efficiency at each budget, with its interval: of the first of the names that has one
-    there."""
-    texts, by_tokens = [], {}
+    """{tokens: a data efficiency with its interval}, at each budget of the first of the names that
+    has one there."""
+    texts, by_tokens = {}, {}
     for name in names[::-1]:
         by_tokens |= {row["tokens"]: row for row in found["efficiencies"] if row["recipe"] == name}
-    for tokens, row in sorted(by_tokens.items()):
+    for tokens, row in by_tokens.items():
         text = "{bound}{times:.2f}".format(**row["measured"])
         if row["measured_interval"]:
             low, high = row["measured_interval"]
@@ -87,10 +87,8 @@ def worth(found, *names):
                 text = "at least {times:.2f}".format(**low)
             if row["interval"][0] == 0:  # a limit that is not told from 0 says nothing
                 text = "not determined"
-        if tokens > TOKENS:
-            text = f"at {tokens / TOKENS:.0f} times the text {text}"
-        texts.append(text)
-    return "; ".join(texts)
+        texts[tokens] = text
+    return texts
 
 
 def students(found):
@@ -99,12 +97,14 @@ def students(found):
     teachers, = {m["params"] for m in found["members"]}
     most = max(row["k"] for row in found["students"])
     texts = []
-    for what, times in ((f" of {most} members' gain", 1), (" by a student of twice the size", 2)):
+    for what, recipe, times in (
+            (f" of {most} regularized members' gain", "regularized", 1),
+            (" by a student of twice the size", "regularized", 2),
+            (f" of {most} members' by the member rule, which gain more", "member", 1)):
         rows = [row for row in found["students"] if row["share"] and row["k"] == most
-                and round(row["params"] / teachers) == times]
+                and row["teachers_recipe"] == recipe and round(row["params"] / teachers) == times]
         best = max(rows, key=lambda row: (row["seeds"], row["share"]))
-        texts.append(f"{best['share']:.0%} ({best['low']:.0%} to {best['high']:.0%}){what}, the "
-                     f"best setting of {best['seeds']} seeds")
+        texts.append(f"{best['share']:.0%} ({best['low']:.0%} to {best['high']:.0%}){what}")
     return "; ".join(texts)
 
 
@@ -168,20 +168,58 @@ def worth_continued(found, loss, half):
     return f"{text} ({low} to {high})"
 
 
+def of_bases(found):
+    """fit.py's analysis of one base model after another, the one with most settings first."""
+    settings = [s for s in found["settings"] if s["recipe"] == "cpt"]
+    names = [s["started_from"] for s in settings if s["tokens"] == CONTINUED]
+    return [{key: [row for row in found[key] if row.get("started_from") == name]
+             for key in ("settings", "members")}
+            for name in sorted(set(names), key=lambda name: -names.count(name))]
+
+
+def worth_by_base(found):
+    """{recipe: how many times CONTINUED tokens the default needs for its loss, by base model}."""
+    times = {}
+    for base in of_bases(found):
+        losses = default_losses(base)
+        for what, _, _, loss, _ in continued_rows(base):
+            worth = fit.measured_efficiency(losses, loss, CONTINUED)["times"]
+            times.setdefault(what, []).append(worth)
+    return times
+
+
+def mean_and_interval(times):
+    """The mean over base models and its 95% interval."""
+    mean, count = sum(times) / len(times), len(times)
+    sd = math.sqrt(sum((one - mean) ** 2 for one in times) / (count - 1))
+    half = student_t.ppf(0.975, count - 1) * sd / math.sqrt(count)
+    return f"{mean:.2f} {interval(mean - half, mean + half)}"
+
+
 def print_continued(found):
-    """Each recipe's loss, and how many times the tokens the default one needs for it."""
+    """Each recipe's loss, and how many times the tokens the default one needs for it, of the base
+    model of which most was tried; then of each base model."""
+    first = of_bases(found)[0]
     print("| recipe | batch | epochs | lr | seeds or members | loss | tokens the default needs, in "
           "times |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for what, s, count, loss, half in continued_rows(found):
+    for what, s, count, loss, half in continued_rows(first):
         shown = f"{loss:.3f}"
         if half is not None:
             shown += f" +- {half:.3f}"
         print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | {count} | {shown} | "
-              f"{worth_continued(found, loss, half)} |")
+              f"{worth_continued(first, loss, half)} |")
     line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in
-                     sorted(default_losses(found).items()))
+                     sorted(default_losses(first).items()))
     print(f"\nThe default recipe: {line} tokens.\n")
+
+    by_base = worth_by_base(found)
+    bases = range(1, 1 + len(by_base["default"]))
+    print_rows(["tokens the default needs, in times", *(f"base model {i}" for i in bases),
+                "mean (95%)"],
+               [(what, *(f"{one:.2f}" for one in times), mean_and_interval(times))
+                for what, times in by_base.items() if what != "default"])
+    print()
     print_real_model(found)
 
 
@@ -196,18 +234,25 @@ def print_real_model(found):
 
 
 def continued(found):
-    """What the best ensemble of continued runs is worth, and the least limit of all."""
-    *_, (_, _, members, loss, half), (_, _, _, limit, half_of_limit) = continued_rows(found)
-    return (f"{members} members {worth_continued(found, loss, half)} times the data; the least "
-            f"limit of ensembles {worth_continued(found, limit, half_of_limit)}")
+    """What the ensemble of continued runs is worth, and the least limit of such ensembles."""
+    by_base = worth_by_base(found)
+    return (f"5 members {mean_and_interval(by_base['and their ensemble'])} times the data; the "
+            f"least limit of ensembles "
+            f"{mean_and_interval(by_base['the least limit of ensembles'])}")
+
+
+def print_rows(header, rows):
+    """A table in Markdown."""
+    for row in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(row)} |")
 
 
 def print_claims():
     """The paper's claims, and what stands for each of them here."""
     # each claim of the studies that its target makes
     ladder, found = analysis("ladder"), analysis("ladder,members,efficiency")
-    taught = analysis("miniature,distillation")
-    rows = [
+    print_rows(["claim", "here, N and D over 1,000 (95%)", "the paper, 200M tokens",
+                "made by `make ...`"], [
         ("More epochs and parameters overfit at weight decay 0.1", overfits(ladder),
          "best 3.75; falls, then rises with N", "ladder"),
         ("Regularized, loss is a power law in N", regularized(ladder),
@@ -215,27 +260,31 @@ def print_claims():
         ("Ensembles of one size (300k) have a lower limit; members of twice the epochs and half "
          "the weight decay a lower one still",
          ensembles(found, "300k"), "3.34 and 3.27", "ensembles"),
-        ("Data efficiency of one regularized model", worth(found, "regularized, best measured"),
-         "2.09", "efficiency"),
-        ("... of the regularized limit", worth(found, "regularized, N to infinity"),
-         "2.29, and more than 2 at all budgets", "efficiency"),
-        ("... of the best ensemble", worth(found, "ensembles, best measured"), "3.75",
-         "efficiency"),
-        ("... of the least limit over K", worth(found, "ensembles, best N, K to infinity"),
-         "3.03 at 300M, which is not the least", "efficiency"),
-        ("... of the limit over N and K",
-         worth(found, "member ensembles, N and K to infinity",
-               "regularized ensembles, N and K to infinity"),
-         "5.17, and more than 5 at all budgets", "efficiency"),
-        ("A student of one size keeps most of it", students(taught), "83% of 8", "distillation"),
+        ("A student of one size keeps most of it", students(analysis("miniature,distillation")),
+         "83% of 8", "distillation"),
         ("Continued pre-training: small batches, epochs, an ensemble, against the default recipe",
-         continued(analysis("continued")), "17.5", "continued"),
-    ]
-    print("| claim | here, N and D over 1,000 (95%) | the paper, 200M tokens | made by "
-          "`make ...` |")
-    print("| --- | --- | --- | --- |")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+         continued(analysis("continued")), "17.5", "continued")])
+    print()
+    print_efficiencies(found)
+
+
+def print_efficiencies(found):
+    """How many times the data the standard recipe needs for what others reach, by budget."""
+    rows = [
+        ("one regularized model", "2.09", worth(found, "regularized, best measured")),
+        ("the regularized limit", "2.29, and more than 2 at all budgets",
+         worth(found, "regularized, N to infinity")),
+        ("the best ensemble", "3.75", worth(found, "ensembles, best measured")),
+        ("the least limit over K", "3.03 at 300M, which is not the least",
+         worth(found, "ensembles, best N, K to infinity")),
+        ("the limit over N and K", "5.17, and more than 5 at all budgets",
+         worth(found, "member ensembles, N and K to infinity",
+               "regularized ensembles, N and K to infinity"))]
+    budgets = sorted(set().union(*(texts for _, _, texts in rows)))
+    print_rows(["data efficiency of", *(f"{tokens:,} tokens" for tokens in budgets),
+                "the paper, 200M tokens"],
+               [(what, *(texts.get(tokens, "") for tokens in budgets), paper)
+                for what, paper, texts in rows])
 
 
 def print_bench():
