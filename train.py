@@ -570,8 +570,12 @@ class Run:
             batches = self.train.split(self.config.batch_size)
             if self.rank == 0:  # one line for all processes
                 batches = Progress("asked the teachers about", batches, "batches")
-            states = [self.teacher_states(batch.long()) for batch in batches]
-            self.teacher_cache = torch.cat(states)
+            width = sum(teacher.config.width for teacher in self.teachers)
+            # filled in place: parts and their whole would take twice the memory
+            self.teacher_cache = torch.empty(*self.train.shape, width, device=self.device)
+            parts = self.teacher_cache.split(self.config.batch_size)
+            for part, batch in zip(parts, batches):
+                part.copy_(self.teacher_states(batch.long()))
         if self.teacher_cache is None:
             states = self.teacher_states(tokens)
         else:
