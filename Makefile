@@ -130,7 +130,8 @@ students: data
 # last number of its rows: which one, in the order of sampling), real text that none has read. Last,
 # students of members by the member rule, as the paper's are, and of their text alone.
 STUDENT = --size 300k $(EVERY) --out runs/distillation
-STUDENT_OF_MEMBERS = --size 300k $(EVERY) --out runs/taught_by_members --study distillation
+STUDENT_OF_MEMBERS = --size 300k $(EVERY) --lr 1e-2 --out runs/taught_by_members \
+	--study distillation
 distillation: data
 	for members in 3 5 8; do \
 	    $(MEMBERS) --size 300k --recipe regularized --members $$members \
@@ -173,20 +174,18 @@ distillation: data
 	    --weight_decay 0.1 --synthetic_weight 0.8 --synthetic unseen
 	for members in 3 5 8; do \
 	    $(MEMBERS) --size 300k --recipe member --members $$members \
-	        --out runs/taught_by_members --study distillation || exit; \
-	    for seed in 0 1 2; do \
-	        $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) --seed $$seed --teacher \
-	            $$(ls -d runs/taught_by_members/ensembles/*-k$$members-*) || exit; done; done
+	        --out runs/taught_by_members --study distillation || exit; done
 	eight="--teacher $$(ls -d runs/taught_by_members/ensembles/*-k8-*)"; \
+	for row in "0.5 32" "0.9 64"; do set -- $$row; \
+	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --kl_weight $$1 --epochs $$2 \
+	        --weight_decay 0.2 || exit; done; \
 	for seed in 0 1 2; do \
-	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --lr 1e-2 \
-	        --kl_weight 0.9 --epochs 64 --weight_decay 0.2 || exit; \
-	    for row in "0.5 12 0.2" "0.9 6 0.1"; do set -- $$row; \
-	        $(PY) distill.py $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --lr 1e-2 \
-	            --sample_tokens 4194304 --synthetic_weight $$1 --epochs $$2 --weight_decay $$3 \
-	            || exit; done; \
-	    $(PY) train.py --size 300k $(EVERY) --data $$(basename $$(ls -td \
-	        data/sampled-docstrings-300k-k8-* | head -n 1)) --tokens 4194304 --epochs 1 --lr 1e-2 \
+	    $(PY) distill.py $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs 12 \
+	        --weight_decay 0.2 --sample_tokens 4194304 --synthetic_weight 0.5 || exit; \
+	    text=$$(basename $$(ls -td data/sampled-docstrings-300k-k8-* | head -n 1)); \
+	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs 8 \
+	        --weight_decay 0.1 --kl_weight 1 --synthetic $$text --synthetic_weight 0.9 || exit; \
+	    $(PY) train.py --size 300k $(EVERY) --data $$text --tokens 4194304 --epochs 1 --lr 1e-2 \
 	        --weight_decay 0.1 --seed $$seed --out runs/text_alone || exit; done
 	$(PY) fit.py runs/distillation
 
