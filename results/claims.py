@@ -168,58 +168,20 @@ def worth_continued(found, loss, half):
     return f"{text} ({low} to {high})"
 
 
-def of_bases(found):
-    """fit.py's analysis of one base model after another, the one with most settings first."""
-    settings = [s for s in found["settings"] if s["recipe"] == "cpt"]
-    names = [s["started_from"] for s in settings if s["tokens"] == CONTINUED]
-    return [{key: [row for row in found[key] if row.get("started_from") == name]
-             for key in ("settings", "members")}
-            for name in sorted(set(names), key=lambda name: -names.count(name))]
-
-
-def worth_by_base(found):
-    """{recipe: how many times CONTINUED tokens the default needs for its loss, by base model}."""
-    times = {}
-    for base in of_bases(found):
-        losses = default_losses(base)
-        for what, _, _, loss, _ in continued_rows(base):
-            worth = fit.measured_efficiency(losses, loss, CONTINUED)["times"]
-            times.setdefault(what, []).append(worth)
-    return times
-
-
-def mean_and_interval(times):
-    """The mean over base models and its 95% interval."""
-    mean, count = sum(times) / len(times), len(times)
-    sd = math.sqrt(sum((one - mean) ** 2 for one in times) / (count - 1))
-    half = student_t.ppf(0.975, count - 1) * sd / math.sqrt(count)
-    return f"{mean:.2f} {interval(mean - half, mean + half)}"
-
-
 def print_continued(found):
-    """Each recipe's loss, and how many times the tokens the default one needs for it, of the base
-    model of which most was tried; then of each base model."""
-    first = of_bases(found)[0]
+    """Each recipe's loss, and how many times the tokens the default one needs for it."""
     print("| recipe | batch | epochs | lr | seeds or members | loss | tokens the default needs, in "
           "times |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for what, s, count, loss, half in continued_rows(first):
+    for what, s, count, loss, half in continued_rows(found):
         shown = f"{loss:.3f}"
         if half is not None:
             shown += f" +- {half:.3f}"
         print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | {count} | {shown} | "
-              f"{worth_continued(first, loss, half)} |")
+              f"{worth_continued(found, loss, half)} |")
     line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in
-                     sorted(default_losses(first).items()))
+                     sorted(default_losses(found).items()))
     print(f"\nThe default recipe: {line} tokens.\n")
-
-    by_base = worth_by_base(found)
-    bases = range(1, 1 + len(by_base["default"]))
-    print_rows(["tokens the default needs, in times", *(f"base model {i}" for i in bases),
-                "mean (95%)"],
-               [(what, *(f"{one:.2f}" for one in times), mean_and_interval(times))
-                for what, times in by_base.items() if what != "default"])
-    print()
     print_real_model(found)
 
 
@@ -234,11 +196,10 @@ def print_real_model(found):
 
 
 def continued(found):
-    """What the ensemble of continued runs is worth, and the least limit of such ensembles."""
-    by_base = worth_by_base(found)
-    return (f"5 members {mean_and_interval(by_base['and their ensemble'])} times the data; the "
-            f"least limit of ensembles "
-            f"{mean_and_interval(by_base['the least limit of ensembles'])}")
+    """What the best ensemble of continued runs is worth, and the least limit of all."""
+    *_, (_, _, members, loss, half), (_, _, _, limit, half_of_limit) = continued_rows(found)
+    return (f"{members} members {worth_continued(found, loss, half)} times the data; the least "
+            f"limit of ensembles {worth_continued(found, limit, half_of_limit)}")
 
 
 def print_rows(header, rows):
