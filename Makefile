@@ -187,7 +187,7 @@ distillation: data
 	        --weight_decay 0.1 --kl_weight 1 --synthetic $$text --synthetic_weight 0.9 || exit; \
 	    $(PY) train.py --size 300k $(EVERY) --data $$text --tokens 4194304 --epochs 1 --lr 1e-2 \
 	        --weight_decay 0.1 --seed $$seed --out runs/text_alone || exit; done
-	$(PY) fit.py runs/distillation
+	$(PY) fit.py runs/distillation runs/taught_by_members
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for
 # 32 epochs of standard 150k and 300k, which want more of them when there is more text. The

@@ -13,6 +13,7 @@ Read sample_batch() and find_or_sample() first; the rest serves them.
 """
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,9 +30,9 @@ import torch
 from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, refuse, run_main, write_atomically, write_data
-from train import (TrainConfig, add_options, autocast, claim, config_from, expand, fit_together,
-                   load_models, on_device, read_run, resolve, say, short_hash, train, use_compile,
-                   use_device)
+from train import (InUse, TrainConfig, add_options, autocast, claim, config_from, expand,
+                   fit_together, load_models, on_device, read_run, resolve, say, short_hash, train,
+                   use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -228,8 +229,8 @@ def sample_data(name, request, runs, args, data, device):
         meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "pattern")}
         write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
                    {"identity": request, **meta}, data.tokenizer_file())
-    # only now, when the data set is whole
-    shutil.rmtree(folder)
+    # only now, when the data set is whole; the same command elsewhere may have done it by now
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -302,7 +303,8 @@ def find_or_sample(args):
         say(f"data/{name} is sampled already")
         # a kill after the last batch leaves these
         for batches in Path("data").glob(f".{name}-*"):
-            shutil.rmtree(batches, ignore_errors=True)
+            with contextlib.suppress(InUse, FileNotFoundError), claim(batches):
+                shutil.rmtree(batches)
     else:
         if "RANK" in os.environ:
             raise InputError("sample without torchrun first (--jobs); the same command under "

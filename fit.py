@@ -2672,9 +2672,9 @@ def vary_differences(members):
 def student_shares(settings, runs, ensembles, noise):
     """What students keep of their teachers' gain (paper, section on distillation): for each setting
     of students the mean loss of its seeds, the loss of the best single model of the teachers' size
-    and text (`single`), that of the teachers' ensemble, and `share` = (single - student) /
-    (single - ensemble) with its 95% interval, which leaves out that other teachers would make other
-    students.
+    and text among these runs (`single`), that of the teachers' ensemble, and `share` =
+    (single - student) / (single - ensemble) with its 95% interval, which leaves out that other
+    teachers would make other students.
     """
     named = {run["name"]: run for run in runs}
     # ensembles by their members, as a student knows the names of its teachers
@@ -2691,15 +2691,19 @@ def student_shares(settings, runs, ensembles, noise):
         # teachers that are not among the results
         if not named.keys() >= set(teachers):
             continue
-        # not the teachers alone: members of a good ensemble may be poor single models
-        single = best_single(settings, named[teachers[0]])
-        row["single"] = single["loss"]
         row["teachers_recipe"] = named[teachers[0]]["recipe"]
+        # not the teachers alone: members of a good ensemble may be poor single models
+        single = best_single(settings, [named[name] for name in teachers])
+        if single is None:
+            continue
+        row["single"] = single["loss"]
         ensemble = together.get(tuple(teachers))
         # one teacher has no ensemble to gain by
         if ensemble is None or len(teachers) == 1:
             continue
         row["ensemble"] = ensemble["loss_by_k"]["logits"][-1]
+        if row["ensemble"] >= row["single"]:  # no gain to keep
+            continue
         row["share"] = (row["single"] - s["loss"]) / (row["single"] - row["ensemble"])
         half = half_width_of_share(row, single, ensemble["law"]["se"], noise)
         if half is not None:
@@ -2707,11 +2711,18 @@ def student_shares(settings, runs, ensembles, noise):
     return rows
 
 
-def best_single(settings, run):
-    """The setting of least loss with a run's size, text and start that had no teacher."""
-    alike = agreeing(settings, run, ("data_hash", "size", "tokens", "started_from"))
-    return min((s for s in alike if not (s.get("teachers") or s.get("sampled_from"))),
-               key=lambda s: s["loss"])
+def best_single(settings, teachers):
+    """Of the settings without a teacher that agree with all of some runs in size, text, context and
+    start the one of least loss; None where there is none."""
+    def task(run):
+        # results of before they had a start have none
+        names = ("data_hash", "size", "tokens", "context", "doc_mask")
+        return *(run.get(name) for name in names), run.get("started_from") or ""
+
+    wanted = {task(teacher) for teacher in teachers}
+    alike = [s for s in settings if {task(s)} == wanted
+             and not (s.get("teachers") or s.get("sampled_from"))]
+    return min(alike, key=lambda s: s["loss"], default=None)
 
 
 def half_width_of_share(row, single, ensemble_error, noise):
@@ -3038,8 +3049,8 @@ def print_ensembles(members):
 def print_students(rows):
     """A line for each setting of students: what they keep of their teachers' gain."""
     print_table("Students of K teachers: their loss, that of the best single model of the "
-                "teachers' size, the ensemble's, and the share of the gain that is kept, with its "
-                "95% interval", rows,
+                "teachers' size here, the ensemble's, and the share of the gain that is kept, with "
+                "its 95% interval", rows,
                 {**SETTING, "text by": "{teachers_take}", "text tokens": "{synthetic_tokens:,}",
                  "text share": "{synthetic_weight:g}", "KL share": "{kl_weight:g}",
                  "T": "{kl_temperature:g}", "teachers": "{teachers_recipe}",
@@ -3217,11 +3228,13 @@ def student_lines(students):
     # students by text alone: those by KL as well would need a line each
     by_text = [s for s in students if s.get("synthetic_tokens") and not s["kl_weight"]]
     lines = []
-    for i, line in enumerate(grouped(by_text, ("k", "size", "synthetic_weight"))):
+    alike = ("teachers_recipe", "k", "size", "synthetic_weight")
+    for i, line in enumerate(grouped(by_text, alike)):
         best = best_of(line, ("synthetic_tokens",))
         # best_of() sorts by loss, a line goes from left to right
         best.sort(key=lambda s: s["synthetic_tokens"])
-        lines.append(Line(f"{line[0]['synthetic_weight']:g} of an epoch, {line[0]['size']}",
+        label = "{synthetic_weight:g} of an epoch, {size}, {teachers_recipe} teachers"
+        lines.append(Line(label.format(**line[0]),
                           column(best, "synthetic_tokens"), column(best, "loss"),
                           MARKERS[i % len(MARKERS)], f"C{i}", joined=True))
     return lines
@@ -3232,7 +3245,8 @@ def student_levels(students):
     levels = {}
     for s in students:
         if s.get("synthetic_tokens") and s["ensemble"]:
-            levels |= {"one model": s["single"], f"{s['k']} teachers": s["ensemble"]}
+            levels |= {"one model": s["single"],
+                       "{k} {teachers_recipe} teachers".format(**s): s["ensemble"]}
     return levels
 
 

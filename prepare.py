@@ -1047,8 +1047,9 @@ def find_files(sources):
             files[source] = role_of(source.name)
             continue
         inside = list_folder(source)
-        # hidden files are caches and leftovers of editors
-        known = [path for path in inside if kind_of(path) and path.name[0] != "."]
+        # hidden files are caches and leftovers of editors; README.md describes the others
+        known = [path for path in inside if kind_of(path) and path.name[0] != "."
+                 and path.name.lower() != "readme.md"]
         if not known:
             raise InputError(f"no file in {source} can be read; known are {' '.join(KINDS)}, also "
                              f"packed as {' '.join(PACKED)}")

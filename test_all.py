@@ -482,7 +482,8 @@ def test_folders_are_read_whole(tmp_path, monkeypatch, capsys):
         Path(name).mkdir(parents=True)
     texts = make_documents(150)
     Path("in/a.json.gz").write_bytes(gzip.compress(json_lines(texts[:50])))
-    Path("in/README.md").write_text("Read me first.")
+    Path("in/notes.md").write_text("Read me first.")
+    Path("in/README.md").write_text("What is here.")
     Path("in/deep/OLD.TXT").write_text("An old text.")
     Path("elsewhere/b.jsonl").write_bytes(json_lines(texts[50:]))
     Path("in/linked").symlink_to(tmp_path / "elsewhere")
@@ -490,7 +491,7 @@ def test_folders_are_read_whole(tmp_path, monkeypatch, capsys):
     Path("in/.hidden.txt").write_text("hidden")
     Path("in/picture.png").write_bytes(b"\x89PNG")
     assert call(prepare, "--source", "in", "--tokenizer", "bytes", "--name", "in") == 0
-    left = "2 files of other kinds are left out: in/.hidden.txt, in/picture.png"
+    left = "3 files of other kinds are left out: in/.hidden.txt, in/README.md, in/picture.png"
     assert left in capsys.readouterr().out
     found = sum(texts_of("in").values(), [])
     assert sorted(found) == sorted([*texts, "Read me first.", "An old text."])
@@ -682,7 +683,8 @@ def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
     assert "or the --separator that parts its documents" in message
     Path("a.jsonl").write_bytes(json_lines(names))
     options = ("--source", "a.jsonl", "--tokenizer", "bytes", "--separator")
-    assert "no effect without .txt or .md files: --separator;" in refused(capsys, prepare, *options, "x")
+    message = refused(capsys, prepare, *options, "x")
+    assert "no effect without .txt or .md files: --separator;" in message
     assert "--separator is empty" in refused(capsys, prepare, *options, "")
 
 
@@ -4667,6 +4669,14 @@ def test_what_a_student_keeps_of_its_teachers_gain(world):
     # without the ensemble, or a teacher, nothing is said of the gain
     row, = shares(runs + students, [])
     assert row["single"] == pytest.approx(3.45) and row["share"] is None
+    # an ensemble that is worse than the best single model has no gain to keep
+    worse = {**together, "loss_by_k": {"logits": [3.45, 3.42, 3.41]}}
+    row, = shares(runs + better + students, [worse])
+    assert row["ensemble"] == 3.41 and row["share"] is None
+    # results of before runs had a start stand beside those of today
+    old = [{key: run[key] for key in run if key != "started_from"} for run in better]
+    row, = shares(runs + old + students, [together])
+    assert row["single"] == pytest.approx(3.39)
     row, = shares(runs[1:] + students, [together])
     assert row["single"] is None and row["share"] is None
 
@@ -4683,7 +4693,7 @@ def test_what_a_student_keeps_of_its_teachers_gain(world):
     half, three_quarters = fit.student_lines(rows)
     assert (list(half.x), list(half.y)) == ([4096, 8192], [3.4, 3.35])
     assert (list(three_quarters.x), list(three_quarters.y)) == ([4096], [3.42])
-    assert fit.student_levels(rows) == {"one model": pytest.approx(3.45), "3 teachers": 3.25}
+    assert fit.student_levels(rows) == {"one model": pytest.approx(3.45), "3 regularized teachers": 3.25}
 
 
 def markdown_tables(text):

@@ -572,10 +572,10 @@ class Run:
                 batches = Progress("asked the teachers about", batches, "batches")
             width = sum(teacher.config.width for teacher in self.teachers)
             # filled in place: parts and their whole would take twice the memory
-            self.teacher_cache = torch.empty(*self.train.shape, width, device=self.device)
-            parts = self.teacher_cache.split(self.config.batch_size)
-            for part, batch in zip(parts, batches):
+            cache = torch.empty(*self.train.shape, width, device=self.device)
+            for part, batch in zip(cache.split(self.config.batch_size), batches):
                 part.copy_(self.teacher_states(batch.long()))
+            self.teacher_cache = cache
         if self.teacher_cache is None:
             states = self.teacher_states(tokens)
         else:

@@ -1,4 +1,4 @@
-"""Print the paper's claims beside what committed runs say of them, as the table of README.md.
+"""Print the paper's claims beside what committed runs say of them, as the tables of README.md.
 
     python results/claims.py
     python results/claims.py continued    # continued pre-training, recipe by recipe
@@ -242,8 +242,8 @@ def print_efficiencies(found):
          worth(found, "member ensembles, N and K to infinity",
                "regularized ensembles, N and K to infinity"))]
     budgets = sorted(set().union(*(texts for _, _, texts in rows)))
-    print_rows(["data efficiency of", *(f"{tokens:,} tokens" for tokens in budgets),
-                "the paper, 200M tokens"],
+    print_rows(["data efficiency (95%, `make efficiency`) of",
+                *(f"{tokens:,} tokens" for tokens in budgets), "the paper, 200M tokens"],
                [(what, *(texts.get(tokens, "") for tokens in budgets), paper)
                 for what, paper, texts in rows])
 
