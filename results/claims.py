@@ -170,15 +170,15 @@ def worth_continued(found, loss, half):
 
 def print_continued(found):
     """Each recipe's loss, and how many times the tokens the default one needs for it."""
-    print("| recipe | batch | epochs | lr | seeds or members | loss | tokens the default needs, in "
-          "times |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     for what, s, count, loss, half in continued_rows(found):
         shown = f"{loss:.3f}"
         if half is not None:
             shown += f" +- {half:.3f}"
-        print(f"| {what} | {s['batch_size']} | {s['epochs']} | {s['lr']:g} | {count} | {shown} | "
-              f"{worth_continued(found, loss, half)} |")
+        setting = "{batch_size} {epochs} {lr:g}".format(**s).split()
+        rows.append([what, *setting, str(count), shown, worth_continued(found, loss, half)])
+    print_rows(["recipe", "batch", "epochs", "lr", "seeds or members", "loss",
+                "tokens the default needs, in times"], rows)
     line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in
                      sorted(default_losses(found).items()))
     print(f"\nThe default recipe: {line} tokens.\n")
