@@ -2669,6 +2669,11 @@ def vary_differences(members):
     return rows
 
 
+def teachers_of(run):
+    """The names of the teachers whose prediction or text a student has learned from."""
+    return sorted(run.get("teachers") or run.get("sampled_from") or ())
+
+
 def student_shares(settings, runs, ensembles, noise):
     """What students keep of their teachers' gain (paper, section on distillation): for each setting
     of students the mean loss of its seeds, the loss of the best single model of the teachers' size
@@ -2682,7 +2687,7 @@ def student_shares(settings, runs, ensembles, noise):
                 for e in ensembles}
     rows = []
     for s in settings:
-        teachers = sorted(s.get("teachers") or s.get("sampled_from") or ())
+        teachers = teachers_of(s)
         if not teachers:
             continue
         unknown = ("teachers_recipe", "single", "ensemble", "share", "low", "high")
@@ -2720,8 +2725,7 @@ def best_single(settings, teachers):
         return *(run.get(name) for name in names), run.get("started_from") or ""
 
     wanted = {task(teacher) for teacher in teachers}
-    alike = [s for s in settings if {task(s)} == wanted
-             and not (s.get("teachers") or s.get("sampled_from"))]
+    alike = [s for s in settings if {task(s)} == wanted and not teachers_of(s)]
     return min(alike, key=lambda s: s["loss"], default=None)
 
 
@@ -3233,9 +3237,10 @@ def student_lines(students):
         best = best_of(line, ("synthetic_tokens",))
         # best_of() sorts by loss, a line goes from left to right
         best.sort(key=lambda s: s["synthetic_tokens"])
-        label = "{synthetic_weight:g} of an epoch, {size}, {teachers_recipe} teachers"
-        lines.append(Line(label.format(**line[0]),
-                          column(best, "synthetic_tokens"), column(best, "loss"),
+        label = "{synthetic_weight:g} of an epoch, {size}".format(**line[0])
+        if line[0]["teachers_recipe"]:  # else the teachers are not among the results
+            label += f", {line[0]['teachers_recipe']} teachers"
+        lines.append(Line(label, column(best, "synthetic_tokens"), column(best, "loss"),
                           MARKERS[i % len(MARKERS)], f"C{i}", joined=True))
     return lines
 
