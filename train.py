@@ -570,9 +570,9 @@ class Run:
             batches = self.train.split(self.config.batch_size)
             if self.rank == 0:  # one line for all processes
                 batches = Progress("asked the teachers about", batches, "batches")
-            width = sum(teacher.config.width for teacher in self.teachers)
             # filled in place: parts and their whole would take twice the memory
-            cache = torch.empty(*self.train.shape, width, device=self.device)
+            shape = *self.train.shape, self.teacher_head.shape[1]
+            cache = torch.empty(shape, device=self.device)
             for part, batch in zip(cache.split(self.config.batch_size), batches):
                 part.copy_(self.teacher_states(batch.long()))
             self.teacher_cache = cache
