@@ -3476,6 +3476,14 @@ def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys):
     sampled, = (world / "data").glob("sampled-*")
     assert not folder.exists()
     both = prepare.load_data(sampled.name).train
+    # a kill after the last batch leaves them; what another process is at stays
+    held = folder.with_name(folder.name + "0")
+    for left in (folder, held):
+        left.mkdir()
+        (left / "0.npy").write_bytes(b"")
+    with train.claim(held):
+        assert call(distill, *options) == 0
+    assert held.exists() and not folder.exists()
     shutil.rmtree(sampled)
     for path in (world / "runs").glob("*mix*"):
         shutil.rmtree(path)
@@ -4693,7 +4701,11 @@ def test_what_a_student_keeps_of_its_teachers_gain(world):
     half, three_quarters = fit.student_lines(rows)
     assert (list(half.x), list(half.y)) == ([4096, 8192], [3.4, 3.35])
     assert (list(three_quarters.x), list(three_quarters.y)) == ([4096], [3.42])
-    assert fit.student_levels(rows) == {"one model": pytest.approx(3.45), "3 regularized teachers": 3.25}
+    levels = {"one model": pytest.approx(3.45), "3 regularized teachers": 3.25}
+    assert fit.student_levels(rows) == levels
+    # teachers that are not among the results have no recipe to name
+    half, _ = fit.student_lines(shares(students + texts, []))
+    assert half.label == f"0.5 of an epoch, {runs[0]['size']}"
 
 
 def markdown_tables(text):
