@@ -236,7 +236,7 @@ continued: data
 	    --tokenizer data/general/tokenizer.tiktoken
 	$(PY) train.py --data general --size 300k --tokens 1677721 --epochs 4 --lr 1e-2 \
 	    --weight_decay 0.2 $(EVERY) --out runs/continued
-	from="--data mathematics --init_from $$(ls -d runs/continued/general-*) $(EVERY) \
+	from="--data mathematics --init_from $$(ls -d runs/continued/general-*-s0-*) $(EVERY) \
 	    --out runs/continued --weight_decay 0.1"; \
 	for row in "131072 1 1e-3 16 0" "131072 1 3e-3 16 0" "131072 1 1e-2 16 0" \
 	    "131072 1 1e-3 4 0" "131072 1 3e-3 4 0" "131072 1 1e-2 4 0" \
@@ -255,6 +255,18 @@ continued: data
 	for row in "4 1e-3" "8 1e-3" "4 3e-3" "8 3e-3"; do set -- $$row; \
 	    $(PY) ensemble.py $$from --tokens 131072 --epochs $$1 --lr $$2 --batch_size 4 \
 	        --members 5 --vary data_seed --jobs $(JOBS) || exit; done
+	@# two more base models: what the choice of one does to all of this
+	for seed in 1 2; do \
+	    $(PY) train.py --data general --size 300k --tokens 1677721 --epochs 4 --lr 1e-2 \
+	        --weight_decay 0.2 $(EVERY) --out runs/continued --seed $$seed || exit; \
+	    from="--data mathematics --init_from $$(ls -d runs/continued/general-*-s$$seed-*) $(EVERY) \
+	        --out runs/continued --weight_decay 0.1 --seed $$seed"; \
+	    for row in "131072 3e-3 16" "262144 3e-3 16" "524288 3e-3 16" "131072 1e-3 1"; do \
+	        set -- $$row; $(PY) train.py $$from --tokens $$1 --epochs 1 --lr $$2 --batch_size $$3 || \
+	            exit; done; \
+	    for lr in 1e-3 3e-3; do \
+	        $(PY) ensemble.py $$from --tokens 131072 --epochs 4 --lr $$lr --batch_size 4 \
+	            --members 5 --vary data_seed --jobs $(JOBS) || exit; done; done
 	$(PY) fit.py runs/continued
 
 # Accuracy against loss of all runs and ensembles of docstrings that are in runs/

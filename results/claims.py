@@ -8,6 +8,7 @@ Numbers of this kit come out of results/1000.jsonl; the paper's are quoted from 
 """
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 
@@ -168,21 +169,66 @@ def worth_continued(found, loss, half):
     return f"{text} ({low} to {high})"
 
 
+def of_bases(found):
+    """What is found of one base model after another, the one of which most was tried first."""
+    names = [s["started_from"] for s in found["settings"] if s["tokens"] == CONTINUED]
+    bases = []
+    for name in sorted(set(names), key=lambda name: (-names.count(name), name)):
+        settings = [s for s in found["settings"] if s.get("started_from") == name]
+        hashes = {s["setting"] for s in settings}
+        bases.append({"settings": settings,
+                      "members": [m for m in found["members"] if m["setting"] in hashes]})
+    return bases
+
+
+def worth_by_base(found):
+    """{recipe: how many times CONTINUED tokens the default needs for its loss, by base model}."""
+    times = {}
+    for base in of_bases(found):
+        losses = default_losses(base)
+        for what, _, _, loss, _ in continued_rows(base):
+            worth = fit.measured_efficiency(losses, loss, CONTINUED)["times"]
+            times.setdefault(what, []).append(worth)
+    return times
+
+
+def mean_and_interval(times):
+    """The mean over base models and its 95% interval."""
+    count, mean = len(times), statistics.mean(times)
+    half = student_t.ppf(0.975, count - 1) * statistics.stdev(times) / math.sqrt(count)
+    return f"{mean:.2f} {interval(mean - half, mean + half)}"
+
+
 def print_continued(found):
-    """Each recipe's loss, and how many times the tokens the default one needs for it."""
+    """Each recipe's loss, and how many times the tokens the default one needs for it, of the base
+    model of which most was tried; then of each base model."""
+    first = of_bases(found)[0]
     rows = []
-    for what, s, count, loss, half in continued_rows(found):
+    for what, s, count, loss, half in continued_rows(first):
         shown = f"{loss:.3f}"
         if half is not None:
             shown += f" +- {half:.3f}"
         setting = "{batch_size} {epochs} {lr:g}".format(**s).split()
-        rows.append([what, *setting, str(count), shown, worth_continued(found, loss, half)])
+        rows.append([what, *setting, str(count), shown, worth_continued(first, loss, half)])
     print_rows(["recipe", "batch", "epochs", "lr", "seeds or members", "loss",
                 "tokens the default needs, in times"], rows)
     line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in
-                     sorted(default_losses(found).items()))
+                     sorted(default_losses(first).items()))
     print(f"\nThe default recipe: {line} tokens.\n")
+    print_bases(found)
     print_real_model(found)
+
+
+def print_bases(found):
+    """How many times the tokens the default recipe needs, from one base model after another."""
+    times = worth_by_base(found)
+    del times["default"]  # 1 by definition
+    bases = range(1, 1 + len(of_bases(found)))
+    print_rows(["tokens the default needs, in times", *(f"base model {i}" for i in bases),
+                "mean (95%)"],
+               [(what, *(f"{one:.2f}" for one in of_each), mean_and_interval(of_each))
+                for what, of_each in times.items()])
+    print()
 
 
 def print_real_model(found):
@@ -196,10 +242,10 @@ def print_real_model(found):
 
 
 def continued(found):
-    """What the best ensemble of continued runs is worth, and the least limit of all."""
-    *_, (_, _, members, loss, half), (_, _, _, limit, half_of_limit) = continued_rows(found)
-    return (f"{members} members {worth_continued(found, loss, half)} times the data; the least "
-            f"limit of ensembles {worth_continued(found, limit, half_of_limit)}")
+    """What an ensemble of continued runs is worth, and the least limit, over base models."""
+    times = worth_by_base(found)
+    return (f"5 members {mean_and_interval(times['and their ensemble'])} times the data; the least "
+            f"limit of ensembles {mean_and_interval(times['the least limit of ensembles'])}")
 
 
 def print_rows(header, rows):
