@@ -2725,7 +2725,9 @@ def best_single(settings, teachers):
         return *(run.get(name) for name in names), run.get("started_from") or ""
 
     wanted = {task(teacher) for teacher in teachers}
-    alike = [s for s in settings if {task(s)} == wanted and not teachers_of(s)]
+    # the oldest results of students by text do not name their teachers
+    alike = [s for s in settings
+             if {task(s)} == wanted and not teachers_of(s) and not s.get("synthetic_weight")]
     return min(alike, key=lambda s: s["loss"], default=None)
 
 

@@ -4685,6 +4685,10 @@ def test_what_a_student_keeps_of_its_teachers_gain(world):
     old = [{key: run[key] for key in run if key != "started_from"} for run in better]
     row, = shares(runs + old + students, [together])
     assert row["single"] == pytest.approx(3.39)
+    # nor is a student whose line names no teachers, as the oldest do not, a single model
+    nameless = {**better[0], "setting": "other", "val_loss": 3.3, "synthetic_weight": 0.5}
+    row, = shares(runs + old + [nameless] + students, [together])
+    assert row["single"] == pytest.approx(3.39)
     row, = shares(runs[1:] + students, [together])
     assert row["single"] is None and row["share"] is None
 
