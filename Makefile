@@ -2,7 +2,7 @@
 # make test        every promise, offline
 # make readme      the tables of README.md and results/README.md anew, from results/1000.jsonl
 #
-# The studies of 1/1000, each hours on two cores; what each says is in results/README.md:
+# The studies of 1/1000, half an hour to days on two cores; what each says is in results/README.md:
 # make ladder      certified settings of both recipes at the four sizes
 # make pilot       which context and batch size
 # make ensembles   members, their limits, settings around the member rule, what members differ in
@@ -12,7 +12,8 @@
 # make distillation  what students of 1, 3, 5 and 8 teachers keep of an ensemble's gain
 # make continued   continued pre-training: smaller batches, more epochs, an ensemble
 # make downstream  accuracy against loss of the models that the others left in runs/
-# make efficiency  both recipes at two, four and eight times the tokens: about 30 hours of one core
+# make efficiency  both recipes at two, four and eight times the tokens: two to three days of one core
+# make bench       tokens per second of this kit beside transformers' Llama; nothing else may run
 #
 # Each stage is one plain command; runs are memoized, so any of them can be stopped and asked for
 # again. What a study leaves in runs/ is added to the committed results by
@@ -280,8 +281,6 @@ downstream: data
 readme: .venv/installed
 	$(PY) results/readme.py
 
-# tokens per second of this kit beside transformers' Llama, fit.py beside plain scipy; nothing else
-# may run
 bench: .venv/installed-test
 	$(PY) results/bench.py 1.5m 6m
 	$(PY) results/sampling.py

@@ -11,8 +11,8 @@ data/NAME/ holds train.bin and val.bin (headerless little-endian token ids, nano
 the starts of their documents, the tokenizer twice (tiktoken's ranks, and tokenizer.json for
 transformers) and meta.json with the SHA-256 of each file. The steps: read documents into one file
 on disk, drop copies and near-copies, shuffle, set whole documents aside as validation, train a
-byte-level BPE on the others (or take a given one), encode. Memory does not grow with the text.
-Shards of tokens are copied as they are.
+byte-level BPE on the others (or take a given one), encode. Memory grows with the number of
+documents, not with their length. Shards of tokens are copied as they are.
 """
 import argparse
 import array

@@ -2,10 +2,10 @@
 
     python results/overlap.py TOKENS RUN... > results/overlap.txt
 
-A validation document is apart if none of its 13-grams occurs in the first TOKENS of train, the
-largest budget. Losses on all documents and on those apart, of runs and ensembles (logit means); and
-beside each how many times its data the standard recipe needs for it, between the losses of the
-standard runs that are given.
+A validation document is apart if none of its 13-grams occurs in the first TOKENS of train. Losses
+on all documents and on those apart, of runs and ensembles (logit means); and beside each how many
+times its data the standard recipe needs for it, between the losses of the standard runs that are
+given.
 """
 import sys
 from pathlib import Path
