@@ -705,6 +705,8 @@ def read_arguments():
         raise InputError("--orders and --jobs are at least 1")
     if args.bench is not None and args.bench < 1:
         raise InputError("--bench takes 1 step or more")
+    if args.stack == "1":
+        refuse(args, ["jobs", "micro_batch_size"], "with --stack 1")
     if args.teacher and (args.stack == "1" or args.bench):
         raise InputError("members of one model know no --teacher; leave out --stack 1 and --bench")
     if "RANK" in os.environ:  # set by torchrun
