@@ -581,7 +581,7 @@ class GPT(nn.Module):
         except KeyError as error:
             raise ValueError(f"{folder} is not a Llama that this GPT can hold: it lacks "
                              f"{error.args[0]}") from error
-        except (TypeError, AttributeError, RuntimeError) as error:
+        except (TypeError, AttributeError, RuntimeError, ZeroDivisionError) as error:
             # fields or shapes of some other layout
             # torch lists the shapes that differ in lines of their own
             reason = " ".join(str(error).split())
@@ -763,7 +763,8 @@ def hugging_face_texts(config, tokenizer):
     files = {"config.json": hugging_face_config(config),
              "generation_config.json": {**ends, "do_sample": True}}
     if tokenizer:
-        added = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
+        added = {token["id"]: token["content"]
+                 for token in json.loads(tokenizer).get("added_tokens", ())}
         name = added.get(config.end_of_text)  # null there says that no token has this part
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": name, "eos_token": name,
