@@ -780,6 +780,9 @@ def finish(run):
     # losses shows overfitting
     sample = device_windows(run.tokens[:len(run.val) * config.context], config.context, run.device)
     val_loss, train_loss = run.evaluate(run.val), run.evaluate(sample)
+    if not math.isfinite(val_loss + train_loss):  # the last update has no step after it that tells
+        raise Diverged(f"the weights of {run.folder} are not finite after the last step (no result "
+                       f"was saved); try a lower --lr than {config.lr:g}")
     write_row(run, step=run.step, val_loss=val_loss, train_loss=train_loss)
     # AdamW's weights are a moving average of its updates, over the last 1 / (lr x weight_decay)
     # steps (arXiv 2405.13698). This memory, tau, is given in epochs, at the peak learning rate.
