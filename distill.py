@@ -30,7 +30,7 @@ import torch
 from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, refuse, run_main, write_atomically, write_data
-from train import (InUse, TrainConfig, add_options, autocast, claim, config_from, expand,
+from train import (InUse, TrainConfig, add_options, autocast, check_share, claim, config_from, expand,
                    fit_together, load_models, on_device, read_run, resolve, say, short_hash, train,
                    use_compile, use_device)
 
@@ -131,10 +131,13 @@ def sample_share(models, plan, folder, job=0, jobs=1, heartbeat=lambda: None):
     started = printed = time.monotonic()
     # what an earlier command has left counts as done, but not for the speed
     before = len(list(folder.glob("*.npy")))
+    parent = multiprocessing.parent_process()  # None in the command itself
     for start in starts[job::jobs]:
         file = folder / f"{start}.npy"
         if file.exists():
             continue
+        if parent and not parent.is_alive():  # nobody is left to put the text together
+            return
         text = sample_batch(models, plan, start)
         heartbeat()
         write_atomically(file, lambda out: np.save(out, text))
@@ -162,7 +165,9 @@ def share_out(runs, args, plan, folder, heartbeat):
     """sample_share() in args.jobs processes. Raises InputError where one is killed."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share CUDA's state
     try:
-        with concurrent.futures.ProcessPoolExecutor(args.jobs, spawn) as processes:
+        # one task a process, so that it ends with it: if this one is killed none waits for more
+        with concurrent.futures.ProcessPoolExecutor(
+                args.jobs, spawn, max_tasks_per_child=1) as processes:
             shares = [processes.submit(sample_apart, runs, args, plan, folder, job)
                       for job in range(args.jobs)]
             # this process holds the folder, so it gives the sign of life
@@ -286,6 +291,7 @@ def find_or_sample(args):
     # without the mixture, which may be missing, and without teachers, which only write here.
     plain = argparse.Namespace(**{**vars(args), "teacher": (), "synthetic_weight": 0.0})
     student = config_from(plain)
+    check_share(dataclasses.replace(student, synthetic_weight=args.synthetic_weight))
     device = use_device(args.device, args.threads)
     runs = expand(args.teacher, args.out)
     teachers, data = read_members(runs, args.out)
@@ -298,6 +304,10 @@ def find_or_sample(args):
 
     # With half of each epoch synthetic, five times the real text last five epochs before a repeat.
     tokens = args.sample_tokens or 5 * student.tokens
+    windows = math.ceil(tokens / student.context)
+    if args.sample_from == "members" and windows < len(runs):
+        raise InputError(f"{tokens} tokens are {windows} windows, less than one for each of the "
+                         f"{len(runs)} teachers; raise --sample_tokens")
     name, request = describe_samples(teachers, args, tokens, student.dtype)
     if (Path("data") / name).exists():
         say(f"data/{name} is sampled already")

@@ -1029,6 +1029,11 @@ def check_synthetic(config, data, sampled):
     if len(sampled.train) < config.context:
         raise InputError(f"{config.synthetic} does not fill one window of {config.context} tokens; "
                          f"sample more")
+    check_share(config)
+
+
+def check_share(config):
+    """Raises InputError where the synthetic share of an epoch is less than a window."""
     if not synthetic_per_epoch(config, config.tokens // config.context):
         raise InputError(f"--synthetic_weight {config.synthetic_weight:g} is no whole window an "
                          f"epoch; raise it")
