@@ -32,11 +32,11 @@ import torch
 from ensemble import load_members, logits_by_chunk, shared_facts
 from fit import check_folder, read_rows, save_results
 from model import GPT, check_export, export_hugging_face, sample
-from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_vocabulary,
-                     import_datasets, in_one_line, load_data, open_text, reach_hub, refuse,
-                     run_main, token_lengths, tokenizer_json)
-from train import (device_windows, expand, inputs_and_targets, is_hub_folder, short_hash,
-                   use_device)
+from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_end_of_text,
+                     hub_vocabulary, import_datasets, in_one_line, load_data, open_text, reach_hub,
+                     refuse, run_main, token_lengths, tokenizer_json)
+from train import (device_windows, expand, inputs_and_targets, is_hub_folder, refuse_copies,
+                   short_hash, use_device)
 
 # the benchmarks on the hub: data set, configuration (None: all there are), and the split that the
 # harness takes: validation where the answers of the test split are not public
@@ -144,12 +144,17 @@ def load_folders(names, device):
             raise InputError(f"{name} has no tokenizer.json; save the tokenizer there "
                              f"(AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER))")
         model = GPT.from_pretrained(name).eval().to(device)
+        # the tokenizer's word, as for a prepared set; config.json may say another
+        named = hub_end_of_text(Path(name))
+        if named is not None:
+            model.config.end_of_text = named
         models.append(model)
         # An average needs the same tokens in the same places; sizes may differ.
         needs.append((path.read_text(), model.config.vocab_size, model.config.context))
         if needs[-1] != needs[0]:
             raise InputError(f"{name} and {names[0]} differ in tokenizer, vocabulary or context; "
                              f"they cannot be averaged")
+    refuse_copies(names, models)
     first = Path(names[0])
     text, vocab_size, _ = needs[0]
 

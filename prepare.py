@@ -405,7 +405,9 @@ class HubTokenizer:
     """A tokenizer.json of Hugging Face, run by its own library, with tiktoken's method names."""
 
     def __init__(self, path, end_of_text):
-        self.tokenizer = optional_package("tokenizers", path).Tokenizer.from_file(str(path))
+        library = optional_package("tokenizers", path)
+        with in_one_line(path):
+            self.tokenizer = library.Tokenizer.from_file(str(path))
         self.tokenizer.encode_special_tokens = True  # what looks like a special token is text
         # what the file says about batches must not change a document
         self.tokenizer.no_truncation()
@@ -527,25 +529,33 @@ def given_vocabulary(choice):
     return rank_vocabulary(ranks)
 
 
+def hub_end_of_text(folder):
+    """The id of the token before a document of a folder with a tokenizer.json: its bos_token, or
+    else its eos_token; None where the folder names neither. Raises InputError."""
+    config_path = folder / "tokenizer_config.json"
+    added = {token["content"]: token["id"]
+             for token in read_json(folder / "tokenizer.json").get("added_tokens", ())}
+    config = read_json(config_path) if config_path.exists() else {}
+    names = [config.get("bos_token"), config.get("eos_token"), END_OF_TEXT]
+    # some versions of transformers wrap a token in an object
+    names = [name["content"] if isinstance(name, dict) else name for name in names]
+    # what a model saw before each text in its training comes first
+    return next((added[name] for name in names if name in added), None)
+
+
 def hub_vocabulary(folder):
-    """The Vocabulary of a folder with a byte-level tokenizer.json; the token before a document is
-    its bos_token, or else its eos_token. Raises InputError."""
-    path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    """The Vocabulary of a folder with a byte-level tokenizer.json. Raises InputError."""
+    path = folder / "tokenizer.json"
     if not path.exists():
         raise InputError(f"{folder} has no tokenizer.json; save one there, or give a rank file")
-    content, config = read_json(path), {}
+    content = read_json(path)
     model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
     # bits per byte need the bytes of each token, which other kinds do not have
     if model.get("type") != "BPE" or "ByteLevel" not in decoder:
         raise InputError(f"{path} is no byte-level BPE, whose tokens are bytes; give another")
     added = {token["content"]: token for token in content.get("added_tokens", ())}
-    if config_path.exists():
-        config = read_json(config_path)
-    names = [config.get("bos_token"), config.get("eos_token"), END_OF_TEXT]
-    # some versions of transformers wrap a token in an object
-    names = [name["content"] if isinstance(name, dict) else name for name in names]
-    names = [name for name in names if name in added]
-    if not names:
+    end_of_text = hub_end_of_text(folder)
+    if end_of_text is None:
         raise InputError(f"{folder} does not say which token ends a text; name it as eos_token in "
                          f"its tokenizer_config.json, one of: {', '.join(added) or 'none'}")
     # back from letters to bytes
@@ -555,8 +565,6 @@ def hub_vocabulary(folder):
     # added tokens that are text, such as runs of blanks
     ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
-    # what the model saw before each text in its training comes first
-    end_of_text = added[names[0]]["id"]
     size = HubTokenizer(path, end_of_text).n_vocab
     return Vocabulary(ranks, None, size, end_of_text, path)
 

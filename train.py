@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -1298,10 +1299,21 @@ def load_models(names, out, device="cpu"):
             # a finished run is never trained again, so the folder has to go first
             raise InputError(f"{error}; delete {folder} and train it again") from error
 
+    refuse_copies(names, models)
     device = torch.device(device)
     if device.type == "cuda" and not fit_together(models, device):
         return models
     return [model.to(device) for model in models]
+
+
+def refuse_copies(names, models):
+    """Raises InputError where two models have the same weights, whatever their settings say."""
+    states = [model.state_dict() for model in models]
+    for (one, ours), (other, theirs) in itertools.combinations(zip(names, states), 2):
+        # most differ in the first matrix already, where all() stops
+        if ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key])
+                                                for key in ours):
+            raise InputError(f"{one} and {other} have the same weights; a member counts once")
 
 
 def fit_together(models, device):
