@@ -1,5 +1,6 @@
 """Every promise of the kit, on a CPU and offline, stage by stage. `make test` runs it."""
 import bz2
+import contextlib
 import csv
 import dataclasses
 import fcntl
@@ -2751,6 +2752,10 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     assert train.run_all([config], 1, memo) == [3.25] and not (world / "runs").exists()
     diverging = tiny_config(lr=1e38)
     assert train.run_all([config, diverging], 2, memo) == [3.25, math.inf]
+    # one whose last update goes wrong has no step after it that would tell
+    only_step = tiny_config(lr=1e30, batch_size=128, epochs=1)
+    assert train.run_all([only_step], 1, memo) == [math.inf]
+    assert not (world / "runs" / train.run_name(only_step) / "result.json").exists()
     assert "--over takes some of" in refused(capsys, train, "--tune", "--over", "size", *TINY)
     copies = ("--seeds", 3, "--init_seed", 1, "--data_seed", 2)
     assert "are copies here" in refused(capsys, train, "--tune", *copies, *TINY)
@@ -3118,6 +3123,9 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     assert "is given twice" in refused(capsys, ensemble, one, one)
     twin = train.train(tiny_config(epochs=1, seed=9, init_seed=0, data_seed=0))["name"]
     assert f"{twin} computes what {one} does" in refused(capsys, ensemble, one, twin)
+    # one epoch in the order of "once" is that of "epoch"
+    same = train.train(tiny_config(epochs=1, shuffle="once"))["name"]
+    assert f"{one} and {same} have the same weights" in refused(capsys, ensemble, one, same)
     message = refused(capsys, ensemble, one, "--jobs", 2, "--lr", train.TrainConfig.lr or 0.1)
     assert "no effect on finished runs: --jobs, --lr;" in message
     two_members = (*TINY, "--members", 2)
@@ -3235,6 +3243,8 @@ def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
     assert report["members"] == 3
     assert report["ratio"] == report["stacked"] / report["one_by_one"] > 0
     assert not (world / "runs").exists()
+    assert "no effect with --stack 1: --micro_batch_size" in refused(
+        capsys, ensemble, *TINY, "--members", 2, "--stack", 1, "--micro_batch_size", 1)
     for stack, message in ((0, "diverged; try a lower --lr"), (1, "is not finite from step")):
         assert message in refused(capsys, ensemble, *TINY, "--lr", 1e30, "--members", 2,
                                   "--stack", stack)
@@ -3281,7 +3291,12 @@ def test_distillation_from_teachers_to_student(world, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "sampled already" in printed and "is finished" in printed
     assert "between 0 and 1" in refused(capsys, distill, *options, "--synthetic_weight", 1.0)
-    assert "no whole window" in refused(capsys, distill, *options, "--synthetic_weight", 0.001)
+    # before anything is sampled
+    other = (*options, "--sample_seed", 7)
+    assert "no whole window" in refused(capsys, distill, *other, "--synthetic_weight", 0.001)
+    assert "32 tokens are 1 windows, less than one for each of the 2 teachers" in refused(
+        capsys, distill, *other, "--sample_tokens", 32)
+    assert len(list((world / "data").glob("*sampled-*"))) == 1
     assert "--sample_seed must be at least 0" in refused(capsys, distill, *options,
                                                          "--sample_seed", -1)
     mixed = (*options, "--synthetic", sampled.folder.name)
@@ -3459,16 +3474,31 @@ def test_text_of_an_ensemble_follows_its_hand_averaged_distribution():
         assert chi_square(one) < 1e-6
 
 
+def running(group):
+    """The processes of a group that have not ended; where there is no /proc nothing is known."""
+    rows = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            rows.append(path.read_text().rpartition(") ")[2].split())
+    return [row for row in rows if int(row[2]) == group and row[0] != "Z"]
+
+
 def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys):
-    """SIGKILL while sampling: the same tokens as in one go, and as with two processes."""
+    """SIGKILL while sampling: the same tokens as in one go, and as with two processes, which end
+    with the command that started them."""
     teachers = [train.train(tiny_config(seed=seed, epochs=1))["name"] for seed in (0, 1)]
     options = ("--teacher", *teachers, *TINY, "--sample_tokens", 100_000, "--epochs", 1)
-    command = [sys.executable, HERE / "distill.py", *map(str, options)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, HERE / "distill.py", *map(str, options), "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
         while not list((world / "data").glob(".sampled-*/64.npy")):
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
+    patience = time.monotonic() + 60
+    while running(process.pid):
+        assert time.monotonic() < patience
+        time.sleep(0.1)
     folder, = (world / "data").glob(".sampled-*")
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     assert kept and not list((world / "data").glob("sampled-*"))
@@ -5582,6 +5612,16 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     assert "give --data NAME" in message
     assert "export the runs" in refused(capsys, evaluation, "exported", result["name"])
     assert "is given twice" in refused(capsys, evaluation, "exported", "./exported")
+    shutil.copytree("exported", "copy")
+    assert "have the same weights" in refused(capsys, evaluation, "exported", "copy")
+    # the tokenizer, not config.json, says what comes before a text
+    path = Path("copy/config.json")
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "bos_token_id": 5}))
+    again = evaluate_json(capsys, "copy", "--data", "tiny")
+    assert again["val_loss"] == pytest.approx(run["val_loss"], rel=1e-5)
+    path.write_text(json.dumps({**fields, "num_attention_heads": 0}))
+    assert "is not a Llama" in refused(capsys, evaluation, "copy")
     # a tokenizer that is not the model's
     path = Path("exported/tokenizer.json")
     other = json.loads(path.read_text())
@@ -5589,6 +5629,8 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     path.write_text(json.dumps(other))
     message = refused(capsys, evaluation, "exported", "--data", "other")
     assert "the tokenizer of exported gives token 1" in message and "its model knows 320" in message
+    path.write_text("{}")
+    assert "tokenizer.json cannot be read" in refused(capsys, evaluation, "exported")
     path.unlink()
     assert "has no tokenizer.json" in refused(capsys, evaluation, "exported")
 
