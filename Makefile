@@ -268,7 +268,18 @@ continued: data
 	    for lr in 1e-3 3e-3; do \
 	        $(PY) ensemble.py $$from --tokens 131072 --epochs 4 --lr $$lr --batch_size 4 \
 	            --members 5 --vary data_seed --jobs $(JOBS) || exit; done; done
-	$(PY) fit.py runs/continued
+	@# and one of 1.4m: what the number of parameters does
+	$(PY) train.py --data general --size 1.4m --tokens 1677721 --epochs 4 --lr 3e-3 \
+	    --weight_decay 0.2 $(EVERY) --out runs/continued_larger
+	from="--data mathematics --init_from $$(ls -d runs/continued_larger/general-*) $(EVERY) \
+	    --out runs/continued_larger --weight_decay 0.1"; \
+	for row in "131072 1e-3 16" "131072 3e-3 16" "262144 1e-3 16" "262144 3e-3 16" \
+	    "524288 1e-3 16" "524288 3e-3 16" "131072 3e-4 1" "131072 1e-3 1"; do set -- $$row; \
+	    $(PY) train.py $$from --tokens $$1 --epochs 1 --lr $$2 --batch_size $$3 || exit; done; \
+	for lr in 1e-3 3e-3; do \
+	    $(PY) ensemble.py $$from --tokens 131072 --epochs 4 --lr $$lr --batch_size 4 \
+	        --members 5 --vary data_seed --jobs $(JOBS) || exit; done
+	$(PY) fit.py runs/continued runs/continued_larger
 
 # Accuracy against loss of all runs and ensembles of docstrings that are in runs/
 downstream: data

@@ -199,9 +199,9 @@ def mean_and_interval(times):
     return f"{mean:.2f} {interval(mean - half, mean + half)}"
 
 
-def print_continued(found):
+def print_continued(found, larger):
     """Each recipe's loss, and how many times the tokens the default one needs for it, of the base
-    model of which most was tried; then of each base model."""
+    model of which most was tried; then of each base model, and of a larger one."""
     first = of_bases(found)[0]
     rows = []
     for what, s, count, loss, half in continued_rows(first):
@@ -215,19 +215,19 @@ def print_continued(found):
     line = ", ".join(f"{loss:.3f} at {tokens:,}" for tokens, loss in
                      sorted(default_losses(first).items()))
     print(f"\nThe default recipe: {line} tokens.\n")
-    print_bases(found)
+    print_bases(found, larger)
     print_real_model(found)
 
 
-def print_bases(found):
+def print_bases(found, larger):
     """How many times the tokens the default recipe needs, from one base model after another."""
-    times = worth_by_base(found)
+    times, of_larger = worth_by_base(found), worth_by_base(larger)
     del times["default"]  # 1 by definition
     bases = range(1, 1 + len(of_bases(found)))
     print_rows(["tokens the default needs, in times", *(f"base model {i}" for i in bases),
-                "mean (95%)"],
-               [(what, *(f"{one:.2f}" for one in of_each), mean_and_interval(of_each))
-                for what, of_each in times.items()])
+                "mean (95%)", "a base model of 1.4m"],
+               [(what, *(f"{one:.2f}" for one in of_each), mean_and_interval(of_each),
+                 f"{of_larger[what][0]:.2f}") for what, of_each in times.items()])
     print()
 
 
@@ -295,23 +295,26 @@ def print_efficiencies(found):
 
 
 def print_bench():
-    """How many times as fast this kit is, compiled, as each other contestant of bench.py."""
-    report = json.loads(Path("results/100/bench.json").read_text())
-    sizes = {name: found for name, found in report.items() if isinstance(found, dict)}
-    rows = {}  # a row a contestant, a column a size
-    for i, found in enumerate(sizes.values()):
-        for name, ratio in found["limitgpt_compiled_over"].items():
-            low, high = ratio["quartiles"]
-            rows.setdefault(name, {"over": name})[f"size{i}"] = (
-                f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})")
-    fit.print_table(f"This kit's tokens per second, compiled, over others': median and quartiles "
-                    f"of {report['rounds']} rounds, {report['processor']}", list(rows.values()),
-                    {"over": "{over}", **{size: f"{{size{i}}}" for i, size in enumerate(sizes)}})
+    """How many times as fast this kit is, compiled, as each other contestant of bench.py: a table
+    for each machine."""
+    for path in sorted(Path("results/100").glob("bench*.json")):
+        report = json.loads(path.read_text())
+        sizes = {name: found for name, found in report.items() if isinstance(found, dict)}
+        rows = {}  # a row a contestant, a column a size
+        for i, found in enumerate(sizes.values()):
+            for name, ratio in found["limitgpt_compiled_over"].items():
+                low, high = ratio["quartiles"]
+                rows.setdefault(name, {"over": name})[f"size{i}"] = (
+                    f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})")
+        columns = {"over": "{over}", **{size: f"{{size{i}}}" for i, size in enumerate(sizes)}}
+        fit.print_table(f"This kit's tokens per second, compiled, over others': median and "
+                        f"quartiles of {report['rounds']} rounds, {report['processor']}",
+                        list(rows.values()), columns)
 
 
 def main():
     if sys.argv[1:] == ["continued"]:
-        print_continued(analysis("continued"))
+        print_continued(analysis("continued"), analysis("continued_larger"))
     elif sys.argv[1:] == ["bench"]:
         print_bench()
     elif sys.argv[1:]:
