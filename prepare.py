@@ -1355,8 +1355,13 @@ def load_data(name):
         raise InputError(f"no data set {folder} (there: {', '.join(known) or 'none'}); make it "
                          "with prepare.py")
     meta = read_json(folder / "meta.json")
+    kinds = {"dtype": str, "vocab_size": int, "end_of_text": int, "sha256": dict}
+    for key, kind in kinds.items():
+        if not isinstance(meta.get(key), kind):
+            raise InputError(f"{folder / 'meta.json'} has no {key}; remove {folder} and prepare it "
+                             f"again")
     # a changed byte would change losses, and nobody would notice
-    for file, expected in meta.get("sha256", {"train.bin": None}).items():
+    for file, expected in meta["sha256"].items():
         if not (folder / file).exists() or sha256_file(folder / file) != expected:
             raise InputError(f"{folder / file} is missing or changed (SHA-256 differs from "
                              f"meta.json); remove {folder} and prepare it again")

@@ -742,10 +742,13 @@ def train(config):
     _, world = join_processes()
     # of several processes each looks at another moment, and all must decide alike
     if add_up((folder / "result.json").exists()):
-        result = read_json(folder / "result.json")
-        # a label is no part of what a run is, so that the same one is not trained twice
-        label = result["recipe"]
-        other = "" if label == config.recipe else f", and labeled {label}"
+        result = read_run(folder, config.out)
+        # labels are no part of what a run is, so that the same one is not trained twice
+        other = ""
+        if result["recipe"] != config.recipe:
+            other = f", and labeled {result['recipe']}"
+        if result.get("study", config.study) != config.study:
+            other += f", of study {result['study']}"
         say(f"{folder} is finished{other}")
         return result
     folder.mkdir(parents=True, exist_ok=True)
@@ -1203,6 +1206,9 @@ def load_checkpoint(run):
         return
     try:
         state = torch.load(path, map_location=run.device, weights_only=True)
+        # what torch can load may be anything
+        if not {"machine", "log_bytes", "model", "optimizer", "step", "seconds"} <= set(state):
+            raise ValueError("no checkpoint")
     except torch.OutOfMemoryError:
         raise  # the file may be whole: explain_out_of_memory() says what to do
     except Exception as error:  # torch raises a dozen kinds for damaged files
@@ -1281,6 +1287,9 @@ def read_run(run, out):
     if result.get("kind") != "run":
         raise InputError(f"{path} is no result of train.py (its kind is not \"run\"); give the "
                          f"folder of a run")
+    for key in ("name", "recipe", "size", "data", "data_hash", "context", "val_loss"):
+        if key not in result:
+            raise InputError(f"{path} lacks {key}; delete its folder and train it again")
     return result
 
 
