@@ -878,6 +878,8 @@ def evaluate(subject, args):
               **subject.facts, "runs": subject.names, "average": args.average,
               "params": sum(model.parameter_count() for model in subject.models)}
     print(f"{len(subject.models)} model(s), {report['params']:,} parameters")
+    if data is None and not args.tasks and not args.sample:
+        print("no text to measure a loss on: give --data NAME")
     if data is not None:
         report |= validate(subject, data)
         report["loss"] = report["val_loss"]

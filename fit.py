@@ -1582,8 +1582,8 @@ def law_of(name, args):
         if args.x is not None:
             raise ValueError("--x names the columns of power, reciprocal and log_linear")
         return law
-    chosen = (args.x or "").split(",")
-    if chosen == [""] or "curve" in chosen or (name != "log_linear" and len(chosen) > 1):
+    chosen = (args.x or "x").split(",")
+    if "curve" in chosen or (name != "log_linear" and len(chosen) > 1):
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
     # log_linear reads any number of columns; the other two read one, which they call x
     if name == "log_linear":
