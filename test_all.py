@@ -841,7 +841,10 @@ def test_a_changed_byte_is_refused(world, capsys):
     assert "changed" in refused(capsys, train, *TINY)
     path.write_bytes(content[:-2])
     assert "changed" in refused(capsys, train, *TINY)
-    for damaged in ("{}", '{"sha256": ', "[]"):
+    meta = json.loads((world / "data/tiny/meta.json").read_text())
+    lacking = [json.dumps({name: meta[name] for name in meta if name != key})
+               for key in ("dtype", "vocab_size", "end_of_text", "sha256")]
+    for damaged in ("{}", '{"sha256": ', "[]", *lacking):
         (world / "data/tiny/meta.json").write_text(damaged)
         assert "data/tiny" in refused(capsys, train, *TINY)
     assert not (world / "runs").exists()
@@ -2366,6 +2369,8 @@ def test_a_finished_run_is_left_alone(world, capsys):
     assert call(train, *TINY) == 0 and "is finished\n" in capsys.readouterr().out
     assert call(train, *TINY, "--recipe", "standard") == 0
     assert f"is finished, and labeled {result['recipe']}\n" in capsys.readouterr().out
+    assert call(train, *TINY, "--study", "mine") == 0
+    assert "is finished, of study runs\n" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {"val_loss", "train_loss", "params", "params_nonembedding", "tokens", "tokens_seen",
             "epochs", "lr", "seed", "weight_decay", "tau_epochs", "size", "data", "recipe", "steps",
@@ -2508,6 +2513,9 @@ def test_a_checkpoint_of_another_machine_or_damaged_is_refused(world, monkeypatc
         with pytest.raises(prepare.InputError, match="would not be exact.*delete it to start"):
             train.train(dataclasses.replace(config, **change))
     whole = path.read_bytes()
+    torch.save({"weights": 1}, path)  # whole, and of something else
+    with pytest.raises(prepare.InputError, match="damaged.*delete it"):
+        train.train(config)
     path.write_bytes(whole[:1000])
     with pytest.raises(prepare.InputError, match="damaged.*delete it"):
         train.train(config)
@@ -3154,7 +3162,8 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     (world / "data/old").rename(world / "data/tiny")
     (world / "runs" / one / "model.pt").write_bytes(b"damaged")
     assert "not a whole model file" in refused(capsys, ensemble, one)
-    for text, message in (("{", "is damaged"), ('{"loss": 1}', "is no result of train.py")):
+    for text, message in (("{", "is damaged"), ('{"loss": 1}', "is no result of train.py"),
+                          ('{"kind": "run", "name": "x"}', "lacks recipe; delete its folder")):
         (world / "runs" / one / "result.json").write_text(text)
         assert message in refused(capsys, ensemble, one)
         assert message in refused(capsys, distill, "--teacher", one, "--mode", "kl")
@@ -5607,7 +5616,9 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     assert report["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
     # without data there is nothing to validate on, and without a tokenizer nothing to read
-    assert "val_loss" not in evaluate_json(capsys, "exported")
+    assert call(evaluation, "exported", "--json") == 0
+    printed = capsys.readouterr().out
+    assert "give --data NAME" in printed and "val_loss" not in json.loads(printed.splitlines()[-1])
     message = refused(capsys, evaluation, "exported", "--tasks", "continuation")
     assert "give --data NAME" in message
     assert "export the runs" in refused(capsys, evaluation, "exported", result["name"])
@@ -5935,6 +5946,44 @@ def test_how_far_a_student_is_from_its_teachers(world, capsys, monkeypatch):
                 "--val_tokens", 2000) == 0
     with pytest.raises(prepare.InputError, match="tiny"):
         agreement.main()
+
+
+def test_right_answers_by_mutual_information(world, capsys, monkeypatch):
+    """results/mutual.py against whole forward passes of each choice, one by one."""
+    names = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1)]
+    assert call(ensemble, *names) == 0
+    together, = world.glob("runs/ensembles/*")
+    monkeypatch.syspath_prepend(HERE / "results")
+    mutual = importlib.import_module("mutual")
+    monkeypatch.setattr(sys, "argv", ["mutual.py", str(together), f"runs/{names[0]}"])
+    capsys.readouterr()
+    mutual.main()
+    of_both, of_one = [line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+
+    models = [gpt.GPT.load(world / "runs" / name / "model.pt").eval() for name in names]
+    data = prepare.load_data("tiny")
+    items = evaluation.continuation_items(data, 32)
+
+    def right(models, by_information):
+        def nats(context, choice):
+            with torch.no_grad():
+                logits = sum(model(torch.tensor([[*context, *choice]])) for model in models)
+            logs = (logits[0, len(context) - 1:-1] / len(models)).log_softmax(-1)
+            return -float(logs.gather(1, torch.tensor(choice)[:, None]).sum())
+        answers = []
+        for item in items:
+            losses = [nats(context, choice) - by_information * nats([319], choice)
+                      for context, choice in item.pairs]
+            answers.append(np.argmin(losses) == item.gold)
+        return np.mean(answers)
+
+    alone = [np.mean([right([model], way) for model in models]) for way in (0, 1)]
+    found = [float(cell) for cell in of_both]
+    assert found[0] == 2 and found[2] < found[1]
+    assert found[3::2] == pytest.approx(alone, abs=6e-4)
+    assert found[4::2] == pytest.approx([right(models, way) for way in (0, 1)], abs=6e-4)
+    assert float(of_one[3]) == pytest.approx(right(models[:1], 0), abs=6e-4)
+    assert not of_one[4].strip()  # one model has no others
 
 
 def test_losses_on_validation_apart_from_train(world, capsys, monkeypatch):
