@@ -1379,6 +1379,9 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
                 values = solve_for(n, counterpart)
         if values is not None:
             table[name] = values
+        elif name == "x":  # the law's own name for it: no --x says another
+            raise ValueError(f"{path} has no column x, so --x must name the one that is; it has "
+                             f"{', '.join(header)}")
         elif name not in absent:
             raise ValueError(f"{path} has no column {name}; it has {', '.join(header)} (say which "
                              f"is meant with --columns {name}=..., or give --set {name}=VALUE)")

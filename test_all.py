@@ -1842,7 +1842,7 @@ def test_training_bytes_against_peaks_of_what_a_gpu_would_run():
         estimate = model.training_bytes(int(windows) * context, dtype, compiled == "compiled",
                                         int(teachers) * model.config.width)
         assert estimate == pytest.approx(float(peak) * 1e9, rel=0.15), row
-    # every size, and of each scale a student of eight teachers, with two vocabularies of the largest
+    # every size, and of each scale a student of eight teachers, two vocabularies of the largest
     assert sizes == set(gpt.SIZES) and len(ways) == 6
     assert all(count == (5 if teachers else 20) for (_, teachers), count in ways.items())
 
@@ -4246,6 +4246,9 @@ def test_standard_errors_are_those_of_curve_fit(world, capsys):
     columns, y = twelve_points(np.random.default_rng(0))
     write_points(world / "points.csv", N=columns["x"], loss=y)
     report, _ = law_json(capsys, "power", "points.csv", "--x", "N")
+    # a column called x needs no --x
+    write_points(world / "named.csv", x=columns["x"], loss=y)
+    assert law_json(capsys, "power", "named.csv")[0]["params"] == report["params"]
     # in any unit of the loss
     for unit in (1e-6, 1e9):
         write_points(world / "unit.csv", N=columns["x"], loss=unit * y)
@@ -4480,7 +4483,8 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, "nan"], loss=[3, 2, 1]), ["--x", "N"], "line 4: N is nan"),
     ("power", dict(N=[1, 2, -3], loss=[3, 2, 1]), ["--x", "N"], "line 4: N is -3"),
     ("power", dict(N=[1, 0, 3], loss=[3, 2, 1]), ["--x", "N"], "line 3: N is 0"),
-    ("power", dict(N=[1, 2, 0], loss=[3, 2, 1]), ["--x", "N", "--where", "loss<3"], "line 4: N is 0"),
+    ("power", dict(N=[1, 2, 0], loss=[3, 2, 1]), ["--x", "N", "--where", "loss<3"],
+     "line 4: N is 0"),
     ("power", dict(N=[1, 2, 3], loss=[3, 0, 1]), ["--x", "N"], "line 3: loss is 0"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N"], "needs 3 different points, not 2"),
     ("power", dict(N=[2, 2, 2], loss=[3, 2, 1]), ["--x", "N"], "all points have the same N"),
@@ -5909,7 +5913,7 @@ def test_readmes_show_what_their_commands_print(tmp_path):
             assert (HERE / name).parent.joinpath(name_of_figure).exists()
     (tmp_path / "results" / "100").mkdir()
     for name in ("fit.py", "results/1000.jsonl", "results/claims.py", "results/timescale.py",
-                 "results/100/bench.json", *texts):
+                 "results/100/bench.json", "results/mutual.txt", *texts):
         shutil.copy(HERE / name, tmp_path / name)
     subprocess.run([sys.executable, HERE / "results" / "readme.py"], cwd=tmp_path, check=True)
     for name, text in texts.items():
