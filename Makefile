@@ -12,7 +12,7 @@
 # make distillation  what students of 1, 3, 5 and 8 teachers keep of an ensemble's gain
 # make continued   continued pre-training: smaller batches, more epochs, an ensemble
 # make downstream  accuracy against loss of the models that the others left in runs/
-# make efficiency  both recipes at two, four and eight times the tokens: two to three days of one core
+# make efficiency  both recipes at two to eight times the tokens: two to three days of one core
 # make bench       tokens per second of this kit beside transformers' Llama; nothing else may run
 #
 # Each stage is one plain command; runs are memoized, so any of them can be stopped and asked for

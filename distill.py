@@ -30,9 +30,9 @@ import torch
 from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, refuse, run_main, write_atomically, write_data
-from train import (InUse, TrainConfig, add_options, autocast, check_share, claim, config_from, expand,
-                   fit_together, load_models, on_device, read_run, resolve, say, short_hash, train,
-                   use_compile, use_device)
+from train import (InUse, TrainConfig, add_options, autocast, check_share, claim, config_from,
+                   expand, fit_together, load_models, on_device, read_run, resolve, say, short_hash,
+                   train, use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
