@@ -278,16 +278,22 @@ def more_right_answers():
 
 def by_mutual_information():
     """Right answers of members alone and together, of the largest ensemble of each size in
-    mutual.txt."""
+    mutual.txt, and the gain with its 95% interval as if both had answered other items: too wide,
+    since they answered the same."""
+    items = answers()[0][0]["tasks"]["continuation"]["items"]
     lines = Path("results/mutual.txt").read_text().splitlines()[2:]
     largest = {}
     for line in lines:
         name, k, _, _, _, _, alone, together = [cell.strip() for cell in line.split("|")[1:-1]]
         size = name.split("-")[1]
         if int(k) > largest.get(size, (1,))[0]:
-            largest[size] = int(k), alone, together
-    return "; ".join(f"{alone} alone, {together} together ({k} members of {size})"
-                     for size, (k, alone, together) in largest.items())
+            largest[size] = int(k), float(alone), float(together)
+    texts = []
+    for size, (k, alone, together) in largest.items():
+        variance = (alone * (1 - alone) + together * (1 - together)) / items
+        texts.append(f"{alone:.3f} alone, {together:.3f} together, {together - alone:+.3f} +- "
+                     f"{1.96 * math.sqrt(variance):.3f} ({k} members of {size})")
+    return "; ".join(texts)
 
 
 def print_downstream():
