@@ -560,8 +560,12 @@ def hub_vocabulary(folder):
                          f"its tokenizer_config.json, one of: {', '.join(added) or 'none'}")
     # back from letters to bytes
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
-    ranks = {bytes(map(byte_of.__getitem__, token)): i
-             for token, i in model["vocab"].items() if token not in added}
+    learned = {token: i for token, i in model.get("vocab", {}).items() if token not in added}
+    strange = [token for token in learned if not byte_of.keys() >= {*token}]
+    if strange:
+        raise InputError(f"{path} has tokens that are not made of bytes, such as {strange[0]!r}; "
+                         "give another")
+    ranks = {bytes(map(byte_of.__getitem__, token)): i for token, i in learned.items()}
     # added tokens that are text, such as runs of blanks
     ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
@@ -709,17 +713,23 @@ def read_documents(store, source, args):
 
 
 def collect_documents(store, reader, parts, most):
-    """Add documents until they hold `most` bytes, of each part an equal share if it has as much."""
+    """Add documents until they hold `most` bytes, of each part an equal share if it has as much.
+    Parts without text are named."""
     if all(isinstance(part, Path) for part in parts):  # the hub's are about equal
         # the smallest first: what they lack of their share, the larger ones give
         parts = sorted(parts, key=os.path.getsize)
+    empty = []
     for place, part in enumerate(parts):
         begin, share = store.ends[-1], most / (len(parts) - place)
         for text in reader.read(part):
             store.add(text)
             if store.ends[-1] - begin >= share:
                 break
+        if store.ends[-1] == begin:
+            empty.append(part)
         most -= store.ends[-1] - begin
+    if 0 < len(empty) < len(parts):  # where none has text, the caller says so
+        warn(f"{len(empty):,} of {len(parts):,} files have no text: {name_some(empty)}")
 
 
 def drop_copies(store, in_val, near):
@@ -1387,7 +1397,9 @@ class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to each option's help, where there is one."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        if action.default in (None, False, []):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -1423,7 +1435,8 @@ def run_main(main):
     try:
         main()
     except (InputError, ValueError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        message = regex.sub(r"^\[Errno \d+\] ", "", str(error))  # the words after it say it
+        print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command takes it up again", file=sys.stderr)
@@ -1512,7 +1525,7 @@ class Progress:
 def read_options():
     """The command line, checked, with defaults that depend on one another. Raises InputError."""
     parser = Parser("Text to tokens: writes data/NAME.")
-    add = parser.add_argument
+    add = parser.add_argument_group("text").add_argument
     add("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
         help=f"docstrings; files ({' '.join(KINDS)}, also packed as {' '.join(PACKED)}) and "
              f"folders; a data set of the hub, hf:OWNER/NAME[:CONFIG] or {', '.join(HUB)}")
@@ -1523,6 +1536,7 @@ def read_options():
     add("--separator", metavar="STRING",
         help="what parts the documents in .txt and .md, \\n for each line (default: lines "
              "<|endoftext|>; without any a file is a document)")
+    add = parser.add_argument_group("tokens").add_argument
     add("--vocab_size", type=int, default=1024, help="ids of a BPE trained here, with end-of-text")
     add("--tokenizer",
         help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank file in tiktoken's "
@@ -1533,6 +1547,7 @@ def read_options():
     add("--val_tokens", type=int,
         help="validation tokens (default: 65,536, of the hub 4,194,304; at most a tenth of the "
              "text)")
+    add = parser.add_argument_group("documents").add_argument
     add("--seed", type=int, default=0, help="of the shuffle that splits documents")
     add("--dedup", type=int, default=1, choices=(0, 1), help="0: keep near-copies of documents")
     add("--json", action="store_true", help="print meta.json as the last line")
