@@ -1159,8 +1159,8 @@ OF_COMPUTE = {"D": ("C", lambda n, c: c / (6 * n)), "C": ("D", lambda n, d: 6 * 
 
 def read_rows(path):
     """The rows of a table as dicts, each with its place in it: [(row, "PATH line 3")]. path: a .csv
-    file (texts), results as JSON lines (.jsonl), or a folder, every result.json below which is a
-    row. Raises ValueError."""
+    or .tsv file (texts), results as JSON lines (.jsonl), or a folder, every result.json below which
+    is a row. Raises ValueError."""
     if Path(path).is_dir():
         # sorted, so that two machines list the same rows in one order
         texts = [(read_text(file), str(file)) for file in sorted(Path(path).rglob("result.json"))]
@@ -1186,6 +1186,8 @@ def read_rows(path):
 
 def read_text(path):
     """The text of a file in UTF-8. Raises ValueError."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is no file; give a table of points (.csv, .tsv, .jsonl)")
     try:
         # without the mark that spreadsheets put before it
         return Path(path).read_text(encoding="utf-8-sig")
@@ -1194,8 +1196,9 @@ def read_text(path):
 
 
 def read_csv(path):
-    """read_rows() of a .csv file with a header. What would be read wrongly is refused."""
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    """read_rows() of a .csv or .tsv file with a header. What would be read wrongly is refused."""
+    separator = "\t" if Path(path).suffix == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(read_text(path)), delimiter=separator)
     try:
         header = reader.fieldnames or [""]
         rows = [(row, f"{path} line {reader.line_num}") for row in reader]
@@ -1586,6 +1589,8 @@ def law_of(name, args):
             raise ValueError("--x names the columns of power, reciprocal and log_linear")
         return law
     chosen = (args.x or "x").split(",")
+    if law.target in chosen:
+        raise ValueError(f"--x {args.x}: the law is fitted to {law.target}, so x must be another")
     if "curve" in chosen or (name != "log_linear" and len(chosen) > 1):
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
     # log_linear reads any number of columns; the other two read one, which they call x
@@ -1789,6 +1794,8 @@ def law_command(args):
     names = args.what[0].split(",")
     check_options(names, args)
     check_columns(names, args)
+    if args.predict:
+        read_rows(args.predict)  # refuses a damaged table before any work
     if len(names) > 1 or args.hold_out:
         return compare_laws(names, args.what[1], args)
     name, = names
@@ -2209,12 +2216,17 @@ def check_folder(option, path):
 
 
 def list_laws():
-    """Print every law: formula, columns, method, source."""
+    """Print every law, formula, columns, method and source, and return that as a dict."""
+    laws = {}
     for name, law in LAWS.items():
-        columns = ", ".join((*law.columns, law.target))
-        print(f"{name}: {law.formula}\n    columns {columns}; {METHODS[law.method]}; {law.source}")
+        columns = [*law.columns, law.target]
+        laws[name] = {"formula": law.formula, "columns": columns, "method": law.method,
+                      "source": law.source}
+        print(f"{name}: {law.formula}\n    columns {', '.join(columns)}; {METHODS[law.method]}; "
+              f"{law.source}")
     print("left out, as each would need its own solver: Bayesian optimization, PCA of benchmarks, "
           "convex bounds")
+    return {"laws": laws}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3639,14 +3651,14 @@ def report_of(found):
 
 def main():
     parser = argparse.ArgumentParser(
-        description="Laws, limits and figures of runs or of any table of points.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        description="Laws, limits and figures of runs or of any table of points.")
     # one line, without argparse's long usage above it
     parser.error = lambda message: parser.exit(
         2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
     parser.add_argument("what", nargs="*", default=["runs"],
-                        help="folders of finished runs and .jsonl files of results; or the name of "
-                        "a law, or several with commas, and a table of points, columns by name")
+                        help="folders of finished runs and .jsonl files of results (default: runs); "
+                        "or the name of a law, or several with commas, and a table of points, "
+                        "columns by name")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
                         help="keep only rows with COLUMN=VALUE (or several with commas), "
                         "COLUMN<VALUE or COLUMN>VALUE")
@@ -3666,11 +3678,11 @@ def main():
     of_runs = set(vars(parser.parse_args([])))
     add_law_options(parser)
     args = parser.parse_args()
-    if args.list:
-        return list_laws()
     if args.figure:
         new_figure(args.figure)  # refuses before any work
-    if names_laws(args.what):
+    if args.list:
+        report = list_laws()
+    elif names_laws(args.what):
         report = law_command(args)
     else:
         idle = [f"--{name}" for name, value in vars(args).items()
