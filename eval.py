@@ -329,9 +329,10 @@ def validate(subject, data):
     # the predicted tokens alone, since the first token of a window is given.
     text_bytes = int(subject.token_bytes()[windows[:, 1:]].sum())
     bits = nats.size / math.log(2) / text_bytes
-    report = {"data": data.folder.name, "val_loss": loss, "val_loss_se": error,
-              "perplexity": perplexity_of(loss), "bits_per_byte": loss * bits,
-              "bits_per_byte_se": error and error * bits, "val_tokens": len(tokens),
+    report = {"data": data.folder.name, "data_hash": data.fingerprint(),
+              "val_loss": loss, "val_loss_se": error, "perplexity": perplexity_of(loss),
+              "bits_per_byte": loss * bits, "bits_per_byte_se": error and error * bits,
+              "val_tokens": len(tokens),
               "window": windows.shape[1],  # longer windows give lower losses
               "loss_by_position": loss_by_position(nats, windows, end_of_text,
                                                    subject.config.doc_mask)}
@@ -460,13 +461,15 @@ def read_item(row, where):
 
 def read_file(path):
     """Items of a local file of JSON lines, packed or not."""
-    rows = []
+    rows, places, number = [], [], 0
     try:
         with open_text(path) as file:
-            for line in file:
-                rows.append(json.loads(line))
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+                    places.append(f"{path} line {number}")
     except Exception as error:  # a damaged archive raises its packer's own kind
-        raise InputError(f"{path} line {len(rows) + 1} is no JSON ({error})") from None
+        raise InputError(f"{path} line {number} is no JSON ({error})") from None
     # PIQA was published as two files: questions, and beside them a label a line
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
     if labels.exists():
@@ -474,7 +477,7 @@ def read_file(path):
         if len(golds) != len(rows):
             raise InputError(f"{labels} has {len(golds)} labels for {len(rows)} lines of {path}")
         rows = [{**row, "label": gold} for row, gold in zip(rows, golds)]
-    return [read_item(row, f"{path} line {i}") for i, row in enumerate(rows, 1)]
+    return [read_item(row, place) for row, place in zip(rows, places)]
 
 
 def read_hub(task):
@@ -718,9 +721,26 @@ def mean_and_error(values):
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def information(subject, items, logs):
+    """What each question tells of its choices, in nats: log p(choice | question) - log p(choice), a
+    list for each item. logs: the first of the two, of answer().
+
+    A choice that is likely anywhere loses that: pointwise mutual information, with end-of-text
+    alone before the choice for the second. (The harness has this accuracy as acc_mutual_info.)
+    """
+    def unasked(question):
+        return "" if isinstance(question, str) else [subject.config.end_of_text]
+
+    alone = [Item([(unasked(question), choice) for question, choice in item.pairs], item.gold)
+             for item in items]
+    _, encoded, _ = encode_items(subject, alone)
+    return [np.subtract(*pair) for pair in zip(logs, answer(subject, encoded)[0])]
+
+
 def run_task(subject, items, name):
     """Accuracy of a task as a dict: acc takes the choice of the largest log-likelihood, acc_norm of
-    the largest per character, so that short choices have no advantage. Raises InputError."""
+    the largest per character, so that short choices have no advantage. On the continuation task
+    acc_mutual_info takes that of the largest information(). Raises InputError."""
     kept, encoded, truncated = encode_items(subject, items)
     if not kept:
         raise InputError(f"--tasks {name}: every item has a choice longer than the model's context "
@@ -740,14 +760,18 @@ def run_task(subject, items, name):
         result["acc_norm"], result["acc_norm_se"] = mean_and_error(right_norm)
     if all(len(log) == 1 for log in logs):  # LAMBADA's second figure: of whole words, not tokens
         result["perplexity"] = perplexity_of(-np.mean(logs))
+    if name == "continuation":
+        right = [np.argmax(nats) == item.gold
+                 for item, nats in zip(kept, information(subject, kept, logs))]
+        result["acc_mutual_info"], result["acc_mutual_info_se"] = mean_and_error(right)
     return result
 
 
 def print_task(name, result):
     """One line of a task's result."""
-    line = f"{name}: acc {describe(result['acc'], result['acc_se'])}"
-    if "acc_norm" in result:
-        line += f", acc_norm {describe(result['acc_norm'], result['acc_norm_se'])}"
+    measures = [key for key in ("acc", "acc_norm", "acc_mutual_info") if key in result]
+    line = ", ".join(f"{key} {describe(result[key], result[f'{key}_se'])}" for key in measures)
+    line = f"{name}: {line}"
     if "perplexity" in result:
         line += f", perplexity {result['perplexity']:.2f}"
     print(f"{line}, {result['items']} items")
@@ -802,32 +826,33 @@ def read_arguments():
     parser = Parser("Validation loss, benchmarks and samples of runs or of Hugging Face folders, "
                     "averaged if several.")
     parser.add_argument("models", nargs="+", metavar="RUN|HF_FOLDER",
-                        help="finished runs, ensembles, or folders of Hugging Face's format")
-    parser.add_argument("--data", metavar="NAME",
-                        help="data set to validate on (default: what the runs were trained on)")
-    parser.add_argument("--average", choices=("logits", "probs", "weights"), default="logits",
-                        help="how several are averaged; weights: one model of their mean weights")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK|FILE",
-                        help=f"benchmarks: {', '.join(HUB_TASKS)}, continuation (of the data's "
-                             f"own validation text), or files; commas part names as well")
-    parser.add_argument("--limit", type=int, default=0, metavar="N",
-                        help="only the first N items of each task; 0: all")
-    parser.add_argument("--sample", type=int, default=0, metavar="N",
-                        help="texts to sample from each model and from their logit average, of at "
-                             f"most {SAMPLED_TOKENS:,} tokens beyond the prompt")
-    parser.add_argument("--prompt", default="", help="text that each sample continues")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--device", default="auto",
-                        help="auto (cuda, then mps, then cpu) or a torch device")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--out", default="runs", help="folder of the runs")
-    parser.add_argument("--export_hf", metavar="DIR",
-                        help="write one model as a Hugging Face Llama folder")
-    parser.add_argument("--study", default="eval", help="label of the saved line")
-    parser.add_argument("--save", metavar="FILE.jsonl",
-                        help="add the report to a file of results, one JSON object a line")
-    parser.add_argument("--json", action="store_true",
-                        help="print everything as JSON on the last line")
+        help="finished runs, ensembles, or folders of Hugging Face's format")
+    add = parser.add_argument_group("which models, and how").add_argument
+    add("--out", default="runs", help="folder of the runs")
+    add("--average", choices=("logits", "probs", "weights"), default="logits",
+        help="how several are averaged; weights: one model of their mean weights")
+    add("--device", default="auto", help="auto (cuda, then mps, then cpu) or a torch device")
+    add("--threads", type=int, default=1, help="CPU threads")
+    add = parser.add_argument_group("validation and benchmarks").add_argument
+    add("--data", metavar="NAME",
+        help="data set to validate on (default: what the runs were trained on)")
+    add("--tasks", nargs="+", default=[], metavar="TASK|FILE",
+        help=f"benchmarks: {', '.join(HUB_TASKS)}, continuation (of the data's own validation "
+             "text), or files; commas part names as well")
+    add("--limit", type=int, default=0, metavar="N",
+        help="only the first N items of each task; 0: all")
+    add = parser.add_argument_group("samples").add_argument
+    add("--sample", type=int, default=0, metavar="N",
+        help="texts to sample from each model and from their logit average, of at most "
+             f"{SAMPLED_TOKENS:,} tokens beyond the prompt")
+    add("--prompt", default="", help="text that each sample continues")
+    add("--seed", type=int, default=0, help="seed of the samples")
+    add = parser.add_argument_group("what is written").add_argument
+    add("--export_hf", metavar="DIR", help="one model as a Hugging Face Llama folder")
+    add("--save", metavar="FILE.jsonl",
+        help="add the report to a file of results, one JSON object a line")
+    add("--study", default="eval", help="label of the saved line")
+    add("--json", action="store_true", help="print everything as JSON on the last line")
     args = parser.parse_args()
     if min(args.sample, args.limit) < 0:
         raise InputError("--sample and --limit must be at least 0")
@@ -865,7 +890,8 @@ def export(subject, folder):
 
 def evaluate(subject, args):
     """All that was asked for, printed and as one dict. Its "loss" and "error" (1 - the mean
-    accuracy over tasks) are what the law of downstream error fits (python fit.py downstream)."""
+    accuracy over tasks) are what the law of downstream error fits (python fit.py downstream), or
+    "error_mutual_info" with --columns error=error_mutual_info."""
     data = subject.data
     if args.data:
         data = load_data(args.data)
@@ -900,6 +926,9 @@ def evaluate(subject, args):
             report["tasks"][task] = run_task(subject, items[task], task)
             print_task(task, report["tasks"][task])
         report["error"] = 1 - np.mean([result["acc"] for result in report["tasks"].values()])
+    if "continuation" in args.tasks:
+        # the better measure there: results/README.md, make downstream, compares both
+        report["error_mutual_info"] = 1 - report["tasks"]["continuation"]["acc_mutual_info"]
     if args.sample:
         # always from the logit average, whatever average was evaluated: it is the paper's ensemble
         report["samples"] = write_samples(subject, args.sample, args.prompt, args.seed)

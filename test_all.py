@@ -491,9 +491,12 @@ def test_folders_are_read_whole(tmp_path, monkeypatch, capsys):
     Path("in/deep/up").symlink_to(tmp_path / "in")  # a circle
     Path("in/.hidden.txt").write_text("hidden")
     Path("in/picture.png").write_bytes(b"\x89PNG")
+    Path("in/blank.txt").write_text(" \n")
     assert call(prepare, "--source", "in", "--tokenizer", "bytes", "--name", "in") == 0
     left = "3 files of other kinds are left out: in/.hidden.txt, in/README.md, in/picture.png"
-    assert left in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert left in printed.out
+    assert "warning: 1 of 5 files have no text: in/blank.txt" in printed.err
     found = sum(texts_of("in").values(), [])
     assert sorted(found) == sorted([*texts, "Read me first.", "An old text."])
 
@@ -1238,6 +1241,11 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     unigram.save("other/tokenizer.json")
     assert "is no byte-level BPE" in refused(capsys, prepare, *options, "other", "--name", "x")
     assert "has no tokenizer.json" in refused(capsys, prepare, *options, "data", "--name", "x")
+    content = json.loads(Path("own/tokenizer.json").read_text())
+    content["model"]["vocab"]["▁the"] = 700
+    prepare.write_json("own/tokenizer.json", content)
+    message = refused(capsys, prepare, *options, "own", "--name", "x")
+    assert "tokens that are not made of bytes, such as '▁the'" in message
 
 
 def test_tokenizers(tmp_path, monkeypatch, capsys):
@@ -4460,6 +4468,13 @@ def test_tables_as_people_have_them(world, capsys):
     write_points(world / "case.csv", **{" n ": columns["N"], "d": columns["D"], "Loss": y})
     report, _ = law_json(capsys, "chinchilla", "case.csv")
     assert report["objective"] == pytest.approx(right["objective"])
+    # columns parted by tabs; a law's formula as JSON
+    (world / "tabs.tsv").write_text((world / "good.csv").read_text().replace(",", "\t"))
+    report, _ = law_json(capsys, "chinchilla", "tabs.tsv")
+    assert report["objective"] == right["objective"]
+    assert call(fit, "--list", "--json") == 0
+    laws = json.loads(capsys.readouterr().out.splitlines()[-1])["laws"]
+    assert laws["chinchilla"]["columns"] == ["N", "D", "loss"] and len(laws) == len(fit.LAWS)
     # one law for lines in logs, of chosen columns
     best = 1.8 * columns["N"] ** -.7 * columns["D"] ** .3
     write_points(world / "lr.csv", **columns, lr=best)
@@ -4505,6 +4520,9 @@ def test_tables_as_people_have_them(world, capsys):
      ["--x", "N", "--pooled"], "a point of several seeds has no sigma"),
     ("dcpt", dict(N=[1, 2, 3], D=[1, 2, 3], r=[5, 20, 90], loss=[3, 2, 1]), [], "in percent?"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "loss"], "x must be another"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--predict", "no.csv"],
+     "no.csv is no file"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "no column a;"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N<=2"],
      "'=2' is no number"),
@@ -5448,6 +5466,12 @@ def test_benchmark_files_that_cannot_be_used_are_refused(world, capsys, line, me
     good = json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0})
     Path("bench.jsonl").write_text(f"{good}\n{line}\n")
     assert message in refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+    # a blank line is no item, but it counts in messages
+    Path("bench.jsonl").write_text(f"\n{line}\n")
+    assert message in refused(capsys, evaluation, name, "--tasks", "bench.jsonl")
+    Path("bench.jsonl").write_text(f"{good}\n\n{good}\n")
+    report = evaluate_json(capsys, name, "--tasks", "bench.jsonl")
+    assert report["tasks"]["bench.jsonl"]["items"] == 2
 
 
 def test_a_damaged_archive_and_a_word_beyond_any_perplexity(world, capsys):
@@ -5576,6 +5600,34 @@ def test_continuations_are_true_halves_among_others_of_equal_length(world, capsy
     assert set(law["params"]) == {"epsilon", "k", "gamma"}
 
 
+def test_right_answers_by_mutual_information(world, capsys):
+    """acc_mutual_info against whole forward passes of each choice, one by one."""
+    names = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1)]
+    models = [gpt.GPT.load(world / "runs" / name / "model.pt").eval() for name in names]
+    items = evaluation.continuation_items(prepare.load_data("tiny"), 32)
+
+    def right(models, by_information):
+        def nats(context, choice):
+            with torch.no_grad():
+                logits = sum(model(torch.tensor([[*context, *choice]])) for model in models)
+            logs = (logits[0, len(context) - 1:-1] / len(models)).log_softmax(-1)
+            return -float(logs.gather(1, torch.tensor(choice)[:, None]).sum())
+        answers = []
+        for item in items:
+            losses = [nats(context, choice) - by_information * nats([319], choice)
+                      for context, choice in item.pairs]
+            answers.append(np.argmin(losses) == item.gold)
+        return np.mean(answers)
+
+    for asked, these in ((names, models), (names[:1], models[:1])):
+        report = evaluate_json(capsys, *asked, "--tasks", "continuation")
+        task = report["tasks"]["continuation"]
+        wanted = [right(these, way) for way in (0, 1)]
+        assert [task["acc"], task["acc_mutual_info"]] == pytest.approx(wanted, abs=1e-6)
+        assert wanted[0] != wanted[1]
+        assert report["error_mutual_info"] == pytest.approx(1 - wanted[1])
+
+
 def test_one_document_does_not_tell_a_tokenizer(monkeypatch):
     """Nothing to compare: the text is encoded anew, not taken for the model's own tokens."""
     tokens = np.array([9, 1, 2, 3, 4], np.uint16)
@@ -5607,6 +5659,7 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     assert call(prepare, "--source", "other.jsonl", "--vocab_size", 300, "--val_tokens", 1000,
                 "--name", "other") == 0
     report = evaluate_json(capsys, "exported", "--data", "other")
+    assert report["data_hash"] == prepare.load_data("other").fingerprint() != run["data_hash"]
     assert report["val_loss"] is report["perplexity"] is report["loss"] is None
     other, own = prepare.load_data("other"), prepare.load_data("tiny").tokenizer()
     texts = other.tokenizer().decode(other.val.tolist()).split(prepare.END_OF_TEXT)[1:]
@@ -5951,44 +6004,6 @@ def test_how_far_a_student_is_from_its_teachers(world, capsys, monkeypatch):
                 "--val_tokens", 2000) == 0
     with pytest.raises(prepare.InputError, match="tiny"):
         agreement.main()
-
-
-def test_right_answers_by_mutual_information(world, capsys, monkeypatch):
-    """results/mutual.py against whole forward passes of each choice, one by one."""
-    names = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1)]
-    assert call(ensemble, *names) == 0
-    together, = world.glob("runs/ensembles/*")
-    monkeypatch.syspath_prepend(HERE / "results")
-    mutual = importlib.import_module("mutual")
-    monkeypatch.setattr(sys, "argv", ["mutual.py", str(together), f"runs/{names[0]}"])
-    capsys.readouterr()
-    mutual.main()
-    of_both, of_one = [line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[2:]]
-
-    models = [gpt.GPT.load(world / "runs" / name / "model.pt").eval() for name in names]
-    data = prepare.load_data("tiny")
-    items = evaluation.continuation_items(data, 32)
-
-    def right(models, by_information):
-        def nats(context, choice):
-            with torch.no_grad():
-                logits = sum(model(torch.tensor([[*context, *choice]])) for model in models)
-            logs = (logits[0, len(context) - 1:-1] / len(models)).log_softmax(-1)
-            return -float(logs.gather(1, torch.tensor(choice)[:, None]).sum())
-        answers = []
-        for item in items:
-            losses = [nats(context, choice) - by_information * nats([319], choice)
-                      for context, choice in item.pairs]
-            answers.append(np.argmin(losses) == item.gold)
-        return np.mean(answers)
-
-    alone = [np.mean([right([model], way) for model in models]) for way in (0, 1)]
-    found = [float(cell) for cell in of_both]
-    assert found[0] == 2 and found[2] < found[1]
-    assert found[3::2] == pytest.approx(alone, abs=6e-4)
-    assert found[4::2] == pytest.approx([right(models, way) for way in (0, 1)], abs=6e-4)
-    assert float(of_one[3]) == pytest.approx(right(models[:1], 0), abs=6e-4)
-    assert not of_one[4].strip()  # one model has no others
 
 
 def test_losses_on_validation_apart_from_train(world, capsys, monkeypatch):
