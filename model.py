@@ -47,6 +47,8 @@ class GPTConfig:
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(f"heads must divide width and kv_heads must divide heads: width is "
                              f"{self.width}, heads is {self.heads}, kv_heads is {self.kv_heads}")
+        if self.width // self.heads % 2:  # rotary positions turn pairs
+            raise ValueError(f"a head must have an even width, not {self.width // self.heads}")
 
 
 # The ladder: the paper's four sizes, then the same ladder with N and D divided by 10, 100 and 1000,
@@ -201,7 +203,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP, each added to the stream that it reads normalized."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config):
         super().__init__()
@@ -241,7 +243,9 @@ def block_document_mask(tokens, end_of_text):
 class Guide(NamedTuple):
     """What teachers say of a batch, for a student whose loss follows them (see guided_nats)."""
     states: torch.Tensor  # the inputs of all teachers' heads side by side, (B, T, sum of C)
-    head: torch.Tensor  # the heads' weights, (V, sum of C): their product is the mean logits
+    # the heads' weights side by side, over the number of teachers, (V, sum of C): states times
+    # these, transposed, are the mean logits
+    head: torch.Tensor
     weight: torch.Tensor  # (B, 1): the share of the divergence in the loss of each window
     temperature: float
 
@@ -286,7 +290,7 @@ def nats_and_gradient(logits, targets, vocab_size, mean=None, share=None, t=1.0)
     """
     token = torch.arange(logits.shape[1], device=logits.device)
     no_token = token >= vocab_size
-    # not minus infinity, whose difference to itself is none
+    # not minus infinity: the divergence subtracts such logits, and inf - inf is nan
     wide = logits.float().masked_fill(no_token, -1e30)
     kept = (targets >= 0)[:, None]
     log_sum = wide.logsumexp(1, keepdim=True)
@@ -312,8 +316,8 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, chunks: int,
     (V, C).
 
     states (P, S), teacher (V, S), share (P,), t: what a Guide says, if there is one; see
-    guided_nats. One operator that the compiler does not look into. Of checkpointed chunks it would
-    keep all gradients of logits until the end of the backward pass, so chunks would save no memory.
+    guided_nats. One operator that the compiler does not look into: of checkpointed chunks it would
+    keep the gradients of all logits until the backward pass ends, and chunks would save no memory.
     Here each chunk's logits turn into their gradient and are gone before the next chunk, and no
     product is computed twice. The weight's gradient is summed in fp32.
     """
@@ -463,8 +467,8 @@ class GPT(nn.Module):
         """Logits (B, T, V) in fp32 or, given targets, the nats of each: fp32 (B, T).
 
         tokens, targets: int64 (B, T), T at most the context. A target of -1 has 0 nats. Given a
-        Guide, the loss of a student instead. total: only the sum is asked for, so where that saves
-        memory, it is what comes, ().
+        Guide, the loss of a student instead. total: the caller needs only the sum; where that
+        saves memory the sum itself is returned, ().
         """
         x = self.states(tokens)
         if targets is None:
@@ -537,13 +541,13 @@ class GPT(nn.Module):
                 # and sums of these in fp32 (see head_loss)
                 head = 2 * CHUNK_LOGITS + 24 * self.head.weight.numel()
             return state + copies + 48 * wide + head
-        # Fitted to peaks of eager passes. Bytes per token, layer and unit of width that blocks keep
-        # for the backward pass, bytes of a chunk's logits (the product, in fp32, their log-softmax,
-        # its gradient), and of a number of the mask, which each layer keeps to add to its scores.
-        kept, chunk, number = 64, 14, 2
+        # Fitted to peaks of eager passes, in bytes. kept: what blocks keep for the backward pass, a
+        # token, layer and unit of width. chunk: a chunk's logits (product, fp32 copy, log-softmax,
+        # gradient), each. entry: one of the mask, which each layer keeps to add to its scores.
+        kept, chunk, entry = 64, 14, 2
         if dtype == "fp32":
-            kept, chunk, number = 104, 12, 4
-        mask = number * tokens * c.context * c.layers * c.doc_mask
+            kept, chunk, entry = 104, 12, 4
+        mask = entry * tokens * c.context * c.layers * c.doc_mask
         return state + kept * wide + chunk * min(logits, CHUNK_LOGITS) + mask
 
     # Weights in and out
@@ -554,7 +558,8 @@ class GPT(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """The model that save() wrote. Raises ValueError for a truncated or foreign file."""
+        """The model that save() wrote. Raises FileNotFoundError where there is none, ValueError for
+        a truncated or foreign file."""
         try:
             # weights_only: a file from somebody else must not be able to run code here
             saved = torch.load(path, map_location=device, weights_only=True)
@@ -862,9 +867,9 @@ def config_of_llama(fields, folder):
 
     Where the file names no first token (bos_token_id), end-of-text is taken to be the last token.
     """
-    # older versions of transformers keep the rotary parameters in two fields
-    older = {"rope_theta": fields.get("rope_theta", 10_000.0), **fields.get("rope_scaling", {})}
-    rope = fields.get("rope_parameters", older)
+    # older versions of transformers call them rope_scaling, with theta beside them
+    rope = {"rope_theta": fields.get("rope_theta"),
+            **fields.get("rope_parameters", fields.get("rope_scaling", {}))}
     rope = {key: value for key, value in rope.items() if value is not None}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     scaling = None
