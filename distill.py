@@ -31,8 +31,8 @@ from ensemble import read_members
 from model import sample
 from prepare import InputError, Parser, refuse, run_main, write_atomically, write_data
 from train import (InUse, TrainConfig, add_options, autocast, check_share, claim, config_from,
-                   expand, fit_together, load_models, on_device, read_run, resolve, say, short_hash,
-                   train, use_compile, use_device)
+                   expand, fit_together, load_models, on_device, place_job, read_run, resolve, say,
+                   short_hash, train, use_compile, use_device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -53,8 +53,8 @@ class Plan:
     dtype: str  # of matrix products and of the keys and values remembered: "fp32" or "bf16"
 
 
-def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
-    """How many windows to sample at a time, where `jobs` processes share the devices.
+def sampling_batch(models, windows, device, dtype, sharing=1, average=False):
+    """How many windows to sample at a time, where `sharing` processes share the device.
 
     windows: how many there are to sample; average: whether all models sample at once. Raises
     InputError where the models leave no room on a GPU.
@@ -73,11 +73,10 @@ def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
 
     room = 2 ** 33
     if device.type == "cuda":
-        jobs = math.ceil(jobs / max(1, torch.cuda.device_count()))  # those that share a device
         held = sum if average or fit_together(models, device) else max
         # a fifth stays free for copies of a layer's keys and values
         memory = torch.cuda.get_device_properties(device).total_memory
-        room = memory * 4 // 5 // jobs - held(weights)
+        room = memory * 4 // 5 // sharing - held(weights)
     batch = min(512, room // at_once(window))
     if device.type == "cpu":
         batch = 64  # small enough for a CPU's cache
@@ -91,8 +90,10 @@ def sampling_batch(models, windows, device, dtype, jobs=1, average=False):
 def store_low(model, dtype):
     """Keep the matrices of a model in bf16, if that is the dtype, for good: autocast would make
     them anew at every token. What it leaves in fp32 stays so; the results are the same."""
+    if dtype != "bf16":
+        return
     for module in model.modules():
-        if dtype == "bf16" and isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear):
             # a parameter of its own: a tied head must leave the embedding as it is
             module.weight = torch.nn.Parameter(module.weight.bfloat16(), requires_grad=False)
 
@@ -155,9 +156,8 @@ def sample_share(models, plan, folder, job=0, jobs=1, heartbeat=lambda: None):
 
 def sample_apart(runs, args, plan, folder, job):
     """sample_share() in a process of its own, on a GPU of its own where there are several."""
-    if plan.device.startswith("cuda"):
-        plan = dataclasses.replace(plan, device=f"cuda:{job % torch.cuda.device_count()}")
-    use_device(plan.device, args.threads)
+    device, _ = place_job(args.device, job, args.jobs)
+    plan = dataclasses.replace(plan, device=str(use_device(device, args.threads)))
     sample_share(load_models(runs, args.out, plan.device), plan, folder, job, args.jobs)
 
 
@@ -212,7 +212,8 @@ def sample_data(name, request, runs, args, data, device):
     # whole windows, so a few tokens more than were asked for
     windows = math.ceil(request["tokens"] / models[0].config.context)
     average = request["teachers_take"] == "average"
-    batch = sampling_batch(models, windows, device, dtype, args.jobs, average)
+    _, sharing = place_job(args.device, 0, args.jobs)
+    batch = sampling_batch(models, windows, device, dtype, sharing, average)
     # on a GPU only where it is asked for: it is not measured there yet
     wanted = device.type == "cpu" or args.compile == "1"
     compiled = (wanted and request["tokens"] >= COMPILE_FROM

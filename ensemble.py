@@ -60,12 +60,12 @@ def choose_subsets(members, orders=64, seed=0):
         return subsets
 
     generator = torch.Generator().manual_seed(seed)
-    heads = {}  # {set: one of its orders}: the order inside does not matter to an average
+    beginnings = {}  # {set: one of its orders}: the order inside does not matter to an average
     for _ in range(orders):
         order = tuple(torch.randperm(members, generator=generator).tolist())
         for k in range(2, members + 1):
-            heads[frozenset(order[:k])] = order[:k]
-    return [(i,) for i in indices] + list(heads.values())
+            beginnings[frozenset(order[:k])] = order[:k]
+    return [(i,) for i in indices] + list(beginnings.values())
 
 
 def running_sums(members, subsets):
@@ -133,12 +133,12 @@ def logits_by_chunk(models, states_of, dtype, device, chunk):
     precision of training, so that a model alone has the loss of its run.
     """
     # Each model runs once up to the input of its head. These states are small; the logits are not.
-    number = torch.bfloat16 if dtype == "bf16" else torch.float32
+    head_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
     heads = []
     with autocast(dtype, device):
         for model in models:
             visitor = on_device(model, device)
-            heads.append((states_of(visitor).to(number), visitor.head.weight.to(number)))
+            heads.append((states_of(visitor).to(head_dtype), visitor.head.weight.to(head_dtype)))
     for start in range(0, len(heads[0][0]), chunk):
         part = slice(start, start + chunk)
         yield part, [F.linear(states[part], weights).float() for states, weights in heads]
@@ -246,7 +246,7 @@ def law_of_members(losses, fit_law, least, drawn=True):
     # Fit once more without each member in turn. The losses are known, so no model runs again.
     left_out = [mean_by_k(losses, without=i) for i in range(K)]
     fewest = min(map(len, left_out))  # values of K to fit without some member
-    # without a member K - 1 values of K are left; of random orders we bear the lack of two
+    # without a member K - 1 values of K are left; random orders may cover up to two fewer
     if drawn and K > least and fewest >= max(least, K - 3):
         law["se"] = jackknife([fit_to(by_k)["E"] for by_k in left_out])
         law["interval"] = t_interval(law["E"], law["se"], K)
@@ -588,13 +588,14 @@ def train_together(configs):
 
 def worth_stacking(config, members):
     """Whether so many members should train as one model: small ones, on CUDA, if they fit."""
-    # the stacked step knows no teachers, and the size of --init_from is not one of the ladder's
-    if config.teacher or config.init_from:
+    # the stacked step knows no teachers and no parts of a batch, and the size of --init_from is not
+    # one of the ladder's
+    if config.teacher or config.init_from or config.micro_batch_size:
         return False
     device = use_device(config.device, config.threads)
     if device.type != "cuda":
         return False
-    # shapes without weights: memory that this process took of the device it would keep
+    # shapes without weights: this process would keep any GPU memory that it took
     with torch.device("meta"):
         model = GPT(model_shape(config, load_data(config.data)))
     # all at once, each with a batch in one pass

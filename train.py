@@ -432,8 +432,6 @@ def evaluate(model, windows, batch_size, rank=0, world=1):
 
 # --------------------------------------------------------------------------------------------------
 # The run: a step, the loop, the result
-#
-# Read train_step() and run_steps() first; the rest of the file serves them.
 
 class Diverged(InputError):
     """A loss or gradient stopped being finite."""
@@ -677,8 +675,8 @@ def run_steps(run, heartbeat):
     # by default once an epoch: overfitting shows from one pass to the next
     eval_every = config.eval_every or run.steps_per_epoch
     rate = run.world * matmul_rate(config.dtype, run.device)
-    no_step = torch.tensor(-1, device=run.device)
-    order, loss_sum, bad_step = None, 0.0, no_step
+    order, loss_sum = None, 0.0
+    bad_step = torch.tensor(-1, device=run.device)  # none yet
     logged_step = run.step  # of the last log line
     logged_at = saved_at = time.monotonic()  # of the last log line and the last checkpoint
     # a resumed run counts the seconds of before, too
@@ -740,7 +738,7 @@ def train(config):
     """
     folder = Path(config.out) / run_name(config)
     _, world = join_processes()
-    # of several processes each looks at another moment, and all must decide alike
+    # torchrun's processes look at slightly different moments, and all must decide alike
     if add_up((folder / "result.json").exists()):
         result = read_run(folder, config.out)
         # labels are no part of what a run is, so that the same one is not trained twice
@@ -948,6 +946,10 @@ def fill_settings(config, data):
     missing = [name for name in names if getattr(config, name) is None]
     if missing:
         settings = tuned_settings(config.recipe).get((config.size, config.tokens))
+        step, rung = config.context * config.batch_size, LADDER[scale]
+        budget = f"{config.tokens:,} tokens"
+        if step != rung["context"] * rung["batch_size"]:  # AdamW's memory is counted in steps
+            settings, budget = None, f"{budget} in steps of {step:,}"
         if settings is None:
             steps = max(1, config.tokens // config.context // config.batch_size)
             settings, where = nearest_settings(config.recipe, config.size, config.tokens, steps)
@@ -957,8 +959,8 @@ def fill_settings(config, data):
             kept = ""
             if missing == list(names) and config.recipe not in ("standard", "cpt"):
                 kept = ", with AdamW's memory in epochs kept"
-            assumed.append(f"{config.recipe} {config.size} is not tuned at {config.tokens:,} "
-                           f"tokens: {values} come from {where}{kept}; --tune searches around them")
+            assumed.append(f"{config.recipe} {config.size} is not tuned at {budget}: {values} "
+                           f"come from {where}{kept}; --tune searches around them")
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
@@ -975,7 +977,8 @@ def odd_settings(config, data):
     named, vocabulary = named_parameters(config.size), data.meta["vocab_size"]
     if named and not config.init_from:
         with torch.device("meta"):  # shapes without memory
-            count = GPT(model_shape(config, data)).parameter_count()
+            # N does not depend on the context, which is not checked yet
+            count = GPT(model_shape(replace(config, context=1), data)).parameter_count()
         if not 0.8 < count / named < 1.25:
             found.append(f"{config.size} has {count:,} parameters with the vocabulary of "
                          f"{vocabulary:,} of {config.data}, not those it is named for")
@@ -1214,7 +1217,8 @@ def load_checkpoint(run):
     except Exception as error:  # torch raises a dozen kinds for damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to start the run "
                          f"anew") from error
-    # an automatic micro-batch depends on how many jobs share a device: a smaller one fits as well
+    # Jobs that share a GPU have less memory each. A run begun in smaller passes goes on in those,
+    # which fit as well: passes of another size would round differently.
     smaller = state["machine"].get("micro_batch_size", 0)
     if not run.config.micro_batch_size and 0 < smaller < run.machine["micro_batch_size"]:
         run.machine["micro_batch_size"] = smaller
@@ -1458,7 +1462,8 @@ def use_device(name, threads=1):
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         if torch.cuda.is_available():
             name = "cuda"
-    ordered = threads > 1 and name == "cpu"  # compiled code would else let threads add in any order
+    # compiled code would else let threads add in any order
+    ordered = threads > 1 and name.startswith("cpu")
     if torch.are_deterministic_algorithms_enabled() != ordered:  # the switch itself takes a second
         torch.use_deterministic_algorithms(ordered)
     if name == "cuda":  # under torchrun each process has a device of its own
@@ -1470,7 +1475,7 @@ def use_device(name, threads=1):
             torch.cuda.set_device(device)
             # what is asked for in fp32 runs on tensor cores, in TF32
             torch.set_float32_matmul_precision("high")
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} cannot be used here ({reason})") from None
     return device
@@ -1574,8 +1579,8 @@ def matmul_rate(dtype, device):
     """FLOP/s of a large square matrix product here, the best of five: an MFU of 1."""
     # measured, not taken from a data sheet, so that MFU has a meaning on any machine
     n = 8192 if device.type == "cuda" else 512
-    number = torch.bfloat16 if dtype == "bf16" else torch.float32
-    a = torch.randn(n, n, device=device, dtype=number)
+    product_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+    a = torch.randn(n, n, device=device, dtype=product_dtype)
     best = math.inf
     for _ in range(5):
         start = time.perf_counter()
@@ -1630,12 +1635,12 @@ def bench(run, steps):
 def plan(run):
     """What a run will take, before it starts: cost(), bytes of memory, the least time in
     seconds."""
-    config, windows = run.config, run.machine["micro_batch_size"]
+    config, cost, windows = run.config, run.cost(), run.machine["micro_batch_size"]
     memory = run.memory_bytes(windows, run.machine["compile"])
     # at the rate of a large matrix product, which no real step reaches
     rate = run.world * matmul_rate(config.dtype, run.device)
-    return {**run.cost(), "micro_batch_size": windows, "memory_bytes": memory,
-            "seconds_at_least": run.cost()["flops"] / rate}
+    return {**cost, "micro_batch_size": windows, "memory_bytes": memory,
+            "seconds_at_least": cost["flops"] / rate}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1658,8 +1663,10 @@ def run_all(configs, jobs, memo=None):
         slots.put(job)
 
     def find(config):
-        path = Path(config.out) / run_name(config) / "result.json"
-        return read_json(path)["val_loss"] if path.exists() else memo.get(run_name(config))
+        folder = Path(config.out) / run_name(config)
+        if (folder / "result.json").exists():
+            return read_run(folder, config.out)["val_loss"]
+        return memo.get(run_name(config))
 
     failed = threading.Event()
 
@@ -1693,14 +1700,21 @@ def run_all(configs, jobs, memo=None):
     return [find(config) for config in configs]
 
 
+def place_job(device, job, jobs):
+    """(device of a job, how many jobs share it): several CUDA devices take the jobs in turn, unless
+    the user named one."""
+    devices = torch.cuda.device_count()
+    if devices > 1 and device in ("auto", "cuda"):
+        return f"cuda:{job % devices}", math.ceil(jobs / devices)
+    return device, jobs
+
+
 def train_apart(config, job, jobs):
     """Train in a process of its own: its loss, infinite if it diverged, None while another process
-    is at it. Several CUDA devices take the jobs in turn."""
+    is at it."""
     name = run_name(config)
-    devices, sharing = torch.cuda.device_count(), jobs
-    if devices > 1 and config.device in ("auto", "cuda"):
-        config = replace(config, device=f"cuda:{job % devices}")
-        sharing = math.ceil(jobs / devices)
+    device, sharing = place_job(config.device, job, jobs)
+    config = replace(config, device=device)
     try:
         folder = Path(config.out) / name
         if folder.exists():
@@ -1723,7 +1737,7 @@ def train_apart(config, job, jobs):
 def train_quietly(config, sharing):
     """The validation loss of train(), infinite if it diverged. `sharing` jobs share the device."""
     device = use_device(config.device, config.threads)
-    # a bound for each, lest the first run's large passes leave no memory to the others
+    # each gets its share of the memory, or the first would choose passes too large for the rest
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1 / sharing, device)
     try:
