@@ -3656,9 +3656,9 @@ def main():
     parser.error = lambda message: parser.exit(
         2, f"{parser.prog}: error: {message} (see {parser.prog} --help)\n")
     parser.add_argument("what", nargs="*", default=["runs"],
-                        help="folders of finished runs and .jsonl files of results (default: runs); "
-                        "or the name of a law, or several with commas, and a table of points, "
-                        "columns by name")
+                        help="folders of finished runs and .jsonl files of results (default: "
+                        "runs); or the name of a law, or several with commas, and a table of "
+                        "points, columns by name")
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION",
                         help="keep only rows with COLUMN=VALUE (or several with commas), "
                         "COLUMN<VALUE or COLUMN>VALUE")

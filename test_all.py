@@ -1635,7 +1635,6 @@ def test_the_sampling_batch_fills_what_teachers_leave_of_a_gpu(monkeypatch):
 
     card = SimpleNamespace(total_memory=80 * 2 ** 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     one = teachers("300m", 1)
     assert distill.sampling_batch(one, 10_000, "cpu", "fp32") == 64
     # 12 layers of 768 keys and values each, and logits
@@ -1659,10 +1658,17 @@ def test_the_sampling_batch_fills_what_teachers_leave_of_a_gpu(monkeypatch):
     with pytest.raises(prepare.InputError, match="leave no room"):
         batch(eight, average=True)
     card.total_memory = 80 * 2 ** 30
-    # jobs that have a device each do not share one
-    for devices, jobs, share in ((1, 2, 2), (8, 8, 1), (4, 8, 2)):
+    assert batch(one, sharing=2) == (room // 2 - weights) // window
+
+
+def test_jobs_are_placed_on_devices_in_turn_unless_one_is_named(monkeypatch):
+    for devices, jobs, sharing in ((1, 2, 2), (8, 8, 1), (4, 8, 2)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-        assert batch(one, jobs=jobs) == (room // share - weights) // window
+        placed = [train.place_job("auto", job, jobs) for job in range(jobs)]
+        assert {count for _, count in placed} == {sharing}
+        if devices > 1:
+            assert placed[jobs - 1][0] == f"cuda:{(jobs - 1) % devices}"
+        assert train.place_job("cuda:1", 0, jobs) == ("cuda:1", jobs)
 
 
 def test_matrices_kept_in_bf16_sample_the_same_text():
@@ -1885,6 +1891,13 @@ def test_hugging_face_llama_agrees_in_logits_loss_and_gradients(tmp_path, shape)
     theirs.save_pretrained(tmp_path / "theirs")  # the layout that transformers itself writes
     ours, again = (gpt.GPT.from_pretrained(tmp_path / folder) for folder in ("hf", "theirs"))
     assert dataclasses.replace(ours.config, end_of_text=59) == model.config == again.config
+    # theta may stand in any of three places
+    fields = json.loads((tmp_path / "hf/config.json").read_text())
+    rope = {"rope_type": "default", **fields.pop("rope_parameters", fields.pop("rope_scaling", {}))}
+    theta = rope.pop("rope_theta", None) or fields.pop("rope_theta")
+    prepare.write_json(tmp_path / "hf/config.json",
+                       {**fields, "rope_theta": theta, "rope_parameters": rope})
+    assert gpt.GPT.from_pretrained(tmp_path / "hf").config == ours.config
     for mine in (model, ours, again):
         found, expected = mine(tokens), theirs(tokens, labels=tokens)
         assert (found - expected.logits).abs().max() < 1e-4
@@ -2610,6 +2623,14 @@ def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_ep
     plan, size = json.loads(last), len(prepare.load_data("tiny").train)
     assert f"the budget is all {size:,} train tokens of tiny; regularized 300k is not tuned" in said
     assert "--tune" in said and plan["steps"] == 32 * (size // 32 // 4)
+    # tuned for steps of 1,024 tokens: of 2,048 there are half as many an epoch
+    config = train.TrainConfig(data="tiny", size="300k", tokens=209_715, context=256, batch_size=8,
+                               recipe="regularized", data_hash="x")
+    train.fill_settings(config, prepare.load_data("tiny"))
+    said = capsys.readouterr().out
+    assert "is not tuned at 209,715 tokens in steps of 2,048: epochs 32, lr 0.003, weight" in said
+    assert tau((0, config.lr, config.weight_decay), 102) == pytest.approx(
+        tau((0, 3e-3, 1.6), 204), rel=0.02)
     # where all settings are given or tuned nothing is said of them, but of N, which is another
     assert call(train, *TINY, "--dry_run", "--json") == 0
     said, last = capsys.readouterr().out.splitlines()
@@ -2779,6 +2800,11 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     with pytest.raises(prepare.InputError,
                        match="-s9-.* failed: .*train.bin is missing or changed"):
         train.run_all([dataclasses.replace(config, seed=9)], 1)
+    folder = world / "runs" / train.run_name(config)
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(prepare.InputError, match="is no result of train.py"):
+        train.run_all([config], 1)
 
 
 def test_a_budget_that_nobody_asked_for_is_said(world, capsys):
