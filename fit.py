@@ -109,8 +109,8 @@ def constrained_terms(p, c):
 
 def overfit_terms(p, c):
     """Chinchilla's terms, the penalty for repetition and the limit."""
-    # a first epoch repeats nothing; slightly above 0 the power has a slope
-    repetition = np.maximum(c.T / c.U - 1, 1e-9)
+    # a first epoch repeats nothing, and a negative number has no such power
+    repetition = np.maximum(c.T / c.U - 1, 0.0)
     penalty = repetition ** p.kappa * c.N ** p.gamma / c.U ** p.delta
     return [c.N ** -p.alpha, c.T ** -p.beta, penalty, 1.0]
 
@@ -592,7 +592,7 @@ def search(problem, shapes, each=8, rounds=11):
     reached = polish_all(problem, chosen)
     if problem.shapes == 0:  # linear: there is one minimum
         return reached, True
-    # absolute deviations are met up to a narrow Huber's loss until the end
+    # until finish() "lad" is minimized only as a narrow Huber's loss, so it is met less closely
     tolerance = {"ls": 1e-6, "lad": 1e-3}.get(problem.method, 1e-4)
     # rounds since something better came, and how many of them are enough
     quiet, enough = 0, 1 if problem.shapes < 3 else 2
@@ -788,8 +788,8 @@ def watched(items, what):
 # the points tell a parameter at all: see whether it can move while the loss hardly changes.
 
 def noise_of(found, sigma=None, freedom=math.inf):
-    """(standard deviation of a point of weight 1, degrees of freedom): those given, else those of
-    the residuals, of their squares by least squares and of their median by other methods."""
+    """(standard deviation of a point of weight 1, its degrees of freedom): as given, or estimated
+    from the residuals: from their squares for "ls", from their median otherwise."""
     if sigma is not None:
         return sigma, freedom
     problem = found.problem
@@ -889,8 +889,8 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
         refits.append(again)
         return refits[-1].objective - found.objective - allowed
 
-    # a law never goes below its limit, so with one this far above all points it misses them by too
-    # much: the upper end lies before it
+    # A law lies above its limit: one held this far above all points misses each of them by `top`,
+    # which alone exceeds what is allowed. So the interval ends below it.
     top = math.sqrt(2 * (found.objective + allowed) / problem.weights.sum())
     # from below the bound is 0, as a loss is positive
     ends = []
@@ -1256,7 +1256,7 @@ def is_number(text):
     """Whether a cell or an option can be read as a number."""
     try:
         float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -1435,7 +1435,7 @@ def check_values(law, columns, rows=()):
     known = np.isfinite(checked.get(law.target, checked["step"]))
     # the laws take S1, the area under lr, to the power -alpha
     if (read_changes(checked, known).S1 <= 0).any():
-        raise ValueError("lr is 0 up to the first loss of a curve; leave that loss blank")
+        raise ValueError("a curve has a loss before any lr above 0 was applied; leave it blank")
     return checked
 
 
@@ -1461,8 +1461,10 @@ def columns_together(law, columns):
     """A sentence for each two columns that go together in all points; none where each varies on its
     own."""
     found = []
-    varied = [name for name in law.columns if name not in ("curve", "step", "lr", "V")
-              and len(np.unique(columns[name])) > 1]
+    # along a curve step and lr go together by its schedule
+    if "curve" in law.columns:
+        return found
+    varied = [name for name in law.columns if len(np.unique(columns[name])) > 1]
     for one, other in combinations(varied, 2):
         x, y = np.log(columns[one]), np.log(columns[other])
         # in logs, where D = 20 N is a line, as is any power
@@ -1555,6 +1557,8 @@ def check_options(names, args):
         "--seed must be at least 0": args.seed is not None and args.seed < 0,
         f"--delta is the width of Huber's loss; the method is {', '.join(sorted(methods))}":
             args.delta is not None and not methods & {"huber", "raw_huber"},
+        "--method raw_huber is of raw residuals, and log_linear is fitted in logs; take huber":
+            args.method == "raw_huber" and any(LAWS[name].logs for name in names),
         "--sigma and --pooled are for the profile of least squares; add --method ls, or take "
         "--bootstrap": noise and methods != {"ls"},
         "--pooled takes the noise from the table and --sigma gives it; take one":
@@ -1649,8 +1653,6 @@ def fixed_of(law, pairs):
     # values are looked up once, so that a chain of equals would not be followed
     if any(value in fixed for value in fixed.values()):
         raise ValueError("--fix: an exponent can equal one that is sought, not a fixed one")
-    if len(fixed) == len(law.shape) + len(law.signs):
-        raise ValueError("--fix: every parameter is fixed; leave one to be sought")
     return fixed
 
 
@@ -1676,6 +1678,8 @@ def read_law(name, path, args):
     fixed = fixed_of(law, args.fix)
     if "L0" in law.shape and "L0" not in fixed:
         fixed |= fixed_by_vocabulary(name, table, notes)
+    if len(fixed) == len(law.shape) + len(law.signs):
+        raise ValueError("--fix: every parameter is fixed; leave one to be sought")
     weighted_by = args.weights
     if args.pooled and not args.weights:
         weighted_by = "seeds"
@@ -1854,8 +1858,10 @@ def describe_parameters(found, errors):
         error, low, high = errors.get(name), None, None
         if found.draws and name not in found.problem.fixed:
             drawn = [draw[name] for draw in found.draws]
-            # the spread of the refits, by any method, replaces the error to first order
-            error = np.std(drawn, ddof=1)
+            # the spread of the refits, by any method, replaces the error to first order; of what is
+            # not determined it may be too large for a float
+            with np.errstate(over="ignore"):
+                error = np.std(drawn, ddof=1)
             low, high = percentile_interval(found, drawn, value)
             # what is sought from 0 on has no interval below 0
             if law.signs.get(name) in ("+", "-") or name in law.shape:
@@ -1986,7 +1992,9 @@ def describe_optimum(title, solve_for, found):
     for i, (name, value) in enumerate(zip(("N", "D", "loss"), solve_for(found.params))):
         report[name] = float(value)
         line.append(f"{name} {value:.4g}")
-        if len(drawn) > failed:  # an interval of logs: N and D range over decades
+        # where most refits have no optimum, the others tell no interval
+        if len(drawn) > failed:
+            # of logs, since N and D range over decades
             logs = np.log([one[i] for one in drawn])
             low, high = np.exp(percentile_interval(found, logs, math.log(value))).tolist()
             report |= {f"{name}_low": low, f"{name}_high": high}
@@ -2001,9 +2009,13 @@ def report_predictions(found, args):
     """{"mae", "rows"} of the points of --predict, printed as a table. An interval is where a new
     point may lie: the spread of the refits and of the residuals."""
     law, target = found.problem.law, found.problem.law.target
+    # the loss need not be there, under whatever name
+    header = header_of(read_rows(args.predict))
+    chosen = [f"{name}={column}" for name, column in split_pairs(args.columns)
+              if name != target or column in header]
     # --where is of the fitted table alone: what it keeps must not choose what is predicted
     table, points, notes = read_points(args.predict, [*law.columns, target], (), args.set,
-                                       args.columns, blank=(target,), absent=(target,))
+                                       chosen, blank=(target,), absent=(target,))
     for note in notes:
         print(f"note: {args.predict}: {note}")
     # apart from what the law reads: it may be blank, or no column at all
@@ -2138,6 +2150,7 @@ def best_found(found):
     return int(right), len(lines)
 
 
+@np.errstate(all="ignore")
 def draw_law(path, name, found):
     """A figure of a law: its points against the column that varies most, with the law as a line for
     each setting of the other columns and its 95% band; below, the residuals."""
@@ -2162,20 +2175,22 @@ def draw_law(path, name, found):
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for setting, same in settings.items():
         rows = np.array(sorted(same, key=lambda i: columns[chief][i]))
-        x, predicted = columns[chief][rows], found.prediction[rows]
+        # a law of curves needs every row of the schedule, also those that are not drawn
+        x, at, there = columns[chief][rows], columns, rows
         drawn, = top.plot(x, y[rows], ".", label=setting)
         color = drawn.get_color()
-        below.plot(x, y[rows] - predicted, ".", color=color)
-        at = {name: column[rows] for name, column in columns.items()}
+        below.plot(x, y[rows] - found.prediction[rows], ".", color=color)
         if style == "-" and chief != "step":
             # also between the points, so that few of them still give a smooth line
-            x = np.geomspace(x[0], x[-1], 100)
-            at = {name: np.full(100, column[0]) for name, column in at.items()} | {chief: x}
-            predicted = predict(law, found.params, at)
-        top.plot(x, predicted, style, lw=1, ms=5, color=color)
+            x, there = np.geomspace(x[0], x[-1], 100), slice(None)
+            at = {name: np.full(100, column[rows[0]]) for name, column in columns.items()}
+            at[chief] = x
+        predicted = predict(law, found.params, at)
+        top.plot(x, predicted[there], style, lw=1, ms=5, color=color)
         if found.draws:
             band = top.fill_between if style == "-" else top.vlines
-            band(x, *predicted_range(found, at, predicted), color=color, alpha=0.2)
+            low, high = predicted_range(found, at, predicted)
+            band(x, low[there], high[there], color=color, alpha=0.2)
     top.set(ylabel=law.target, title=f"{name}: points, and the law as {how}")
     if law.logs:  # a line in logs
         top.set_yscale("log")
@@ -2306,7 +2321,8 @@ def rest_of(result, but=()):
 
 def mean_settings(runs):
     """The settings of runs, a dict each: the keys of its first run, `loss` (mean over seeds), `sd`
-    over them (None for one), `seeds` (their number) and `by_seed`, {seeds: loss}.
+    over them (None for one), `seeds` (their number), `by_seed`, {seeds: loss}, and two texts of
+    rest_of(), `rest` and `rest_but_size`.
 
     Runs differ in seed alone where recipe and `setting` agree: train.py hashes into `setting` all
     that it computes but the seeds, so no option can be forgotten here.
@@ -2348,7 +2364,7 @@ def pooled_noise(settings):
                 pool = min(sure, key=lambda other: abs(
                     math.log(other[0]["tokens"] / task[0]["tokens"])))
             several, freedom = [s for s in pool if s["seeds"] > 1], degrees(pool)
-            if freedom:
+            if any(s["sd"] for s in several):  # equal losses tell no noise
                 squares = sum((s["seeds"] - 1) * s["sd"] ** 2 for s in several)
                 noise[task_of(task[0])] = math.sqrt(squares / freedom), freedom
     return noise
@@ -2789,10 +2805,10 @@ def predictions(members):
 
 def lines_over_data(points, noise, over_n, shared, members):
     """The loss of each recipe by unique tokens D, [{"recipe", "data_hash", "tokens", "loss",
-    "intervals"}, lists by D]: the best over N of the standard and of the regularized recipe, every
-    other recipe's limit over N, the limit over N and K, and of ensembles the best measured and the
-    least limit over K (paper, section on data efficiency). Intervals are 95%, None where no noise
-    is known."""
+    "intervals"}, lists by D]: the best over N of the standard and of the regularized recipe, the
+    limit over N of every recipe but standard and member, the limit over N and K, and of ensembles
+    the best measured and the least limit over K (paper, section on data efficiency). Intervals are
+    95%, None where no noise is known."""
     lines = {}  # {(name, data hash): {tokens: (loss, interval)}}
 
     def add(name, item, loss, interval=None):
@@ -2843,8 +2859,9 @@ def data_laws(lines):
     laws = []
     for line in lines:
         points = len(line["tokens"])
-        # three parameters: with three budgets the law meets them all, and has no interval
-        if points > 2:
+        # Three parameters: with three budgets the law meets them all, and has no interval. A limit
+        # that is not told from 0 is no point of a law.
+        if points > 2 and all(map(told_from_0, line["intervals"])):
             law = limit_of(line["tokens"], line["loss"])
             laws.append({"claim": "D", **line, "points": points, **law})
     return laws
@@ -2889,7 +2906,7 @@ def efficiencies(lines, laws):
                 row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
                                             for end in reversed(low_high)]
             # a limit that is not told from 0 has no worth by any law
-            if law and told_from_0(interval):
+            if law and is_power_law(law) and told_from_0(interval):
                 row["by_law"] = efficiency_by(law, loss, own)
                 ratios = [efficiency_by(one, loss, own) for one in law["left_out"]]
                 # with a point left out the standard law's limit may lie above the loss
@@ -2961,11 +2978,10 @@ def print_settings(points, settings):
     columns = {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}",
                "seeds": "{seeds}", "tried": "{tried}"}
     print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
-    rows = []
+    rows, place = [], ("context", "batch_size")
     for group in grouped(settings, BEST_OF):
-        # places: pairs of context and batch size, each with its own best setting
-        for places in grouped(best_of(group, ("context", "batch_size")), ("context", "batch_size")):
-            best = dict(places[0])
+        # the best setting of each pair of context and batch size
+        for best in sorted(best_of(group, place), key=lambda s: values(s, place)):
             if best.get("steps"):
                 best["steps_per_epoch"] = best["steps"] // best["epochs"]
             if best["tried"] < len(group):  # some settings have another place
@@ -3281,7 +3297,8 @@ def data_lines(lines, laws):
     drawn = []
     for i, line in enumerate(lines):
         law = first_agreeing(laws, line, ("recipe", "data_hash"))
-        if law and law["interval"] is None:  # three points meet any power law
+        # three points meet any power law; one at a bound is none
+        if law and not (law["interval"] and is_power_law(law)):
             law = None
         if all(map(told_from_0, line["intervals"])):
             drawn.append(Line(line["recipe"], line["tokens"], line["loss"],
@@ -3474,7 +3491,8 @@ def read_results(sources, where=()):
                 raise ValueError(f"{place} has no {key}: it is no result, or one of an older "
                                  f"version; remove it and ask for it again")
         loss = row.get("val_loss", 0.0)
-        if row["kind"] == "run" and not (is_number(loss) and math.isfinite(float(loss))):
+        finite_number = isinstance(loss, (int, float)) and math.isfinite(loss)
+        if row["kind"] == "run" and not finite_number:
             raise ValueError(f"{place}: val_loss is {loss}, not a number; remove it and train that "
                              f"run again")
     return [row for row, _ in kept]

@@ -3800,6 +3800,13 @@ def test_data_efficiency_inverts_the_standard_law():
         assert found == {"times": pytest.approx(times), "bound": bound}
 
 
+def test_a_first_epoch_has_no_penalty():
+    """The law `overfit` at T = U, and below: three terms, whatever the exponents."""
+    p = SimpleNamespace(alpha=0.3, beta=0.3, kappa=0.05, gamma=1.0, delta=0.5)
+    c = SimpleNamespace(N=np.array([1e5, 1e5]), T=np.array([1e6, 5e5]), U=np.array([1e6, 1e6]))
+    assert fit.overfit_terms(p, c)[2].tolist() == [0, 0]
+
+
 def test_data_efficiency_interval_counts_the_noise_of_both_recipes():
     """Of many experiments with a known ratio nearly 95% of the intervals hold it, whichever recipe
     is the noisier; with the noise of one recipe alone far fewer would."""
@@ -3828,6 +3835,19 @@ def test_data_efficiency_interval_counts_the_noise_of_both_recipes():
         assert 0.92 < held / 400 < 0.99
         assert narrow / 400 < most
     assert fit.widen(None, 3.0, lines[0]) is None
+    # seeds that agree to the last digit tell no noise
+    assert not fit.pooled_noise(fit.mean_settings([{**run, "val_loss": 3.0} for run in runs]))
+    # a law that ran to a bound is none to measure data by; a limit that may be 0 is no point of one
+    lines = [{"recipe": name, "data_hash": "", "tokens": [1, 2, 4, 8], "loss": losses,
+              "intervals": [[loss - .01, loss + .01] for loss in losses]}
+             for name, losses in ((fit.STANDARD_LINE, [4.0, 3.5, 3.49995, 3.4999]),
+                                  ("other", [3.6, 3.4, 3.2, 3.1]))]
+    laws = fit.data_laws(lines)
+    assert len(laws) == 2 and not fit.is_power_law(laws[0]) and fit.is_power_law(laws[1])
+    assert all(row["by_law"] is None for row in fit.efficiencies(lines, laws))
+    assert [line.law is None for line in fit.data_lines(lines, laws)] == [True, False]
+    lines[1]["intervals"][3] = [0.0, 0.4]
+    assert [law["recipe"] for law in fit.data_laws(lines)] == [fit.STANDARD_LINE]
 
 
 def made_budgets(b, sigma, generator):
@@ -4585,8 +4605,12 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"],
      "more than 3 points"),
     ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [],
-     "lr is 0 up to the"),
+     "a loss before any lr above 0"),
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
+    ("log_linear", dict(N=[1, 2, 3], y=[3, 2, 1]), ["--x", "N", "--method", "raw_huber"],
+     "log_linear is fitted in logs; take huber"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--fix", "b=1", "--fix", "A=1",
+                                                  "--fix", "E=1"], "every parameter is fixed"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
     ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?"),
     ("chinchilla,downstream", dict(N=[1, 2, 3], D=[1, 2, 3], loss=[3, 2, 1], error=[1, 1, 1]), [],
@@ -4599,7 +4623,7 @@ def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message
     assert message in refused(capsys, fit, law, tmp_path / "points.csv", *options)
 
 
-def test_odd_tables_end_in_an_answer(world, capsys):
+def test_odd_tables_end_in_an_answer(world, capsys, monkeypatch):
     # a curve without any loss is drawn as nothing
     steps = [100.0 * i for i in range(1, 9)]
     losses = [5 * step ** -0.2 + 2 for step in steps]
@@ -4607,6 +4631,29 @@ def test_odd_tables_end_in_an_answer(world, capsys):
                  lr=[1.0] * 4 + [0.5] * 4 + [1.0] * 8 + [0.1] * 8, loss=losses * 2 + [""] * 8)
     assert call(fit, "lr_annealing", "curves.csv", "--figure", "curves.png") == 0
     assert (world / "curves.png").exists()
+    # where few losses of a curve are known, their band is of the whole schedule
+    known = [loss if i % 2 else "" for i, loss in enumerate(losses)]
+    write_points(world / "few.csv", curve=list("aaaaaaaabbbbbbbbccccccccdddddddd"), step=steps * 4,
+                 lr=([1.0] * 4 + [0.5] * 4 + [1.0] * 8) * 2, loss=known * 4)
+    drawn = []
+    monkeypatch.setattr(fit, "save_figure", lambda path, figure: drawn.append(figure))
+    assert call(fit, "lr_annealing", "few.csv", "--bootstrap", 20, "--figure", "few.png") == 0
+    bands = [band.get_paths()[0].vertices[:, 1] for band in drawn[0].axes[0].collections]
+    assert bands and all(losses[7] - 0.5 < band.min() < band.max() < losses[3] + 0.5
+                         for band in bands)
+    # columns that go together, whatever their names
+    sizes = [1e5, 2e5, 4e5, 8e5, 16e5]
+    write_points(world / "lr.csv", N=sizes, lr=[0.3 * n ** -0.3 for n in sizes],
+                 y=[2 * n ** -0.5 for n in sizes])
+    capsys.readouterr()
+    assert call(fit, "log_linear", "lr.csv", "--x", "N,lr") == 0
+    assert "N and lr go together in all points" in capsys.readouterr().out
+    # points to predict whose loss is not known, where the other table calls it by a name of its own
+    write_points(world / "known.csv", N=sizes, mine=[3 + 1e3 / n for n in sizes])
+    write_points(world / "later.csv", N=[32e5])
+    report, _ = law_json(capsys, "power", "known.csv", "--x", "N", "--columns", "loss=mine",
+                         "--predict", "later.csv")
+    assert report["predict"]["rows"][0]["predicted"] == pytest.approx(3 + 1e3 / 32e5, abs=1e-6)
     # no number is so many times 0
     write_points(world / "down.csv", loss=[2, 2.5, 3, 3.5, 4], error=[.2, .35, .45, .52, .57])
     write_points(world / "new.csv", loss=[1.5, 3.2], error=[0, 0.5])
@@ -5177,6 +5224,7 @@ def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
         assert message in fit_error(*arguments)
     for text, message in (
             (json.dumps({**run, "setting": 0}).replace("setting", "set"), "has no setting"),
+            (json.dumps({**run, "val_loss": "3.5"}), "val_loss is 3.5, not a number"),
             ("[]", "a/result.json is not a JSON object"), ("{", "a/result.json is damaged")):
         (world / "runs" / "a" / "result.json").write_text(text)
         assert message in fit_error("--save", "kept.jsonl")

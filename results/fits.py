@@ -31,8 +31,8 @@ PROBLEMS = (("power", 12, "ls", 0, 10), ("chinchilla", 240, "huber", 0, 50),
 
 
 def make_problem(name, rows, method, outliers):
-    """A Problem of a law: columns even in logs, terms of equal size, noise of 0.5%, and a share of
-    runs that are a third worse."""
+    """A Problem of a law: columns drawn evenly in logs, terms of equal size (of curves the last a
+    tenth), noise of 0.5%, and a share of runs that are a third worse."""
     law, rng, columns = fit.LAWS[name], np.random.default_rng(0), {}
     for column in law.columns:
         if column in RANGES:
@@ -67,7 +67,7 @@ def minimize_from(problem, z):
 
 
 def notebook(problem, starts):
-    """What minimize() finds from the best of some starts, whose terms share the target evenly."""
+    """The best that minimize() finds from some starts, whose terms share the target evenly."""
     found, sample = [], qmc.LatinHypercube(problem.shapes, rng=0).random(starts)
     for logs in qmc.scale(sample, *problem.log_ranges.T):
         p, matrix, _ = problem.basis(logs)
