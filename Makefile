@@ -287,7 +287,8 @@ downstream: data
 	for model in $$(ls -d runs/*/docstrings-* runs/*/ensembles/docstrings-*); do \
 	    $(PY) eval.py $$model --tasks continuation --study downstream \
 	        --save runs/downstream.jsonl || exit; done
-	$(PY) fit.py downstream runs/downstream.jsonl --figure runs/downstream.png
+	$(PY) fit.py downstream runs/downstream.jsonl --columns error=error_mutual_info \
+	    --figure runs/downstream.png
 
 readme: .venv/installed
 	$(PY) results/readme.py

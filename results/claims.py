@@ -65,10 +65,9 @@ def regularized(found):
 
 def ensembles(found, size):
     """Limits over K of one size: the single model's settings, and the member rule."""
-    of_size = [row for row in at_budget(found["members"], size=size, vary="seed")]
     limits = []
     for recipe in ("regularized", "member"):
-        rows = [row for row in of_size if row["recipe"] == recipe]
+        rows = at_budget(found["members"], size=size, vary="seed", recipe=recipe)
         best = max(rows, key=lambda row: row["points"])
         limits.append(f"{best['E']:.2f} {interval(*best['interval'])}")
     return " and ".join(limits)
@@ -94,8 +93,8 @@ def worth(found, *names):
 
 
 def students(found):
-    """The share of the largest ensemble's gain that students keep, of their teachers' size and of
-    twice that: of the setting with most seeds each."""
+    """The share of the largest ensemble's gain that students keep: of their teachers' size, of
+    twice that, and of members as teachers; each of the setting with most seeds."""
     teachers, = {m["params"] for m in found["members"]}
     most = max(row["k"] for row in found["students"])
     texts = []
@@ -254,56 +253,41 @@ def continued(found):
             f"limit of ensembles {mean_and_interval(times['the least limit of ensembles'])}")
 
 
-def answers():
-    """The largest ensemble of each setting with all its members answered alone: [(evaluation of the
-    ensemble, mean loss of its members, their mean share of right answers)]."""
-    evaluations = fit.read_results([FILE], ["study=downstream"])
+def answers(error):
+    """The largest ensemble of each setting with all its members answered alone: {setting: (its
+    evaluation, mean loss of its members, their mean error)}. error: the key of what is measured."""
+    evaluations = [e for e in fit.read_results([FILE], ["study=downstream"]) if error in e]
     alone = {e["runs"][0]: e for e in evaluations if len(e["runs"]) == 1}
-    largest = {}
-    for e in evaluations:
+    found = {}
+    for e in sorted(evaluations, key=lambda e: len(e["runs"])):  # a larger one takes the place
         if len(e["runs"]) > 1 and all(run in alone for run in e["runs"]):
-            other = largest.setdefault(e["setting"], e)
-            largest[e["setting"]] = max(e, other, key=lambda one: len(one["runs"]))
-    return [(e, statistics.mean(alone[run]["loss"] for run in e["runs"]),
-             statistics.mean(1 - alone[run]["error"] for run in e["runs"]))
-            for e in largest.values()]
+            found[e["setting"]] = (e, *(statistics.mean(alone[run][key] for run in e["runs"])
+                                        for key in ("loss", error)))
+    return found
 
 
-def more_right_answers():
+def more_right_answers(error):
     """How many more answers ensembles have right than their members, with its 95% interval."""
-    gains = [1 - e["error"] - right for e, _, right in answers()]
+    gains = [alone - together[error] for together, _, alone in answers(error).values()]
     mean, half = mean_and_half_width(gains)
     return f"{mean:+.3f} +- {half:.3f} of all answers over {len(gains)} ensembles"
 
 
-def by_mutual_information():
-    """Right answers of members alone and together, of the largest ensemble of each size in
-    mutual.txt, and the gain with its 95% interval as if both had answered other items: too wide,
-    since they answered the same."""
-    items = answers()[0][0]["tasks"]["continuation"]["items"]
-    lines = Path("results/mutual.txt").read_text().splitlines()[2:]
-    largest = {}
-    for line in lines:
-        name, k, _, _, _, _, alone, together = [cell.strip() for cell in line.split("|")[1:-1]]
-        size = name.split("-")[1]
-        if int(k) > largest.get(size, (1,))[0]:
-            largest[size] = int(k), float(alone), float(together)
-    texts = []
-    for size, (k, alone, together) in largest.items():
-        variance = (alone * (1 - alone) + together * (1 - together)) / items
-        texts.append(f"{alone:.3f} alone, {together:.3f} together, {together - alone:+.3f} +- "
-                     f"{1.96 * math.sqrt(variance):.3f} ({k} members of {size})")
-    return "; ".join(texts)
-
-
 def print_downstream():
     """Loss and right answers of members alone, on average, and of their ensemble."""
+    found, rows = answers("error"), []
+    informed = answers("error_mutual_info")
+    for setting, (e, loss, error) in sorted(found.items(), key=lambda item: -item[1][1]):
+        row = [e["recipe"], e["size"], f"{e['tokens']:,}", str(len(e["runs"])), f"{loss:.3f}",
+               f"{e['loss']:.3f}", f"{1 - error:.3f}", f"{1 - e['error']:.3f}", "", ""]
+        if setting in informed:
+            e, _, error = informed[setting]
+            row[-2:] = f"{1 - error:.3f}", f"{1 - e['error_mutual_info']:.3f}"
+        rows.append(row)
     print_rows(["recipe", "size", "tokens", "K", "loss alone", "together", "right alone",
-                "together"],
-               [(e["recipe"], e["size"], f"{e['tokens']:,}", str(len(e["runs"])), f"{loss:.3f}",
-                 f"{e['loss']:.3f}", f"{right:.3f}", f"{1 - e['error']:.3f}")
-                for e, loss, right in sorted(answers(), key=lambda row: -row[1])])
-    print(f"\nTogether minus alone: {more_right_answers()}.")
+                "together", "by mutual information alone", "together"], rows)
+    print(f"\nTogether minus alone by likelihood: {more_right_answers('error')}; by mutual "
+          f"information: {more_right_answers('error_mutual_info')}.")
 
 
 def print_rows(header, rows):
@@ -328,8 +312,9 @@ def print_claims():
         ("A student of one size keeps most of it", students(analysis("miniature,distillation")),
          "83% of 8", "distillation"),
         ("Ensembles answer more of a benchmark than one model",
-         f"which half goes on a passage, by mutual information: {by_mutual_information()}; by "
-         f"likelihood {more_right_answers()}", "3 to 6 points more with 5 members",
+         "which half goes on a passage, by mutual information: "
+         f"{more_right_answers('error_mutual_info')}; by likelihood {more_right_answers('error')}",
+         "3 to 6 points more with 5 members",
          "downstream"),
         ("Continued pre-training: small batches, epochs, an ensemble, against the default recipe",
          continued(analysis("continued")), "17.5", "continued")])
