@@ -1,6 +1,6 @@
 # make             the paper in miniature: standard, regularized, ensemble, distilled, on two cores
 # make test        every promise, offline
-# make readme      the tables of README.md and results/README.md anew, from results/1000.jsonl
+# make readme      the tables of README.md, LESSON.md and results/README.md anew, from results/
 #
 # The studies of 1/1000, half an hour to days on two cores; what each says is in results/README.md:
 # make ladder      certified settings of both recipes at the four sizes
@@ -187,7 +187,11 @@ distillation: data
 	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs 8 \
 	        --weight_decay 0.1 --kl_weight 1 --synthetic $$text --synthetic_weight 0.9 || exit; \
 	    $(PY) train.py --size 300k $(EVERY) --data $$text --tokens 4194304 --epochs 1 --lr 1e-2 \
-	        --weight_decay 0.1 --seed $$seed --out runs/text_alone || exit; done
+	        --weight_decay 0.1 --seed $$seed --out runs/text_alone || exit; done; \
+	for row in "300k 16 1e-2 0.1" "300k 8 1e-2 0.02" "300k 8 3e-3 0.1" "600k 8 1e-2 0.1"; do \
+	    set -- $$row; $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --size $$1 \
+	        --epochs $$2 --lr $$3 --weight_decay $$4 --kl_weight 1 --synthetic $$text \
+	        --synthetic_weight 0.9 || exit; done
 	$(PY) fit.py runs/distillation runs/taught_by_members
 
 # Of each size: epochs of both recipes and the standard one's lr, all as at 209,715 tokens, but for
@@ -284,8 +288,8 @@ continued: data
 # Accuracy against loss of all runs and ensembles of docstrings that are in runs/
 downstream: data
 	$(PY) train.py --size 300k --recipe standard --epochs 1 $(EVERY) --out runs/single_epoch
-	for model in $$(ls -d runs/*/docstrings-* runs/*/ensembles/docstrings-*); do \
-	    $(PY) eval.py $$model --tasks continuation --study downstream \
+	for result in runs/*/docstrings-*/result.json runs/*/ensembles/docstrings-*/result.json; do \
+	    $(PY) eval.py $$(dirname $$result) --tasks continuation --study downstream \
 	        --save runs/downstream.jsonl || exit; done
 	$(PY) fit.py downstream runs/downstream.jsonl --columns error=error_mutual_info \
 	    --figure runs/downstream.png

@@ -280,7 +280,7 @@ def print_downstream():
     for setting, (e, loss, error) in sorted(found.items(), key=lambda item: -item[1][1]):
         row = [e["recipe"], e["size"], f"{e['tokens']:,}", str(len(e["runs"])), f"{loss:.3f}",
                f"{e['loss']:.3f}", f"{1 - error:.3f}", f"{1 - e['error']:.3f}", "", ""]
-        if setting in informed:
+        if setting in informed and informed[setting][0]["runs"] == e["runs"]:
             e, _, error = informed[setting]
             row[-2:] = f"{1 - error:.3f}", f"{1 - e['error_mutual_info']:.3f}"
         rows.append(row)

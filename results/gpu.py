@@ -1,6 +1,6 @@
 """What one GPU makes of this kit: kernels, speed, memory, members, sampling, resuming.
 
-    python results/gpu.py > gpu.json            # on one H100: at most nine minutes
+    python results/gpu.py > gpu.json            # on one H100: some nine minutes
     python results/gpu.py kernels speed         # some parts alone
     python results/gpu.py --smoke               # the same code at toy sizes, on a CPU
 
@@ -306,6 +306,9 @@ PARTS = (kernels, speed, tiles, plain_causal, llama, members, sampling, resume)
 
 def main():
     asked = [name for name in sys.argv[1:] if name != "--smoke"]
+    names = [part.__name__ for part in PARTS]
+    if unknown := sorted(set(asked) - set(names)):
+        sys.exit(f"gpu.py: error: no part {', '.join(unknown)}; there are {', '.join(names)}")
     device = use_device(DEVICE)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than go eager in silence
     report = {"device": str(device), "torch": torch.__version__, "smoke": SMOKE, "left_out": []}

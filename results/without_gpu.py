@@ -7,7 +7,7 @@
     python results/without_gpu.py memory 150m 128256 4 8  # of a student of 8 teachers as large
     python results/without_gpu.py eager                 # the same peaks where nothing is compiled
 
---short: the first case of a mode alone. It needs the CPU build of torch 2.13 with triton 3.7.1
+--short: the first case of compile or interpret alone. It needs the CPU build of torch 2.13 with triton 3.7.1
 beside it, and g++. A few lines of C++ make torch believe in a CUDA device and torch.cuda answers as
 an H100 would. Tensors are fake: they have shapes and no numbers. The compiler's kernels are kept
 instead of launched; ptxas, which comes with triton, turns them into machine code, and triton's
@@ -30,8 +30,8 @@ import weakref
 from pathlib import Path
 from unittest import mock
 
-MODE = sys.argv[1] if len(sys.argv) > 1 else "compile"
 SHORT = "--short" in sys.argv
+MODE, *ASKED = [word for word in sys.argv[1:] if word != "--short"] or ["compile"]
 SCRATCH = Path(tempfile.gettempdir()) / "limitgpt_without_gpu"
 # set before torch and triton are imported
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -565,13 +565,15 @@ if __name__ == "__main__":
         compile_all()
     elif MODE == "interpret":
         interpret_all()
+    elif MODE == "memory" and ASKED:
+        memory(ASKED[0], *map(int, ASKED[1:]))
+    elif MODE == "memory":
+        memory_table()
     elif MODE == "eager":
         torch.nn.functional.scaled_dot_product_attention = efficient_attention
         memory_table("bf16", compiled=False)
         memory_table("fp32", compiled=False)
-    elif len(sys.argv) > 2:
-        memory(sys.argv[2], *map(int, sys.argv[3:]))
     else:
-        memory_table()
+        print(f"there is no mode {MODE}; give compile, interpret, memory or eager")
     sys.stdout.flush()
     os._exit(0)  # threads of a device that is not there may not be joined
