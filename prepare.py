@@ -194,8 +194,8 @@ class DocumentStore:
         return np.diff(np.frombuffer(self.ends, np.int64))[order]
 
     def count(self, order, size):
-        """How many documents of an order it takes to hold `size` bytes; one more than there are
-        if all of them hold less."""
+        """How many documents of an order, from its first on, hold `size` bytes together;
+        len(order) + 1 if all of them hold less."""
         return 1 + int(np.searchsorted(np.cumsum(self.size(order)), size))
 
     def unique(self):
@@ -282,7 +282,7 @@ def validation_overlap(train, train_tokens, val_grams):
     budgets = [PAPER_TOKENS * times // scale for scale, times in scales]
     shares = {}
     for budget in [*(budget for budget in budgets if budget < train_tokens), train_tokens]:
-        count = sum(times for start, times in found if start < budget)
+        count = sum(occurrences for start, occurrences in found if start < budget)
         shares[str(budget)] = round(count / len(val_grams), 5)
     return shares
 
@@ -551,7 +551,8 @@ def hub_vocabulary(folder):
     content = read_json(path)
     model, decoder = content.get("model", {}), json.dumps(content.get("decoder"))
     # bits per byte need the bytes of each token, which other kinds do not have
-    if model.get("type") != "BPE" or "ByteLevel" not in decoder:
+    # (merges, not the type: old files such as GPT-2's own do not say their type)
+    if "merges" not in model or "ByteLevel" not in decoder:
         raise InputError(f"{path} is no byte-level BPE, whose tokens are bytes; give another")
     added = {token["content"]: token for token in content.get("added_tokens", ())}
     end_of_text = hub_end_of_text(folder)
@@ -590,7 +591,8 @@ def encode_documents(encoding, documents, dtype):
     time. What looks like a special token is text."""
     encode = functools.partial(encoding.encode_to_numpy, disallowed_special=())
     end_of_text = np.array([encoding.eot_token])
-    # encoders run outside Python's lock, so threads do; a pool takes in all that it is given
+    # Threads suffice, since encoders release Python's lock. In batches, because a pool would read
+    # all documents ahead.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in batches(documents, 2 ** 22):
             tokens = [np.zeros(0)]  # so that there is something to join
@@ -673,7 +675,7 @@ def read_documents(store, source, args):
     first, and how many lines had no text. Raises InputError where there is no text."""
     reader, most = Reader(args.text_key, args.separator), math.inf
     if args.tokens:
-        # 8 bytes a token are more than enough; a document longer than the budget would be all of it
+        # 8 bytes a token are more than enough. Long documents are cut, or one could fill the budget
         most = 8 * (max(args.tokens, 2 * args.val_tokens) + args.val_tokens)
         reader.longest = min(LONGEST, max(args.tokens, 2 * PASSAGE))
     # validation is read whole: how much of it is wanted is known once it is encoded
@@ -837,7 +839,7 @@ class Reader:
 
     def read_text(self, path):
         """The pieces of a text file between separators: between lines <|endoftext|> if none was
-        given. Of a piece too long for memory the passages come as soon as they are read."""
+        given. Of a piece above LONGEST letters the passages come as soon as they are read."""
         # a marker within a line is more likely to be talked about than meant
         pattern = rf"(?m)^{regex.escape(END_OF_TEXT)}[ \t]*$"
         if self.separator is not None:
@@ -870,7 +872,7 @@ class Reader:
                 if isinstance(row, dict):
                     shown = "its keys: " + ", ".join(row)
                     if self.text_key in row:  # a number, a list, null
-                        shown = f"there is {json.dumps(text)[:60]}"
+                        shown = f"there is {json.dumps(text, default=repr)[:60]}"
                 self.first = self.first or f"{part} {word} {number} ({shown})"
 
     def summary(self):
@@ -1082,9 +1084,12 @@ def find_files(sources):
 
 def list_folder(folder):
     """All files in a folder and those below it, linked ones also, by name."""
+    def stop(error):  # a folder that may not be read would be passed over
+        raise error
+
     files, seen = [], set()
     # Path.rglob() would leave linked folders out
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         if os.path.realpath(place) in seen:  # a link to a folder above
             folders.clear()
             continue
@@ -1302,7 +1307,9 @@ def finish_data(folder, name, vocabulary, written, meta):
             "pattern": vocabulary.pattern, "dtype": token_dtype(vocabulary.size).name}
     for count in ("tokens", "bytes", "documents"):
         meta[count] = {part: written[part][count] for part in written}
-    meta["sha256"] = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+    # a network drive keeps what is deleted while open, such as the documents, under a hidden name
+    files = sorted(file for file in folder.iterdir() if file.name[0] != ".")
+    meta["sha256"] = {file.name: sha256_file(file) for file in files}
     write_json(folder / "meta.json", meta)  # last: a folder without it is no data set
     return meta
 
@@ -1542,8 +1549,8 @@ def read_options():
         help="gpt2, llama3 (its tokenizer.model in this folder), bytes, a rank file in tiktoken's "
              "format, or a folder with a tokenizer.json (default: a BPE is trained)")
     add("--tokens", type=int,
-        help="train tokens to stop at, drawn from all files, or 0 for all; of text 8 bytes are "
-             "read for each (default: all, of the hub 209,715,200)")
+        help="train tokens to stop at, or 0 for all; text is drawn from all files, 8 bytes for "
+             "each, shards are taken in turn (default: all, of the hub 209,715,200)")
     add("--val_tokens", type=int,
         help="validation tokens (default: 65,536, of the hub 4,194,304; at most a tenth of the "
              "text)")
@@ -1663,7 +1670,7 @@ def main():
         meta = load_data(args.name).meta
         if meta.get("identity") != identity:
             raise InputError(f"{folder} holds other data; remove it or give another --name")
-        # the default takes what there is, up to as many; a number that is given is meant
+        # by default fewer validation tokens will do; a number that was given must be reached
         found = meta["tokens"]["val"]
         if "val_tokens" in args.given and not meta.get("val_apart") and found < args.val_tokens:
             raise InputError(f"{folder} has {found:,} validation tokens, not {args.val_tokens:,}; "
