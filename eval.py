@@ -124,8 +124,8 @@ def load_runs(names, out, device):
     # the setting of an ensemble is what its members share
     facts = shared_facts(results)
     tokenizer = data.tokenizer()
-    path = data.folder / "tokenizer.json"
-    if path.exists():
+    path = data.tokenizer_file()
+    if path:
         text = path.read_text()
     else:  # a set that was prepared before each had this file
         text = tokenizer_json(data.ranks(), data.meta["pattern"], data.meta["vocab_size"])
@@ -137,7 +137,7 @@ def load_folders(names, device):
     """The Subject of Hugging Face folders with one tokenizer."""
     if len({Path(name).resolve() for name in names}) < len(names):
         raise InputError("a folder is given twice; a member counts once")
-    models, needs = [], []
+    models, first_need = [], None
     for name in names:
         path = Path(name) / "tokenizer.json"
         if not path.exists():
@@ -148,18 +148,25 @@ def load_folders(names, device):
         named = hub_end_of_text(Path(name))
         if named is not None:
             model.config.end_of_text = named
+        if model.config.end_of_text >= model.config.vocab_size:
+            raise InputError(f"{name}: the first token of its tokenizer is beyond the model's "
+                             f"vocabulary; save the tokenizer that goes with it")
         models.append(model)
         # An average needs the same tokens in the same places; sizes may differ.
-        needs.append((path.read_text(), model.config.vocab_size, model.config.context))
-        if needs[-1] != needs[0]:
+        need = (path.read_text(), model.config.vocab_size, model.config.context)
+        first_need = first_need or need
+        if need != first_need:
             raise InputError(f"{name} and {names[0]} differ in tokenizer, vocabulary or context; "
                              f"they cannot be averaged")
     refuse_copies(names, models)
     first = Path(names[0])
-    text, vocab_size, _ = needs[0]
+    text, vocab_size, _ = first_need
 
     def token_bytes():  # when it is asked for: benchmarks need no vocabulary
-        return token_lengths(hub_vocabulary(first).ranks, vocab_size)
+        ranks = hub_vocabulary(first).ranks
+        # encode() refuses ids beyond the model's
+        known = {token: i for token, i in ranks.items() if i < vocab_size}
+        return token_lengths(known, vocab_size)
 
     tokenizer = HubTokenizer(first / "tokenizer.json", models[0].config.end_of_text)
     return Subject(names, models, "fp32", device, tokenizer, token_bytes, text, {})
@@ -297,7 +304,7 @@ def validation_tokens(subject, data):
     texts = [decode(document[1:]) for document in documents]
     tokens = [[subject.config.end_of_text, *subject.encode(text, start=False)] for text in texts]
     # the last document is not compared: it may have been cut inside a word
-    if len(tokens) > 1 and tokens[:-1] == documents[:-1]:
+    if tokens == documents or (len(tokens) > 1 and tokens[:-1] == documents[:-1]):
         return data.val, True
     return np.concatenate(tokens), False
 
@@ -320,6 +327,7 @@ def validate(subject, data):
         raise InputError(f"{data.folder} has tokens beyond the model's vocabulary")
     # a model with a long context may read a short text as one window
     windows = cut_windows(tokens, min(subject.config.context, len(tokens)))
+    lengths = subject.token_bytes()  # refuses a tokenizer whose tokens are no bytes, so before work
     nats = window_nats(subject, device_windows(tokens, windows.shape[1], subject.device))
     end_of_text = subject.config.end_of_text
     # a prediction belongs to the document of the predicted token
@@ -327,7 +335,7 @@ def validate(subject, data):
     loss, error = float(nats.mean()), error_over_documents(nats, documents)
     # From nats per token to bits per byte, which compare across tokenizers: by the UTF-8 bytes of
     # the predicted tokens alone, since the first token of a window is given.
-    text_bytes = int(subject.token_bytes()[windows[:, 1:]].sum())
+    text_bytes = int(lengths[windows[:, 1:]].sum())
     bits = nats.size / math.log(2) / text_bytes
     report = {"data": data.folder.name, "data_hash": data.fingerprint(),
               "val_loss": loss, "val_loss_se": error, "perplexity": perplexity_of(loss),
@@ -474,6 +482,8 @@ def read_file(path):
     labels = path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst")
     if labels.exists():
         golds = labels.read_text().split()
+        if not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path} has {labels.name} beside it, but not a JSON object a line")
         if len(golds) != len(rows):
             raise InputError(f"{labels} has {len(golds)} labels for {len(rows)} lines of {path}")
         rows = [{**row, "label": gold} for row, gold in zip(rows, golds)]
@@ -620,8 +630,8 @@ def join_choices(numbered, shared):
         tree.tokens += own
         tree.positions += range(shared, shared + len(own))
         tree.branches += [choice + 1] * len(own)
-        # Each token predicts the next one. The column of each in the row: first come those of the
-        # trunk, the last of which predicts the branch's first token.
+        # The token in each column predicts the next. First come the columns of the trunk, whose
+        # last one predicts the branch's first token.
         columns = [*range(shared), *range(begin, begin + len(own))]
         predictions = list(zip(columns, tokens[1:]))
         tree.scored += [(choice, *prediction) for prediction in predictions[-count:]]
@@ -687,8 +697,8 @@ def encode_items(subject, items):
 
 
 def answer(subject, encoded):
-    """(log-likelihoods, likeliest), a list for each item: its choices' log-likelihoods in nats, and
-    whether each of a choice's tokens was the likeliest. encoded: sequences of encode_items()."""
+    """(log-likelihoods, likeliest), a list for each item: of each choice its log-likelihood in
+    nats, and True if all its tokens were the likeliest. encoded: sequences of encode_items()."""
     trees = [(number, tree) for number, sequences in enumerate(encoded)
              for tree in make_trees(sequences)]
     logs = [[0.0] * len(sequences) for sequences in encoded]
@@ -721,20 +731,18 @@ def mean_and_error(values):
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def information(subject, items, logs):
+def information(subject, encoded, logs):
     """What each question tells of its choices, in nats: log p(choice | question) - log p(choice), a
-    list for each item. logs: the first of the two, of answer().
+    list for each item. encoded and logs: of encode_items() and answer().
 
     A choice that is likely anywhere loses that: pointwise mutual information, with end-of-text
     alone before the choice for the second. (The harness has this accuracy as acc_mutual_info.)
     """
-    def unasked(question):
-        return "" if isinstance(question, str) else [subject.config.end_of_text]
-
-    alone = [Item([(unasked(question), choice) for question, choice in item.pairs], item.gold)
-             for item in items]
-    _, encoded, _ = encode_items(subject, alone)
-    return [np.subtract(*pair) for pair in zip(logs, answer(subject, encoded)[0])]
+    end_of_text = subject.config.end_of_text
+    # the same tokens of each choice, without its question
+    alone = [[([end_of_text, *tokens[-count:]], count) for tokens, count in sequences]
+             for sequences in encoded]
+    return [np.subtract(*pair) for pair in zip(logs, answer(subject, alone)[0])]
 
 
 def run_task(subject, items, name):
@@ -762,7 +770,7 @@ def run_task(subject, items, name):
         result["perplexity"] = perplexity_of(-np.mean(logs))
     if name == "continuation":
         right = [np.argmax(nats) == item.gold
-                 for item, nats in zip(kept, information(subject, kept, logs))]
+                 for item, nats in zip(kept, information(subject, encoded, logs))]
         result["acc_mutual_info"], result["acc_mutual_info_se"] = mean_and_error(right)
     return result
 
@@ -865,6 +873,8 @@ def read_arguments():
     if not args.save:
         refuse(args, ["study"], "without --save")
     args.tasks = [name for task in args.tasks for name in task.split(",") if name]
+    if "tasks" in args.given and not args.tasks:
+        raise InputError("--tasks names no task")
     # looked at now, because the evaluation before it can take a while
     if args.save:
         if Path(args.save).suffix != ".jsonl":
@@ -930,7 +940,7 @@ def evaluate(subject, args):
         # the better measure there: results/README.md, make downstream, compares both
         report["error_mutual_info"] = 1 - report["tasks"]["continuation"]["acc_mutual_info"]
     if args.sample:
-        # always from the logit average, whatever average was evaluated: it is the paper's ensemble
+        # of several models from the logit average, the paper's ensemble, even after --average probs
         report["samples"] = write_samples(subject, args.sample, args.prompt, args.seed)
         for i in range(args.sample):
             for name, texts in report["samples"].items():

@@ -499,6 +499,17 @@ def test_folders_are_read_whole(tmp_path, monkeypatch, capsys):
     assert "warning: 1 of 5 files have no text: in/blank.txt" in printed.err
     found = sum(texts_of("in").values(), [])
     assert sorted(found) == sorted([*texts, "Read me first.", "An old text."])
+    # a folder that may not be read is not passed over
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    message = refused(capsys, prepare, "--source", "in", "--tokenizer", "bytes", "--name", "x")
+    assert message == "prepare.py: error: Permission denied: 'in/deep'"
 
 
 def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys):
@@ -1242,6 +1253,10 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     assert "is no byte-level BPE" in refused(capsys, prepare, *options, "other", "--name", "x")
     assert "has no tokenizer.json" in refused(capsys, prepare, *options, "data", "--name", "x")
     content = json.loads(Path("own/tokenizer.json").read_text())
+    # files such as GPT-2's own do not say their type
+    assert content["model"].pop("type") == "BPE"
+    prepare.write_json("own/tokenizer.json", content)
+    assert prepare.hub_vocabulary(Path("own")).ranks == data.ranks()
     content["model"]["vocab"]["▁the"] = 700
     prepare.write_json("own/tokenizer.json", content)
     message = refused(capsys, prepare, *options, "own", "--name", "x")
@@ -5587,7 +5602,10 @@ def test_tasks_and_models_that_are_not_there_are_refused(world, capsys, monkeypa
     Path("empty.jsonl").touch()
     Path("piqa.jsonl").write_text('{"goal": "g", "sol1": "a", "sol2": "b"}\n' * 2)
     Path("piqa-labels.lst").write_text("1\n")
-    for task, message in (("nothing", "neither a file nor one of piqa"),
+    Path("lists.jsonl").write_text("[1, 2]\n")
+    Path("lists-labels.lst").write_text("1\n")
+    for task, message in (("nothing", "neither a file nor one of piqa"), (",", "names no task"),
+                          ("lists.jsonl", "not a JSON object a line"),
                           ("empty.jsonl", "has no items"),
                           ("piqa.jsonl", "has 1 labels for 2 lines")):
         assert message in refused(capsys, evaluation, name, "--tasks", task)
@@ -5700,6 +5718,15 @@ def test_right_answers_by_mutual_information(world, capsys):
         assert [task["acc"], task["acc_mutual_info"]] == pytest.approx(wanted, abs=1e-6)
         assert wanted[0] != wanted[1]
         assert report["error_mutual_info"] == pytest.approx(1 - wanted[1])
+    # each item keeps its own, whatever was left out before
+    subject = evaluation.load_subject(names[:1], "runs", torch.device("cpu"), "logits")
+    kept, encoded, _ = evaluation.encode_items(subject, items[::3])
+    logs, _ = evaluation.answer(subject, encoded)
+    some = evaluation.information(subject, encoded, logs)
+    kept, encoded, _ = evaluation.encode_items(subject, items)
+    logs, _ = evaluation.answer(subject, encoded)
+    every = evaluation.information(subject, encoded, logs)
+    assert np.allclose(some, every[::3], atol=1e-4)
 
 
 def test_one_document_does_not_tell_a_tokenizer(monkeypatch):
@@ -5715,6 +5742,11 @@ def test_one_document_does_not_tell_a_tokenizer(monkeypatch):
         data.val = np.tile(tokens, documents)
         found, same = evaluation.validation_tokens(model, data)
         assert not same and found.tolist() == [9, 6, 5, 4, 3] * documents
+        # where all of it agrees, one document does tell
+        alike = SimpleNamespace(data=None, config=model.config, encode=lambda text, start: [
+            "abcdefgh".index(letter) for letter in text])
+        found, same = evaluation.validation_tokens(alike, data)
+        assert same and found is data.val
 
 
 def test_a_hugging_face_folder_is_a_model(world, capsys):
