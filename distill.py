@@ -230,12 +230,14 @@ def sample_data(name, request, runs, args, data, device):
             sample_share(models, plan, folder, heartbeat=heartbeat)
         else:
             share_out(runs, args, plan, folder, heartbeat)
-        parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
-        # what says how to read tokens; the rest, such as counts and hashes, write_data makes anew
-        meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "pattern")}
-        write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val}, data.ranks(),
-                   {"identity": request, **meta}, data.tokenizer_file())
-    # only now, when the data set is whole; the same command elsewhere may have done it by now
+        # the same command on another device, with other batches, may have been faster
+        if not (Path("data") / name).exists():
+            parts = [np.load(folder / f"{start}.npy") for start in range(0, windows, batch)]
+            # what says how to read tokens; the rest, such as counts and hashes, is made anew
+            meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "pattern")}
+            write_data(name, {"train": np.concatenate(parts).flatten(), "val": data.val},
+                       data.ranks(), {"identity": request, **meta}, data.tokenizer_file())
+    # only now, when the data set is whole
     shutil.rmtree(folder, ignore_errors=True)
 
 
