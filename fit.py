@@ -2390,11 +2390,14 @@ def certificate(center, settings, noise):
     Certified: it has several seeds, both sides of each axis that was searched were tried, a step of
     the grid away, and nothing there is better. (A run that diverges leaves no result: "not run".)
     """
-    alike = agreeing(settings, center, ("recipe", "rest"))
+    own = agreeing(settings, center, ("recipe", "rest"))
+    # a recipe's name is a label, and a search also meets runs that carry another
+    alike = join_labels(agreeing(settings, center, ("data_hash", "tokens", "params", "rest")))
+    center = {**center, "by_seed": first_agreeing(alike, center, ("setting",))["by_seed"]}
     found = []
     for axis in AXES:
         # an axis on which all have one value belongs to the recipe, as standard's weight decay
-        if len(set(column(alike, axis))) == 1:
+        if len(set(column(own, axis))) == 1:
             continue
         others = [other for other in AXES if other != axis]
         line = sorted(agreeing(alike, center, others), key=lambda s: s[axis])
@@ -2409,8 +2412,19 @@ def certificate(center, settings, noise):
             found.append({"axis": axis, "side": side, **neighbor})
     good = [n["verdict"] in ("tie", "worse", "end") and n.get("near", True) for n in found]
     # one seed may have been lucky
-    certified = bool(good) and all(good) and center["seeds"] > 1
+    certified = bool(good) and all(good) and len(center["by_seed"]) > 1
     return {**center, "neighbors": found, "certified": certified}
+
+
+def join_labels(settings):
+    """The settings, those that differ in the recipe's name alone as one, `by_seed` that of all."""
+    joined = []
+    for group in grouped(settings, ("setting",)):
+        by_seed = {}
+        for one in group:
+            by_seed |= one["by_seed"]
+        joined.append({**group[0], "by_seed": by_seed})
+    return joined
 
 
 def compare(center, other, axis, noise):
@@ -2447,7 +2461,7 @@ def certificates(settings, noise):
         # from the best on, so that a plateau is reported once, by its lowest point
         optima, certified = [], set()
         for center in sorted(group, key=lambda s: s["loss"]):
-            one = certificate(center, group, noise)
+            one = certificate(center, settings, noise)
             ties = {n["setting"] for n in one["neighbors"] if n["verdict"] == "tie"}
             other = one["certified"] and not ties & certified
             # the best is reported in any case: its row says what it lacks

@@ -2851,7 +2851,7 @@ def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkey
     assert json.loads(last)["weight_decay"] == 0.8  # of 0.77
     # what such an optimum does not say, and where its certificate is to be seen
     assert "one seed certifies nothing, it may have been lucky; --seeds 3 does" in said
-    assert "--where data=tiny --where recipe=regularized --where tokens=" in said[-1]
+    assert "--where data=tiny --where size=300k --where tokens=" in said[-1]
     make_up_losses(monkeypatch, lambda config: -config.epochs)
     assert call(train, *options[:-1]) == 0
     assert "epochs 256 is an end of the search's grid" in capsys.readouterr().out
@@ -3541,7 +3541,7 @@ def running(group):
     return [row for row in rows if int(row[2]) == group and row[0] != "Z"]
 
 
-def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys):
+def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys, monkeypatch):
     """SIGKILL while sampling: the same tokens as in one go, and as with two processes, which end
     with the command that started them."""
     teachers = [train.train(tiny_config(seed=seed, epochs=1))["name"] for seed in (0, 1)]
@@ -3577,6 +3577,19 @@ def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys):
         shutil.rmtree(path)
     assert call(distill, *options) == 0
     assert np.array_equal(prepare.load_data(sampled.name).train, both)
+    # the same command on another device may have been faster
+    for path in (world / "runs").glob("*mix*"):
+        shutil.rmtree(path)
+    sampled.rename(world / "aside")
+    sample = distill.sample_share
+
+    def slower(*arguments, **more):
+        sample(*arguments, **more)
+        (world / "aside").rename(sampled)
+
+    monkeypatch.setattr(distill, "sample_share", slower)
+    assert call(distill, *options) == 0
+    assert list((world / "data").glob(".sampled-*")) == [held]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5071,6 +5084,22 @@ def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
             found = fit.certificate(center, settings, fit.pooled_noise(settings))
             certified.append(found["certified"])
         assert certified == [False, True], axis
+
+
+def test_a_neighbor_counts_whatever_its_recipe_is_called():
+    """A recipe is a label: a search of another may have made the runs around a setting."""
+    own = {(8, 3e-3, 0.1): [3.0], (16, 3e-3, 0.1): [3.1, 3.12]}
+    others = {(4, 3e-3, 0.1): [2.9, 2.92], (8, 3e-3, 0.1): [3.0, 3.02], (8, 1e-2, 0.1): [2.0]}
+    settings = fit.mean_settings(made_search(own, "member") + made_search(others, "regularized"))
+    center, = [s for s in settings if s["recipe"] == "member" and s["epochs"] == 8]
+    found = fit.certificate(center, settings, fit.pooled_noise(settings))
+    # the axes are the recipe's own; the seeds those of both
+    assert [(n["axis"], n["side"], n["verdict"]) for n in found["neighbors"]] == [
+        ("epochs", "down", "better"), ("epochs", "up", "worse")]
+    assert found["neighbors"][0]["seeds"] == 2 and not found["certified"]
+    without = [s for s in settings if s["epochs"] > 4]
+    assert fit.certificate(center, without, fit.pooled_noise(settings))["neighbors"][0] == {
+        "axis": "epochs", "side": "down", "verdict": "not run"}
 
 
 def test_noise_is_that_of_the_budget_or_else_of_the_nearest():

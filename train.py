@@ -1899,8 +1899,9 @@ def search(config, args):
                   "beyond was not tried")
     if args.seeds == 1:
         print("one seed certifies nothing, it may have been lucky; --seeds 3 does")
+    # not of this recipe alone: its neighbors may have been run under another's name
     print(f"its certificate: python fit.py {' '.join(sources)} --where data={center.data} "
-          f"--where recipe={center.recipe} --where tokens={center.tokens} --table Certificates")
+          f"--where size={center.size} --where tokens={center.tokens} --table Certificates")
     return {"name": run_name(center), **asdict(center), "loss": np.mean(losses), "losses": losses}
 
 
