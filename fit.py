@@ -2261,6 +2261,7 @@ STANDARD_LINE = "standard, best N"  # what data efficiency is counted against
 # what is compared with what: runs of one recipe on the same text, with as many unique tokens
 TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
+STUDENTS = ("student", "kl_student")  # recipes
 
 
 def values(item, names):
@@ -2329,17 +2330,19 @@ def mean_settings(runs):
     """
     settings = []
     for group in grouped(runs, ("recipe", "setting")):
-        first, losses = group[0], column(group, "val_loss")
+        first, by_seed = group[0], {}
+        for run in group:
+            seed, *drawn = [run.get(name) for name in SEEDS]
+            # --seed sets those that are not given; what agrees in both is one run by two names
+            key = tuple(seed if one is None else one for one in drawn)
+            if None in key:  # a result of another kit may say no seeds
+                key = run["name"]
+            by_seed[key] = run["val_loss"]
+        losses = np.array(list(by_seed.values()))
         sd = None  # one run says nothing of noise
         # ddof=1, as the mean is of the same few runs
         if len(losses) > 1:
             sd = float(losses.std(ddof=1))
-        by_seed = {}
-        for run in group:
-            seeds = [run.get(name) for name in SEEDS]
-            # --seed sets those that are not given
-            key = tuple(seeds[0] if seed is None else seed for seed in seeds)
-            by_seed[key] = run["val_loss"]
         settings.append({
             **first, "loss": float(losses.mean()), "sd": sd, "seeds": len(losses),
             "by_seed": by_seed, "rest": rest_of(first), "rest_but_size": rest_of(first, ["size"])})
@@ -2373,6 +2376,19 @@ def pooled_noise(settings):
 def task_of(item):
     """What tells one task of a recipe from another: its values of TASK."""
     return tuple(item.get(name) for name in TASK)
+
+
+def comparable(settings):
+    """The settings that stand for their recipe, or all where none does. Runs with teachers or
+    sampled text are students whatever their recipe is called, and each draw of a subset of the text
+    would count as a setting of its own."""
+    found = []
+    for group in grouped(settings, BEST_OF):
+        plain = [s for s in group if s.get("subset_seed") is None]
+        if group[0]["recipe"] not in STUDENTS:
+            plain = [s for s in plain if not (teachers_of(s) or s.get("synthetic_weight"))]
+        found += plain or group
+    return found
 
 
 def best_of(settings, by=BEST_OF):
@@ -2700,7 +2716,7 @@ def vary_differences(members):
     `limit_apart`, that of the limits, and `half`, half the width of its 95% interval."""
     rows = []
     for m in members:
-        alike = agreeing(members, {**m, "vary": "seed"}, ("rest", *AXES, "vary"))
+        alike = agreeing(members, {**m, "vary": "seed"}, ("rest", "size", *AXES, "vary"))
         if m["vary"] == "seed" or not alike:
             continue
         base = max(alike, key=lambda other: other["points"])  # the surest of them
@@ -2772,7 +2788,8 @@ def best_single(settings, teachers):
     wanted = {task(teacher) for teacher in teachers}
     # the oldest results of students by text do not name their teachers
     alike = [s for s in settings
-             if {task(s)} == wanted and not teachers_of(s) and not s.get("synthetic_weight")]
+             if {task(s)} == wanted and not teachers_of(s) and not s.get("synthetic_weight")
+             and s.get("subset_seed") is None]  # else of other documents
     return min(alike, key=lambda s: s["loss"], default=None)
 
 
@@ -2802,7 +2819,9 @@ def predictions(members):
     beside the losses of the largest, if that has twice its members: [(smallest, largest, rows by
     K)]. The laws are A / K + E for logit means and A / K^b + E for probability means."""
     found = []
-    for group in grouped(members, ("recipe", "setting", "vary", "rest", *AXES)):
+    # members that differ in more than their draws have no setting to agree in
+    draws = [m for m in members if {*m["vary"].split("+")} <= {*SEEDS, "subset_seed"}]
+    for group in grouped(draws, ("recipe", "setting", "vary", "rest", *AXES)):
         small = min(group, key=lambda m: m["points"])
         large = max(group, key=lambda m: m["points"])
         if large["points"] < 2 * small["points"]:  # too little to predict
@@ -3123,7 +3142,7 @@ def print_limit_grid(members):
     """The limit over K by epochs and weight decay, where members of one size have two of each or
     more; of ensembles of one setting that of most members."""
     alike = [m for m in members if m["vary"] == "seed" and None not in pick(m, AXES).values()]
-    for group in grouped(alike, ("data_hash", "size", "tokens", "lr")):
+    for group in grouped(alike, ("data_hash", "size", "tokens", "lr", "rest")):
         # whatever the recipe: the member rule and the settings around it are one grid
         cells = [max(same, key=lambda m: m["points"])
                  for same in grouped(group, ("epochs", "weight_decay"))]
@@ -3244,15 +3263,18 @@ def member_lines(members):
     their probability means."""
     # where all are of mixed members there is no best: all are drawn
     chosen = best_ensembles(members) or members
-    sizes = list(dict.fromkeys(m["size"] for m in chosen))
+    places = list(dict.fromkeys((m["size"], m["tokens"]) for m in chosen))
+    several = len({m["tokens"] for m in chosen}) > 1
     lines = []
     for m in chosen:
-        # a color a recipe, a marker a size
+        # a color a recipe, a marker a size and budget
         _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
-        marker = MARKERS[sizes.index(m["size"]) % len(MARKERS)]
+        marker = MARKERS[places.index((m["size"], m["tokens"])) % len(MARKERS)]
         k = list(range(1, m["points"] + 1))
-        lines += [Line(f"{m['recipe'] or 'mixed'} {m['size']}", k, m["loss_by_k"]["logits"], marker,
-                       color, style, law=m),
+        name = f"{m['recipe'] or 'mixed'} {m['size']}"
+        if several and m["tokens"]:
+            name += f", {m['tokens']:,} tokens"
+        lines += [Line(name, k, m["loss_by_k"]["logits"], marker, color, style, law=m),
                   Line("", k, m["loss_by_k"]["probs"], marker, color, faint=True)]
     return lines
 
@@ -3279,14 +3301,17 @@ def student_lines(students):
     # students by text alone: those by KL as well would need a line each
     by_text = [s for s in students if s.get("synthetic_tokens") and not s["kl_weight"]]
     lines = []
-    alike = ("teachers_recipe", "k", "size", "synthetic_weight")
+    alike = ("tokens", "teachers_recipe", "k", "size", "synthetic_weight")
+    several = len({s["tokens"] for s in by_text}) > 1
     for i, line in enumerate(grouped(by_text, alike)):
         best = best_of(line, ("synthetic_tokens",))
         # best_of() sorts by loss, a line goes from left to right
         best.sort(key=lambda s: s["synthetic_tokens"])
         label = "{synthetic_weight:g} of an epoch, {size}".format(**line[0])
         if line[0]["teachers_recipe"]:  # else the teachers are not among the results
-            label += f", {line[0]['teachers_recipe']} teachers"
+            label += ", {k} {teachers_recipe} teachers".format(**line[0])
+        if several:
+            label += f", {line[0]['tokens']:,} tokens"
         lines.append(Line(label, column(best, "synthetic_tokens"), column(best, "loss"),
                           MARKERS[i % len(MARKERS)], f"C{i}", joined=True))
     return lines
@@ -3448,7 +3473,14 @@ def draw_claims(path, found):
         over_n = size_lines(points, found["over_n"], members)
     # beside ensembles of one size, the single models of that size; of several it would be too much
     sizes = {m["size"] for m in members}
-    levels = {f"{p['recipe']} {p['size']}": p["loss"] for p in points if sizes == {p["size"]}}
+    several = len({p["tokens"] for p in points}) > 1
+    levels = {}
+    for p in points:
+        name = f"{p['recipe']} {p['size']}"
+        if several:
+            name += f", {p['tokens']:,} tokens"
+        if sizes == {p["size"]}:
+            levels[name] = p["loss"]
     figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
                "sizes": ("parameters N", over_n),
                "members": ("members K (hollow: probability means)", member_lines(members), levels),
@@ -3514,7 +3546,8 @@ def read_results(sources, where=()):
 
 def count_once(results):
     """(runs, ensembles), each once: a run stands in every study that uses it, and in its folder.
-    Prints which runs have two losses, and how many results are of other kinds."""
+    Prints which runs have two losses (an ensemble's differ as those of its members do), and how
+    many results are of other kinds."""
     found, twice = {}, {}
     # evaluations stay in the file for whoever reads it
     counted = [result for result in results if result["kind"] in NEEDED]
@@ -3573,7 +3606,8 @@ def analyze(runs, ensembles):
     """The paper's whole analysis of runs on one text: {what: its rows or laws}."""
     # runs to settings, settings to best points, points to laws over N and K, their limits to laws
     # over D: each step reads the one before
-    settings = mean_settings(runs)
+    taught = mean_settings(runs)  # students of whatever recipe among them
+    settings = comparable(taught)
     noise = pooled_noise(settings)
     points = best_of(settings)
     sizes = size_laws(points, noise)
@@ -3587,7 +3621,7 @@ def analyze(runs, ensembles):
     return {"settings": settings, "noise": noise_rows, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
-            "students": student_shares(settings, runs, ensembles, noise),
+            "students": student_shares(taught, runs, ensembles, noise),
             "sizes": sizes, "over_n": over_n, "members": members, "data": data,
             "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
 
@@ -3607,14 +3641,19 @@ def print_tables(found):
 
 
 def show_tables(text, wanted):
-    """Print tables, all of them or those whose title has one of the `wanted` texts. Raises
-    ValueError where none has."""
+    """Print tables, all of them or those whose title has one of the `wanted` texts, each below the
+    heading of its data set where there are several. Raises ValueError where none has."""
     if not wanted:
         print(text, end="")
         return
-    tables = re.findall(r"(?ms)^\*\*(.+?)\*\*\n\n(.+?\n)\n", text)
-    chosen = [f"**{title}**\n\n{rows}" for title, rows in tables
-              if any(words in title for words in wanted)]
+    tables, chosen = [], []
+    for part in re.split("(?m)^(?=## )", text):
+        heading = re.match("## .+\n\n", part)
+        for title, rows in re.findall(r"(?ms)^\*\*(.+?)\*\*\n\n(.+?\n)\n", part):
+            tables.append((title, rows))
+            if any(words in title for words in wanted):
+                above = heading[0] if heading else ""
+                chosen.append(f"{above}**{title}**\n\n{rows}")
     if not chosen:
         titles = "; ".join(title for title, _ in tables) or "none"
         raise ValueError(f"--table {wanted[0]!r} is in no table's title; there are: {titles}")

@@ -816,6 +816,18 @@ def test_a_data_set_made_before_still_loads(world):
     assert prepare.load_data("tiny").fingerprint() == fingerprint == digest[:12]
 
 
+def test_the_split_follows_the_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("t.jsonl").write_bytes(json_lines(make_documents(150)))
+    texts = []
+    for seed in (0, 1):
+        assert call(prepare, "--source", "t.jsonl", "--tokenizer", "bytes", "--val_tokens", 500,
+                    "--seed", seed, "--name", f"s{seed}") == 0
+        data = prepare.load_data(f"s{seed}")
+        texts.append(data.tokenizer().decode(data.val.tolist()))
+    assert texts[0] != texts[1]
+
+
 def test_preparing_twice_does_nothing_and_never_overwrites(world, prepared, capsys):
     before = {path: path.stat().st_mtime_ns for path in (world / "data/tiny").iterdir()}
     (world / "tiny.jsonl").write_bytes((prepared / "tiny.jsonl").read_bytes())
@@ -1684,6 +1696,23 @@ def test_jobs_are_placed_on_devices_in_turn_unless_one_is_named(monkeypatch):
         if devices > 1:
             assert placed[jobs - 1][0] == f"cuda:{(jobs - 1) % devices}"
         assert train.place_job("cuda:1", 0, jobs) == ("cuda:1", jobs)
+
+
+def test_each_batch_and_each_seed_samples_a_text_of_its_own(world, monkeypatch):
+    plan = distill.Plan(8, 4, 0, False, "cpu", False, "fp32")
+    texts = [distill.sample_batch([tiny_gpt()], dataclasses.replace(plan, seed=seed), start)
+             for seed, start in ((0, 0), (0, 4), (1, 0))]
+    assert all((one != other).any() for one, other in itertools.combinations(texts, 2))
+    # one teacher in turn writes a batch, or all of them each token
+    names = [train.train(tiny_config(seed=seed, epochs=1))["name"] for seed in (1, 2)]
+    taken, sample = [], distill.sample
+    monkeypatch.setattr(distill, "sample", lambda models, *rest, **more: (
+        taken.append(len(models)), sample(models, *rest, **more))[1])
+    for way, count in (("members", 1), ("ensemble", 2)):
+        assert call(distill, *TINY, "--teacher", *names, "--sample_tokens", 2048, "--epochs", 1,
+                    "--sample_from", way) == 0
+        assert set(taken) == {count}
+        taken.clear()
 
 
 def test_matrices_kept_in_bf16_sample_the_same_text():
@@ -2863,6 +2892,15 @@ def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkey
         capsys, train, *TINY, "--tune", "--dry_run")
 
 
+def test_train_loss_is_of_as_much_train_text_as_there_is_validation(world):
+    result, data = train.train(tiny_config()), prepare.load_data("tiny")
+    model = gpt.GPT.load(world / "runs" / result["name"] / "model.pt")
+    size = len(data.val) // 32 * 32
+    windows = train.device_windows(data.train[:size], 32, "cpu")
+    assert result["train_loss"] == pytest.approx(train.evaluate(model, windows, 4), rel=1e-6)
+    assert result["train_loss"] != result["val_loss"]
+
+
 def test_bench_measures_and_writes_nothing(world, capsys, monkeypatch):
     for bench in ((0,), (-3,), (2, "--dry_run")):
         assert "--bench takes 1 step" in refused(capsys, train, *TINY, "--bench", *bench)
@@ -3446,6 +3484,18 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     run = train.Run(config, None)
     guide = run.guide(run.train[:2].long(), torch.tensor([run.real - 1, run.real]))
     assert guide.weight.tolist() == [[0.0], [0.25]]
+    of_samples = prepare.cut_windows(prepare.load_data(sampled).train, 32)
+    assert np.array_equal(run.train[run.real:], of_samples)
+    # or the real ones; what they speak of are their mean logits, at the temperature asked for
+    other = train.Run(dataclasses.replace(config, kl_on="real", kl_temperature=2.0), None)
+    at = torch.tensor([run.real - 1, run.real])
+    tokens = other.train[at].long()
+    guide = other.guide(tokens, at)
+    assert guide.weight.tolist() == [[0.25], [0.0]] and guide.temperature == 2
+    models = [gpt.GPT.load(world / path / "model.pt") for path in paths]
+    with torch.no_grad():
+        mean = sum(model(tokens) for model in models) / 2
+    assert torch.allclose(guide.states @ guide.head.T, mean, atol=1e-5)
     # what teachers say is remembered, the right windows of it; or asked for anew
     asked = run.teacher_states(run.train[run.real - 1:run.real + 1].long())
     assert run.teacher_cache.nbytes == run.teacher_cache_bytes() > 0
@@ -5086,6 +5136,56 @@ def test_no_certificate_over_a_jump_to_the_end_of_the_grid():
         assert certified == [False, True], axis
 
 
+def test_what_stands_for_a_recipe():
+    """Taught runs and draws of a subset compete with no plain run; two names of one run are one
+    seed."""
+    config = train.TrainConfig(tokens=4096, epochs=8, lr=3e-3, weight_decay=0.1, data_hash="x")
+
+    def made(loss, **changes):
+        return made_run(dataclasses.replace(config, **changes), loss)
+
+    plain = [made(3.50 + seed / 100, seed=seed) for seed in range(3)]
+    taught = [made(3.3, kl_weight=0.5) | {"teachers": ["a"]}, made(3.3, synthetic_weight=0.5),
+              *(made(3.4, subset_seed=draw) for draw in range(3))]
+    found = fit.analyze([*plain, *taught], [])
+    best, = found["points"]
+    assert best["loss"] == pytest.approx(3.51) and (best["seeds"], best["tried"]) == (3, 1)
+    assert fit.best_of(fit.comparable(fit.mean_settings(taught)))[0]["loss"] == 3.3
+    single = fit.best_single(fit.mean_settings([*plain, *taught]), plain)
+    assert single["loss"] == pytest.approx(3.51)
+    one, = fit.mean_settings([made(3.5, seed=1), made(3.5, seed=0, init_seed=1, data_seed=1)])
+    assert (one["seeds"], one["sd"]) == (1, None)
+
+
+def test_lines_of_several_budgets_have_names_of_their_own():
+    law = {"A": 0.3, "b": 1.0, "E": 3.0}
+    members = [{"size": "300k", "tokens": tokens, "recipe": "member", "vary": "seed", "points": 2,
+                "params": 300_000, "data_hash": "x", "loss_by_k": {"logits": [3, 2.9],
+                                                                  "probs": [3, 2.95]}, **law}
+               for tokens in (1000, 2000)]
+    named = [line for line in fit.member_lines(members) if line.label]
+    assert [line.label for line in named] == [f"member 300k, {tokens} tokens"
+                                              for tokens in ("1,000", "2,000")]
+    assert len({line.marker for line in named}) == 2
+    students = [{"data_hash": "x", "recipe": "student", "size": "300k", "tokens": tokens, "k": k,
+                 "teachers_recipe": "member", "synthetic_weight": 0.5, "kl_weight": 0,
+                 "synthetic_tokens": count, "loss": 3.0} for tokens in (1000, 2000)
+                for k in (1, 3) for count in (100, 200)]
+    labels = [line.label for line in fit.student_lines(students)]
+    assert labels[1] == "0.5 of an epoch, 300k, 3 member teachers, 1,000 tokens"
+    assert len(set(labels)) == 4
+
+
+def test_chosen_tables_keep_the_heading_of_their_data(capsys):
+    table = "**Best settings**\n\n| a |\n\n**Other**\n\n| b |\n\n"
+    fit.show_tables(f"## one (1)\n\n{table}## two (2)\n\n{table}", ["Best"])
+    printed = capsys.readouterr().out
+    assert re.findall("## .*", printed) == ["## one (1)", "## two (2)"]
+    assert printed.count("Best settings") == 2 and "Other" not in printed
+    fit.show_tables(table, ["Best"])
+    assert "##" not in capsys.readouterr().out
+
+
 def test_a_neighbor_counts_whatever_its_recipe_is_called():
     """A recipe is a label: a search of another may have made the runs around a setting."""
     own = {(8, 3e-3, 0.1): [3.0], (16, 3e-3, 0.1): [3.1, 3.12]}
@@ -5881,6 +5981,9 @@ def test_continued_training_starts_from_weights_with_fresh_optimizer_and_schedul
     config = continued_config(continued)
     assert (config.recipe, config.size, config.context) == ("cpt", "150k", 32)
     assert config.weight_decay == 0.1 and config.started_from == continued
+    for mask in (0, 1):
+        run = train.Run(continued_config(continued, doc_mask=mask), None)
+        assert run.model.config.doc_mask == bool(mask)
     result = train.train(config)
     model = gpt.GPT.load(world / "runs" / continued / "model.pt")
     run = train.Run(config, None)
