@@ -7,12 +7,13 @@
     python results/without_gpu.py memory 150m 128256 4 8  # of a student of 8 teachers as large
     python results/without_gpu.py eager                 # the same peaks where nothing is compiled
 
---short: the first case of compile or interpret alone. It needs the CPU build of torch 2.13 with triton 3.7.1
-beside it, and g++. A few lines of C++ make torch believe in a CUDA device and torch.cuda answers as
-an H100 would. Tensors are fake: they have shapes and no numbers. The compiler's kernels are kept
-instead of launched; ptxas, which comes with triton, turns them into machine code, and triton's
-interpreter runs them on real CPU tensors. Times and NVIDIA's own libraries are beyond its reach.
-It uses private parts of torch, so it goes with these versions alone.
+--short: the first case of compile or interpret alone. It needs the CPU build of torch 2.13 with
+triton 3.7.1 beside it, and g++. A few lines of C++ make torch believe in a CUDA device and
+torch.cuda answers as an H100 would. Tensors are fake: they have shapes and no numbers. The
+compiler's kernels are kept instead of launched; ptxas, which comes with triton, turns them into
+machine code, and triton's interpreter runs them on real CPU tensors. Times and NVIDIA's own
+libraries are beyond its reach. It uses private parts of torch, so it goes with these versions
+alone.
 """
 import contextlib
 import ctypes
@@ -558,6 +559,8 @@ def memory_table(dtype="bf16", compiled=True):
 
 
 if __name__ == "__main__":
+    if MODE not in ("compile", "interpret", "memory", "eager"):
+        sys.exit(f"without_gpu.py: error: no mode {MODE}; give compile, interpret, memory or eager")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     redirect_compiler()
@@ -569,11 +572,9 @@ if __name__ == "__main__":
         memory(ASKED[0], *map(int, ASKED[1:]))
     elif MODE == "memory":
         memory_table()
-    elif MODE == "eager":
+    else:
         torch.nn.functional.scaled_dot_product_attention = efficient_attention
         memory_table("bf16", compiled=False)
         memory_table("fp32", compiled=False)
-    else:
-        print(f"there is no mode {MODE}; give compile, interpret, memory or eager")
     sys.stdout.flush()
     os._exit(0)  # threads of a device that is not there may not be joined
