@@ -3618,7 +3618,8 @@ def analyze(runs, ensembles):
     data = data_laws(lines)
     noise_rows = [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
                   for task, (sigma, freedom) in noise.items()]
-    return {"settings": settings, "noise": noise_rows, "points": points,
+    return {"settings": settings, "set_apart": len(taught) - len(settings),
+            "noise": noise_rows, "points": points,
             "certificates": certificates(settings, noise), "curves": epoch_curves(settings),
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
             "students": student_shares(taught, runs, ensembles, noise),
@@ -3629,6 +3630,9 @@ def analyze(runs, ensembles):
 def print_tables(found):
     """Every table of analyze() that has rows."""
     print_settings(found["points"], found["settings"])
+    if found["set_apart"]:
+        print("Settings of runs with teachers, sampled text or a subset of their own, which stand "
+              f"for no recipe: {found['set_apart']}.\n")
     print_noise(found["noise"])
     print_certificates(found["certificates"])
     print_trends(found["curves"], found["trends"], found["one_setting"])

@@ -5156,6 +5156,7 @@ def test_what_stands_for_a_recipe():
     found = fit.analyze([*plain, *taught], [])
     best, = found["points"]
     assert best["loss"] == pytest.approx(3.51) and (best["seeds"], best["tried"]) == (3, 1)
+    assert found["set_apart"] == 5  # which is said
     assert fit.best_of(fit.comparable(fit.mean_settings(taught)))[0]["loss"] == 3.3
     single = fit.best_single(fit.mean_settings([*plain, *taught]), plain)
     assert single["loss"] == pytest.approx(3.51)
