@@ -17,6 +17,7 @@ from scipy.stats import t as student_t
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fit  # noqa: E402
+from prepare import InputError, run_main  # noqa: E402
 
 TOKENS = 209_715
 CONTINUED = 131_072  # tokens to continue on
@@ -367,11 +368,10 @@ def main():
     elif sys.argv[1:] == ["bench"]:
         print_bench()
     elif sys.argv[1:]:
-        sys.exit(f"claims.py: error: {sys.argv[1]} has no table; give continued, downstream, bench "
-                 f"or nothing")
+        raise InputError(f"{sys.argv[1]} has no table; give continued, downstream, bench or nothing")
     else:
         print_claims()
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

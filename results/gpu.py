@@ -32,7 +32,7 @@ import model as gpt  # noqa: E402
 from distill import Plan, sample_batch, sampling_batch  # noqa: E402
 from ensemble import Stack, member_configs  # noqa: E402
 from model import GPT, GPTConfig, LADDER, SCALE_OF, SIZES  # noqa: E402
-from prepare import write_data  # noqa: E402
+from prepare import InputError, run_main, write_data  # noqa: E402
 from train import (  # noqa: E402
     Run, TrainConfig, autocast, bench, compile_on_cuda, inputs_and_targets, resolve, run_name,
     use_device)
@@ -308,7 +308,7 @@ def main():
     asked = [name for name in sys.argv[1:] if name != "--smoke"]
     names = [part.__name__ for part in PARTS]
     if unknown := sorted(set(asked) - set(names)):
-        sys.exit(f"gpu.py: error: no part {', '.join(unknown)}; there are {', '.join(names)}")
+        raise InputError(f"no part {', '.join(unknown)}; there are {', '.join(names)}")
     device = use_device(DEVICE)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than go eager in silence
     report = {"device": str(device), "torch": torch.__version__, "smoke": SMOKE, "left_out": []}
@@ -338,4 +338,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

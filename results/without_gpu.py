@@ -560,7 +560,9 @@ def memory_table(dtype="bf16", compiled=True):
 
 if __name__ == "__main__":
     if MODE not in ("compile", "interpret", "memory", "eager"):
-        sys.exit(f"without_gpu.py: error: no mode {MODE}; give compile, interpret, memory or eager")
+        print(f"without_gpu.py: error: no mode {MODE}; give compile, interpret, memory or eager",
+              file=sys.stderr)
+        sys.exit(2)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     redirect_compiler()
