@@ -2370,6 +2370,10 @@ def test_a_killed_run_resumes_bit_exactly(world, monkeypatch, compiled, threads)
     assert met == KILLS and len(starts) == KILLS + 1 and 0 == starts[0] < starts[1] < starts[-1]
     assert whole.communicate() and whole.returncode == 0
     assert read_rows(world / "killed" / name) == read_rows(world / "whole" / name)
+    # a resumed run counts the seconds of before
+    log = (world / "killed" / name / "log.jsonl").read_text().splitlines()
+    seconds = [row["seconds"] for row in map(json.loads, log) if "seconds" in row]
+    assert seconds == sorted(seconds)
     ends = [torch.load(world / out / name / "model.pt", weights_only=True)["weights"]
             for out in ("whole", "killed")]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
@@ -2670,8 +2674,7 @@ def test_untuned_settings_come_from_the_nearest_budget_and_keep_the_memory_in_ep
     # tuned for steps of 1,024 tokens: of 2,048 there are half as many an epoch
     config = train.TrainConfig(data="tiny", size="300k", tokens=209_715, context=256, batch_size=8,
                                recipe="regularized", data_hash="x")
-    train.fill_settings(config, prepare.load_data("tiny"))
-    said = capsys.readouterr().out
+    said, *_ = train.fill_settings(config, prepare.load_data("tiny"))
     assert "is not tuned at 209,715 tokens in steps of 2,048: epochs 32, lr 0.003, weight" in said
     assert tau((0, config.lr, config.weight_decay), 102) == pytest.approx(
         tau((0, 3e-3, 1.6), 204), rel=0.02)
@@ -3477,7 +3480,9 @@ def test_students_by_probabilities(world, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == student["name"]
 
     # sampled windows can be all that the teachers speak of: then the loss on real ones is plain
+    capsys.readouterr()
     assert call(distill, *TINY, "--teacher", *paths, "--sample_tokens", 2048) == 0
+    assert capsys.readouterr().out.count("not those it is named for") == 1  # resolved twice
     sampled, = (path.name for path in (world / "data").glob("sampled-*"))
     config = tiny_config(teacher=tuple(paths), kl_weight=0.25, kl_on="sampled", synthetic=sampled,
                          synthetic_weight=0.5)

@@ -814,7 +814,7 @@ def finish(run):
 def resolve(config):
     """A copy with all filled in that depends on size, recipe, data and device. Raises InputError
     for what cannot run. To resolve it once more changes nothing."""
-    config = replace(config)
+    first, config = not config.data_hash, replace(config)
     config.study = config.study or Path(config.out).absolute().name  # "." has no name of its own
     check_ranges(config)
     data = load_data(config.data)
@@ -827,7 +827,9 @@ def resolve(config):
     rung = LADDER[scale_of(config.size)]
     config.context = config.context or rung["context"]
     config.batch_size = config.batch_size or rung["batch_size"]
-    fill_settings(config, data)
+    assumed = fill_settings(config, data)
+    if assumed and first:  # distill.py resolves its student twice
+        say("; ".join(assumed))
     check_data(config, data)
     if config.synthetic:
         sampled = load_data(config.synthetic)
@@ -927,8 +929,8 @@ def budget_of(text, scale):
 
 
 def fill_settings(config, data):
-    """Fill tokens, epochs, lr and weight decay where they are not given; say in one line what was
-    assumed beyond the tuned settings, and what cannot work."""
+    """Fill tokens, epochs, lr and weight decay where they are not given. Returns a sentence each
+    for what was assumed beyond the tuned settings, and for what cannot work."""
     scale, assumed = scale_of(config.size), []
     # own text is often smaller than the paper's budget; who asked for no number gets all of it
     default = config.tokens is None
@@ -964,9 +966,7 @@ def fill_settings(config, data):
         for name, value in zip(names, settings):
             if name in missing:
                 setattr(config, name, value)
-    assumed += odd_settings(config, data)
-    if assumed:
-        say("; ".join(assumed))
+    return assumed + odd_settings(config, data)
 
 
 def odd_settings(config, data):
