@@ -368,7 +368,8 @@ def main():
     elif sys.argv[1:] == ["bench"]:
         print_bench()
     elif sys.argv[1:]:
-        raise InputError(f"{sys.argv[1]} has no table; give continued, downstream, bench or nothing")
+        raise InputError(f"{sys.argv[1]} has no table; give continued, downstream, bench or "
+                         f"nothing")
     else:
         print_claims()
 
