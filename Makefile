@@ -133,6 +133,9 @@ students: data
 STUDENT = --size 300k $(EVERY) --out runs/distillation
 STUDENT_OF_MEMBERS = --size 300k $(EVERY) --lr 1e-2 --out runs/taught_by_members \
 	--study distillation
+# one pass over text that teachers wrote, and nothing else
+ALONE = $(PY) train.py --size 300k $(EVERY) --tokens 4194304 --epochs 1 --lr 1e-2 \
+	--weight_decay 0.1 --out runs/text_alone
 distillation: data
 	for members in 3 5 8; do \
 	    $(MEMBERS) --size 300k --recipe regularized --members $$members \
@@ -140,9 +143,12 @@ distillation: data
 	    for seed in 0 1 2; do \
 	        $(PY) distill.py --mode kl $(STUDENT) --seed $$seed \
 	            --teacher $$(ls -d runs/distillation/ensembles/*-k$$members-*) || exit; done; done
+	one="--teacher $$(ls -d runs/distillation/*-e32-lr0.003-wd1.6-s0-*)"; \
 	for seed in 1 2 3; do \
-	    $(PY) distill.py --mode kl $(STUDENT) --seed $$seed \
-	        --teacher $$(ls -d runs/distillation/*-e32-lr0.003-wd1.6-s0-*) || exit; done
+	    $(PY) distill.py --mode kl $(STUDENT) --seed $$seed $$one || exit; \
+	    $(PY) distill.py $(STUDENT) --seed $$seed $$one --sample_tokens 4194304 || exit; \
+	    $(ALONE) --seed $$seed --data \
+	        $$(basename $$(ls -td data/sampled-docstrings-300k-k1-* | head -n 1)) || exit; done
 	$(PY) train.py $(STUDENT) --epochs 32 --lr 1e-2 --weight_decay 0.2
 	$(PY) distill.py --mode kl $(STUDENT) --kl_weight 0.9 \
 	    --teacher $$(ls -d runs/distillation/ensembles/*-k3-*)
@@ -153,14 +159,15 @@ distillation: data
 	        --kl_weight $$1 --epochs $$2 --weight_decay $$3 --seed $$4 || exit; done; \
 	$(PY) distill.py --mode kl $(STUDENT) $$eight --kl_weight 0.9 --epochs 64 \
 	    --kl_temperature 2 || exit; \
-	for row in "150k 0" "600k 0" "600k 1" "600k 2"; do set -- $$row; \
+	for row in "150k 0" "150k 1" "150k 2" "600k 0" "600k 1" "600k 2"; do set -- $$row; \
 	    $(PY) distill.py --mode kl $(STUDENT) --size $$1 $$eight --kl_weight 0.9 \
 	        --epochs 64 --lr 1e-2 --weight_decay 0.2 --seed $$2 || exit; done; \
 	for row in "1048575 0.5 12 0.2 members" "4194304 0.5 12 0.2 members" \
 	    "4194304 0.5 12 0.2 ensemble" "4194304 0.5 24 0.2 ensemble" \
 	    "4194304 0.5 48 0.2 ensemble" "1048575 0.75 6 0.1 members" "4194304 0.75 6 0.1 members" \
 	    "1048575 0.9 6 0.1 members" "4194304 0.9 6 0.1 members" "4194304 0.9 6 0.1 ensemble" \
-	    "10066320 0.9 6 0.1 members" "10066320 0.95 6 0.1 members"; do set -- $$row; \
+	    "10066320 0.9 6 0.1 members" "10066320 0.95 6 0.1 members" "209715 0.5 12 0.2 members" \
+	    "209715 0.75 6 0.1 members" "209715 0.9 6 0.1 members"; do set -- $$row; \
 	    for seed in 0 1 2; do \
 	        $(PY) distill.py $(STUDENT) $$eight --lr 1e-2 --sample_tokens $$1 \
 	            --synthetic_weight $$2 --epochs $$3 --weight_decay $$4 --sample_from $$5 \
@@ -181,13 +188,13 @@ distillation: data
 	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --kl_weight $$1 --epochs $$2 \
 	        --weight_decay 0.2 || exit; done; \
 	for seed in 0 1 2; do \
-	    $(PY) distill.py $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs 12 \
-	        --weight_decay 0.2 --sample_tokens 4194304 --synthetic_weight 0.5 || exit; \
+	    for row in "0.5 12 0.2" "0.75 6 0.1" "0.9 6 0.1"; do set -- $$row; \
+	        $(PY) distill.py $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs $$2 \
+	            --weight_decay $$3 --sample_tokens 4194304 --synthetic_weight $$1 || exit; done; \
 	    text=$$(basename $$(ls -td data/sampled-docstrings-300k-k8-* | head -n 1)); \
 	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs 8 \
 	        --weight_decay 0.1 --kl_weight 1 --synthetic $$text --synthetic_weight 0.9 || exit; \
-	    $(PY) train.py --size 300k $(EVERY) --data $$text --tokens 4194304 --epochs 1 --lr 1e-2 \
-	        --weight_decay 0.1 --seed $$seed --out runs/text_alone || exit; done; \
+	    $(ALONE) --seed $$seed --data $$text || exit; done; \
 	for row in "300k 16 1e-2 0.1" "300k 8 1e-2 0.02" "300k 8 3e-3 0.1" "600k 8 1e-2 0.1"; do \
 	    set -- $$row; $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --size $$1 \
 	        --epochs $$2 --lr $$3 --weight_decay $$4 --kl_weight 1 --synthetic $$text \
@@ -198,7 +205,7 @@ distillation: data
 # 32 epochs of standard 150k and 300k, which want more of them when there is more text. The
 # regularized recipe keeps its lr, and its weight decay halves as the steps of an epoch double. Then
 # members at twice and four times the tokens, with the epochs that were best at the smallest budget.
-# Last, what a higher lr does.
+# Last, what a higher and a lower lr do.
 efficiency: data
 	printf '%s\n' "150k 64 32 1e-2" "300k 32 32 1e-2" "600k 16 16 1e-2" "1.4m 16 8 3e-3" | \
 	while read -r size epochs standard lr; do \
@@ -227,6 +234,8 @@ efficiency: data
 	    "150k 838860 64 0" "600k 838860 16 0"; do set -- $$row; \
 	    $(PY) train.py $(EVERY) --out runs/efficiency --size $$1 --tokens $$2 --epochs $$3 \
 	        --recipe regularized --lr 1e-2 --weight_decay 0.2 --seed $$4 || exit; done
+	$(PY) train.py $(EVERY) --out runs/efficiency --size 300k --tokens 838860 --epochs 64 \
+	    --recipe regularized --lr 1e-3 --weight_decay 0.2
 	@# what ensembles reach with four times the text takes the standard recipe more than eight times
 	$(PY) train.py $(EVERY) --out runs/efficiency --size 1.4m --tokens 3355443 --epochs 8 \
 	    --recipe standard --lr 3e-3 --weight_decay 0.1
