@@ -84,9 +84,12 @@ def worth(found, *names):
         text = "{bound}{times:.2f}".format(**row["measured"])
         if row["measured_interval"]:
             low, high = row["measured_interval"]
-            text += " ({times:.2f} to ".format(**low) + "{bound}{times:.2f})".format(**high)
-            if row["measured"]["bound"]:  # beyond all that was measured
+            text += " ({bound}{times:.2f} to ".format(**low) + "{bound}{times:.2f})".format(**high)
+            # below or above all that was measured one end is known
+            if row["measured"]["bound"] == "more than ":
                 text = "at least {times:.2f}".format(**low)
+            if row["measured"]["bound"] == "less than ":
+                text = "at most {times:.2f}".format(**high)
             if row["interval"][0] == 0:  # a limit that is not told from 0 says nothing
                 text = "not determined"
         texts[tokens] = text
