@@ -1004,6 +1004,15 @@ def t_interval(estimate, error, n):
     return [estimate - half, estimate + half]
 
 
+def widened(interval, center, more):
+    """The interval of a loss, wider by what is independent of it: by squares, each side by itself,
+    as an interval may be uneven."""
+    low, high = interval
+    # no loss is below 0, and an interval that ends there says that its limit is not told from 0
+    return [max(0.0, center - math.hypot(center - low, more)),
+            center + math.hypot(high - center, more)]
+
+
 # --------------------------------------------------------------------------------------------------
 # What to train: the optimum of a law
 #
@@ -2445,7 +2454,7 @@ def join_labels(settings):
 
 def compare(center, other, axis, noise):
     """A neighbor's value on the axis, its margin and a verdict. The margin is the neighbor's loss
-    less the center's, the mean over common seeds; within two standard errors it is a tie."""
+    less the center's, the mean over common seeds; inside its 95% interval around 0 it is a tie."""
     low, high = sorted([center[axis], other[axis]])
     # from 0 there is no factor: the grid's first step goes to LEAST
     near = high / low <= STEP if low else high <= LEAST
@@ -2456,9 +2465,10 @@ def compare(center, other, axis, noise):
         return {**found, "verdict": "not run"}
     margins = [other["by_seed"][seeds] - center["by_seed"][seeds] for seeds in sorted(common)]
     margin = float(np.mean(margins))
-    sd, _ = noise[task_of(center)]
+    sd, freedom = noise[task_of(center)]
     # a difference of two runs has twice the variance of one
-    if abs(margin) <= 2 * sd * math.sqrt(2 / len(margins)):
+    _, reach = t_interval(0.0, sd * math.sqrt(2 / len(margins)), freedom + 1)
+    if abs(margin) <= reach:
         verdict = "tie"
     elif margin > 0:
         verdict = "worse"
@@ -2564,8 +2574,9 @@ def law_over_n(claim, points, loss, weight, sigma, freedom, count="params"):
 
 def member_laws(ensembles):
     """The limit K -> infinity of each ensemble (paper, section on ensembling), by the law A / K + E
-    with its jackknife interval over members and, as "free", by A / K^b + E where there are three K
-    or more. Probability means fall more slowly, so their limit is that of the free exponent."""
+    and, as "free", by A / K^b + E where there are three K or more. Its interval counts `drawn`, half
+    the 95% interval over draws of members (jackknife), and `shift`, how far the free exponent moves
+    the limit. Probability means fall more slowly, so their limit is that of the free exponent."""
     laws = []
     copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
     for e in ensembles:
@@ -2573,9 +2584,14 @@ def member_laws(ensembles):
         if not law:  # one member has no law
             continue
         k = len(e["loss_by_k"]["logits"])
-        interval = None
+        drawn = interval = None
+        shift, free = 0.0, e.get("free_law")
+        if free:
+            shift = free["E"] - law["E"]
         if law["se"] is not None:
             interval = t_interval(law["E"], law["se"], k)
+            drawn = interval[1] - law["E"]
+            interval = widened(interval, law["E"], shift)
         # of two members there is no free exponent
         free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
         laws.append({
@@ -2584,7 +2600,7 @@ def member_laws(ensembles):
             # members with a subset each are compared with those that share one
             "rest": rest_of(e, ["subset_seed"]),
             "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
-            "free": e.get("free_law"), "free_probs": free_probs})
+            "drawn": drawn, "shift": shift, "free": free, "free_probs": free_probs})
     return laws
 
 
@@ -2620,7 +2636,12 @@ def tiered_laws(members):
         sigma = None
         if freedom:
             sigma = math.sqrt(squares / freedom)
-        laws.append(law_over_n("N and K", group, "E", "points", sigma, freedom))
+        law = law_over_n("N and K", group, "E", "points", sigma, freedom)
+        # what the law over K leaves out is alike at all sizes, so no mean over them makes it less
+        law["shift"] = float(np.mean(column(group, "shift")))
+        if law["interval"]:
+            law["interval"] = widened(law["interval"], law["E"], law["shift"])
+        laws.append(law)
     return laws
 
 
@@ -2679,9 +2700,10 @@ def share_exponent(laws):
         for i, law in enumerate(group):
             # an A of its own that vanished is no power law either
             at_bounds = ["A" if name == f"A{i}" else name for name in found.at_bounds]
+            interval = widened(intervals[i], params[f"E{i}"], law.get("shift", 0.0))
             # what the budget's own fit says of itself is not true of this one
             shared.append({**law, "A": params[f"A{i}"], "b": params["b"], "E": params[f"E{i}"],
-                           "interval": intervals[i], "leave_one_out": None, "left_out": [],
+                           "interval": interval, "leave_one_out": None, "left_out": [],
                            "at_bounds": at_bounds, "misfit": None, "nonembedding": None, "p": p})
     return shared
 
@@ -2723,8 +2745,8 @@ def vary_differences(members):
         pairs = zip(m["loss_by_k"]["logits"], base["loss_by_k"]["logits"])
         half = None
         if m["interval"] and base["interval"]:
-            # of a difference of two independent estimates
-            half = math.hypot(half_width(m), half_width(base))
+            # of a difference of two independent estimates, whose laws err alike
+            half = math.hypot(m["drawn"], base["drawn"])
         rows.append({**m, "apart": [loss - other for loss, other in pairs],
                      "limit_apart": m["E"] - base["E"], "half": half})
     return rows
@@ -2872,8 +2894,8 @@ def lines_over_data(points, noise, over_n, shared, members):
     for m in members:
         if m["tokens"] and m["vary"] == "seed":
             loss, interval = m["loss_by_k"]["logits"][-1], None
-            if m["interval"]:  # the noise of K members is taken as that of their limit, no smaller
-                interval = [loss - half_width(m), loss + half_width(m)]
+            if m["interval"]:  # the noise of K members is taken as that of their limit
+                interval = [loss - m["drawn"], loss + m["drawn"]]
             add("ensembles, best measured", m, loss, interval)
     for m in best_ensembles(members):
         add("ensembles, best N, K to infinity", m, m["E"], m["interval"])
@@ -2959,9 +2981,7 @@ def widen(interval, loss, standard):
     halves = [(high - low) / 2 for low, high in standard["intervals"]]
     losses, halves = zip(*sorted(zip(standard["loss"], halves)))
     half = float(np.interp(loss, losses, halves))
-    low, high = interval
-    # independent noises add in squares; each side by itself, as an interval may be uneven
-    return [loss - math.hypot(loss - low, half), loss + math.hypot(high - loss, half)]
+    return widened(interval, loss, half)
 
 
 def efficiency_by(law, loss, own):
@@ -3059,7 +3079,7 @@ def print_certificates(found):
             row[f"{neighbor['axis']}_{neighbor['side']}"] = cell
         rows.append(row)
     print_table("Certificates on the axes that were searched: margins of the neighbors one step "
-                "away; a tie is within two standard errors", rows,
+                "away; a tie is within the 95% interval of no difference", rows,
                 {**SETTING, "loss": "{loss:.4f}", **margins, "least worse": "{least:+.3f}",
                  "certified": "{certified}"})
 
@@ -3092,7 +3112,7 @@ def print_ensembles(members):
         rows.append({**m, **by_count(by_k["logits"]), "probs_last": by_k["probs"][-1],
                      "recipe": m["recipe"] or "mixed", "half": half_width(m)})
     print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
-                "(jackknife), b of A / K^b + E; probability means with that law's limit and b; "
+                "(other draws of members, and b), b of A / K^b + E; probability means with that law's limit and b; "
                 "mean KL of pairs", rows,
                 {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
                  "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",

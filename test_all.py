@@ -3979,6 +3979,13 @@ def test_one_exponent_for_all_budgets_against_a_plain_profile():
     laws[1]["line"]["loss"].sort()
     falling, rising = fit.share_exponent(laws)
     assert fit.is_power_law(falling) and not fit.is_power_law(rising)
+    # what the law over K leaves out makes an interval wider on both sides, by squares
+    laws = made_budgets(1, 0.01, np.random.default_rng(3))
+    plain, _ = fit.share_exponent(laws)
+    wider, _ = fit.share_exponent([{**laws[0], "shift": 0.02}, laws[1]])
+    for end, wide in zip(plain["interval"], wider["interval"]):
+        assert wide - plain["E"] == pytest.approx(
+            math.copysign(math.hypot(end - plain["E"], 0.02), end - plain["E"]))
 
 
 def test_the_noise_rejects_a_law_that_misses_its_points(capsys):
@@ -5256,8 +5263,8 @@ def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
     # the mean over common seeds: two for the tie, seed 0 alone for the others
     assert found["epochs up"]["margin"] == pytest.approx(0.01) and found["epochs up"]["seeds"] == 2
     assert found["lr up"]["margin"] == pytest.approx(0.6) and found["lr up"]["seeds"] == 1
-    # a tie ends at two standard errors of a difference of means
-    edge = 2 * sd * math.sqrt(2 / 2)
+    # a tie ends at the 95% interval of a difference of means, of noise with 2 degrees of freedom
+    edge = 4.3027 * sd * math.sqrt(2 / 2)
     for gap, verdict in ((edge - 1e-3, "tie"), (edge + 1e-3, "worse"), (-edge - 1e-3, "better")):
         moved = {**losses, (16, 3e-3, 0.1): [3.0 + gap, 3.02 + gap]}
         certified, found, _ = certify(moved)
@@ -5422,6 +5429,9 @@ def test_what_members_say_of_more_and_of_other_members(capsys):
         ensembles.append(ensemble_of(3, 1, E, epochs=epochs, weight_decay=decay, setting=str(E)))
     laws = fit.member_laws(ensembles)
     assert [m["E"] for m in fit.best_ensembles(laws[:2])] == [2.5]
+    # a limit's interval has the draw of members and how far a free exponent moves the limit
+    half = math.hypot(0.01 * 4.3027, 2.0 - 2.4)
+    assert laws[0]["interval"] == pytest.approx([2.4 - half, 2.4 + half], rel=1e-5)
     fit.print_ensembles(laws)
     tables = markdown_tables(capsys.readouterr().out)
     assert tables["Limit over K of 300k members, lr 0.1, by epochs and weight decay"] == [
@@ -6226,6 +6236,23 @@ def test_readmes_show_what_their_commands_print(tmp_path):
     shown = {study for command in commands
              for studies in re.findall(r"study=(\S+)", command) for study in studies.split(",")}
     assert studies <= shown
+
+
+def test_a_data_efficiency_beyond_what_was_measured_is_a_bound(monkeypatch):
+    """results/claims.py: below the standard recipe's losses one end is known, above the other."""
+    monkeypatch.syspath_prepend(HERE / "results")
+    claims = importlib.import_module("claims")
+    standard = {"recipe": fit.STANDARD_LINE, "data_hash": "", "tokens": [1, 2, 4],
+                "loss": [4.0, 3.5, 3.0], "intervals": [[x, x] for x in (4.0, 3.5, 3.0)]}
+    for low, loss, high, text in ((3.25, 3.5, 3.75, "2.00 (1.41 to 2.83)"),
+                                  (2.8, 2.9, 3.25, "at least 2.83"),
+                                  (2.8, 3.25, 3.5, "2.83 (2.00 to more than 4.00)"),
+                                  (3.5, 3.9, 4.2, "1.15 (less than 1.00 to 2.00)"),
+                                  (3.75, 4.1, 4.2, "at most 1.41")):
+        other = {"recipe": "other", "data_hash": "", "tokens": [1], "loss": [loss],
+                 "intervals": [[low, high]]}
+        found = {"efficiencies": fit.efficiencies([standard, other], [])}
+        assert claims.worth(found, "other") == {1: text}
 
 
 def test_how_far_a_student_is_from_its_teachers(world, capsys, monkeypatch):
