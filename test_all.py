@@ -1424,6 +1424,45 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, error):
     assert json.loads((tmp_path / "file.json").read_text()) == {"old": 1}
 
 
+def test_neither_tokenizer_nor_train_have_seen_validation(tmp_path, monkeypatch):
+    """Letters that only validation has are no merges; its near-copies are no training text."""
+    monkeypatch.chdir(tmp_path)
+    texts, held = make_documents(150), [f"{text} qxqx qxqx" for text in make_documents(9, seed=1)]
+    near = held[4].rsplit(" ", 4)[0] + " other ending"
+    Path("t.jsonl").write_bytes(json_lines([*texts, near]))
+    Path("v.jsonl").write_bytes(json_lines(held))
+    assert call(prepare, "--source", "t.jsonl", "--val", "v.jsonl", "--vocab_size", 400, "--name",
+                "x") == 0
+    ranks, found = prepare.load_data("x").ranks(), texts_of("x")
+    assert not any(b"q" in token for token in ranks if len(token) > 1)
+    assert near not in found["train"] and set(found["val"]) == set(held)
+
+
+def test_written_overlap_grows_with_the_budget(tmp_path, monkeypatch):
+    """Shares by budget against a search for 13 words in a row in the documents that begin in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "PAPER_TOKENS", 2_000_000)
+    texts = make_documents(120)
+    Path("t.jsonl").write_bytes(json_lines(texts))
+    Path("v.jsonl").write_bytes(json_lines([f"{text} again" for text in texts[::6]]))
+    assert call(prepare, "--source", "t.jsonl", "--val", "v.jsonl", "--dedup", 0, "--tokenizer",
+                "bytes", "--name", "x") == 0
+    data, starts = prepare.load_data("x"), np.load("data/x/train_docs.npy")
+
+    def runs(text):
+        words = text.split()
+        return [tuple(words[i:i + 13]) for i in range(len(words) - 12)]
+
+    found = texts_of("x")
+    val = [run for text in found["val"] for run in runs(text)]
+    shares = data.meta["val_13grams_in_train"]
+    for budget, share in shares.items():
+        seen = {run for text, start in zip(found["train"], starts) if start < int(budget)
+                for run in runs(text)}
+        assert share == pytest.approx(np.mean([run in seen for run in val]), abs=1e-5)
+    assert len(set(shares.values())) > 2
+
+
 # --------------------------------------------------------------------------------------------------
 # model.py
 
@@ -2105,6 +2144,13 @@ def test_samples_follow_the_models_distribution():
         third = torch.bincount(tokens[tokens[:, 1] == common, 2], minlength=60)
         expected = third.sum() * q
         assert ((third - expected) ** 2 / expected).sum() < 59 + 4 * math.sqrt(2 * 59)
+
+
+def test_norms_of_small_activations():
+    """Activations so small that RMSNorm's epsilon shows."""
+    model, tokens = tiny_gpt(), random_tokens(1, 24)
+    expected = reference_logits(model, tokens[0])
+    assert (model(tokens)[0] - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2942,6 +2988,56 @@ def test_dry_run_predicts_and_writes_nothing(world, capsys, monkeypatch):
     assert call(train, *TINY, "--dry_run") == 0 and not capsys.readouterr().out
 
 
+def test_the_papers_standard_settings_and_steps():
+    """Epochs and lr by budget of the standard recipe (paper's appendix), 800 steps at 200M."""
+    standard = {"150m": [(8, 3e-3), (16, 1e-2), (32, 1e-2), (64, 3e-3)],
+                "300m": [(8, 1e-3), (8, 3e-3), (16, 3e-3), (16, 3e-3)],
+                "600m": [(4, 1e-3), (4, 1e-3), (8, 3e-3), (8, 3e-3)],
+                "1.4b": [(4, 3e-4), (4, 3e-4), (4, 1e-3), (4, 1e-3)]}
+    found = train.tuned_settings("standard")
+    for size, rows in standard.items():
+        for budget, (epochs, lr) in enumerate(rows):
+            assert found[size, 209_715_200 * 2 ** budget] == (epochs, lr, 0.1)
+    assert train.tuned_settings("student")["300m", 209_715_200] == (16, 3e-3, 0.1)
+    assert gpt.LADDER[1]["context"] * gpt.LADDER[1]["batch_size"] * 800 == 209_715_200
+
+
+def test_a_search_moves_on_beyond_two_standard_errors(monkeypatch):
+    sd = math.sqrt(2) * 0.01  # of two seeds 0.02 apart
+    edge = 2 * sd * math.sqrt(2 / 2)
+    start = train.TrainConfig(tokens=4096, epochs=256, lr=1e-3, weight_decay=0.1)
+    for gap, moves in ((edge - 1e-3, False), (edge + 1e-3, True)):
+        make_up_losses(monkeypatch, lambda c: 3.0 + 0.02 * c.seed - gap * (c.epochs == 128))
+        assert (train.better_neighbor(start, ["epochs"], 2, 1, {}) is not None) == moves
+
+
+def test_a_log_line_has_the_mean_loss_since_the_last(world, monkeypatch):
+    losses, step = [], train.Run.train_step
+
+    def noted(*arguments):
+        loss, norm = step(*arguments)
+        losses.append(float(loss))
+        return loss, norm
+    monkeypatch.setattr(train.Run, "train_step", noted)
+    name = train.train(tiny_config(log_every=7, eval_every=10))["name"]
+    rows = [json.loads(line) for line in open(world / "runs" / name / "log.jsonl")]
+    before = 0
+    for row in (row for row in rows if "loss" in row):
+        assert row["loss"] == pytest.approx(np.mean(losses[before:row["step"]]), rel=1e-5)
+        before = row["step"]
+    assert before == len(losses) == 64
+
+
+def test_each_seed_has_a_stream_of_its_own(world):
+    """The order of committed runs, and a subset that --seed does not move."""
+    order = train.epoch_order(train.TrainConfig(batch_size=4, seed=1), 2, 103)
+    assert (order.flatten() == np.random.default_rng([1, 2, 0]).permutation(103)[:100]).all()
+    data = prepare.load_data("tiny")
+    one, other = (train.budget_tokens(tiny_config(subset_seed=1, seed=seed), data)
+                  for seed in (0, 5))
+    assert np.array_equal(one, other)
+
+
 # --------------------------------------------------------------------------------------------------
 # ensemble.py
 
@@ -3362,6 +3458,30 @@ def test_the_bench_of_a_stack_and_what_it_refuses(world, capsys, monkeypatch):
     assert "starts its own processes" in refused(capsys, ensemble, *TINY, "--members", 2)
 
 
+def test_both_averages_have_their_own_losses_and_laws(world, capsys):
+    names = [train.train(tiny_config(seed=seed))["name"] for seed in (0, 1, 2)]
+    assert call(ensemble, *names, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for average, law, free in (("logits", "law", "free_law"),
+                               ("probs", "probs_law", "free_probs_law")):
+        report = evaluate_json(capsys, *names, "--average", average)
+        losses = result["loss_by_k"][average]
+        assert losses[2] == pytest.approx(report["val_loss"], rel=1e-6)
+        columns = np.stack([1 / np.arange(1, 4), np.ones(3)], 1)
+        assert result[law]["E"] == pytest.approx(np.linalg.lstsq(columns, losses)[0][1])
+        k = np.arange(1, 4)
+        curve = result[free]["A"] / k ** result[free]["b"] + result[free]["E"]
+        # three parameters meet three points, unless b is at a bound
+        assert curve == pytest.approx(losses, abs=2e-3)
+    assert result["loss_by_k"]["probs"][2] - result["loss_by_k"]["logits"][2] > 1e-5
+    # members that were chosen, not drawn, say nothing of other draws
+    chosen = train.train(tiny_config(seed=3, lr=0.01))["name"]
+    assert call(ensemble, *names[:2], chosen, "--json") == 0
+    mixed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(mixed["vary"].split("+")) == {"seed", "lr"}
+    assert mixed["limit"] is not None and mixed["limit_interval"] is None
+
+
 # --------------------------------------------------------------------------------------------------
 # distill.py
 
@@ -3645,6 +3765,36 @@ def test_a_killed_sampling_goes_on_and_processes_share_it(world, capsys, monkeyp
     monkeypatch.setattr(distill, "sample_share", slower)
     assert call(distill, *options) == 0
     assert list((world / "data").glob(".sampled-*")) == [held]
+
+
+def test_other_samples_have_another_name():
+    teachers = [{"name": name, "data_hash": "x", "data": "d", "size": "300k"} for name in "ab"]
+    args = SimpleNamespace(sample_from="members", sample_seed=0)
+    names = [distill.describe_samples(of, SimpleNamespace(**{**vars(args), **changes}), tokens,
+                                      dtype)[0]
+             for of, changes, tokens, dtype in (
+                 (teachers, {}, 64, "fp32"), (teachers, {}, 128, "fp32"),
+                 (teachers[:1], {}, 64, "fp32"), (teachers, {"sample_seed": 1}, 64, "fp32"),
+                 (teachers, {"sample_from": "ensemble"}, 64, "fp32"), (teachers, {}, 64, "bf16"),
+                 ([{**teachers[0], "data_hash": "y"}, teachers[1]], {}, 64, "fp32"))]
+    assert len(set(names)) == 7
+
+
+def test_a_student_by_default_is_half_of_new_text_for_five_epochs(world, monkeypatch):
+    name, asked = train.train(tiny_config(epochs=1))["name"], []
+    monkeypatch.setattr(distill, "sample_data", lambda name, request, *_: asked.append(request))
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--teacher", name, *map(str, TINY)])
+    config = distill.find_or_sample(distill.read_arguments())
+    assert config.synthetic_weight == 0.5 and asked[0]["tokens"] == 5 * 4096
+
+
+def test_teachers_of_shuffled_documents_are_asked_anew(world):
+    name = train.train(tiny_config(epochs=1))["name"]
+    run = train.Run(tiny_config(teacher=(name,), kl_weight=0.5, shuffle="document"), None)
+    for epoch in (0, 1):
+        at = run.order(epoch)[0]
+        tokens = run.train[at].long()
+        assert torch.allclose(run.guide(tokens, at).states, run.teacher_states(tokens), atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -5450,6 +5600,84 @@ def test_what_members_say_of_more_and_of_other_members(capsys):
         "predicted logits": "2.525", "predicted probs": f"{2 + 0.5 / 8 ** 0.5:.3f}"}
 
 
+def test_percentiles_are_widened_for_few_points():
+    """By sqrt(n / (n - p)) and by Student's t over a normal's, here of 5 points, 3 parameters."""
+    found = SimpleNamespace(drawn_from=5, z=np.zeros(3))
+    low, high = fit.percentile_interval(found, np.linspace(2, 4, 1001), 3.1)
+    factor = math.sqrt(5 / 2) * 4.302653 / 1.959964
+    assert (low, high) == pytest.approx((3.1 - 1.05 * factor, 3.1 + 0.85 * factor), rel=1e-6)
+
+
+def test_weights_count_in_errors_noise_and_bootstrap():
+    """Weighted least squares of a linear law from its normal equations."""
+    rng, k = np.random.default_rng(0), np.arange(1.0, 10)
+    w = np.array([4, 1, 9, .25, 1, 16, 1, 4, 1])
+    y = 0.5 / k + 3 + rng.normal(0, 0.01, 9) / np.sqrt(w)
+    x = np.stack([1 / k, np.ones(9)], 1)
+    inverse = np.linalg.inv(x.T @ (w[:, None] * x))
+    r = y - x @ (inverse @ x.T @ (w * y))
+    noise = math.sqrt((w * r ** 2).sum() / 7)
+    found = fit.fit(fit.LAWS["reciprocal"], {"x": k}, y, w)
+    assert fit.noise_of(found) == (pytest.approx(noise, rel=1e-5), 7)
+    errors = fit.standard_errors(found)
+    assert [errors["A"], errors["E"]] == pytest.approx(noise * np.sqrt(np.diag(inverse)), rel=1e-4)
+    # a point that hardly counts hardly counts in refits either
+    wild = fit.fit(fit.LAWS["reciprocal"], {"x": np.append(k, 5.0)}, np.append(y, 50.0),
+                   np.append(w, 1e-9))
+    draws = [draw["E"] for draw in fit.bootstrap(wild, 30).draws]
+    assert max(draws) - min(draws) < 0.1
+
+
+def test_pooled_noise_is_of_variances_by_their_degrees(world, capsys):
+    write_points(world / "points.csv", N=[1e5, 2e5, 4e5, 8e5], loss=[3.5, 3.3, 3.2, 3.15],
+                 sd=[0.01, 0.03, 0.02, 0.02], seeds=[2, 5, 2, 2])
+    report, _ = law_json(capsys, "power", "points.csv", "--x", "N", "--pooled")
+    wanted = math.sqrt((1e-4 + 4 * 9e-4 + 2 * 4e-4) / 7)
+    assert (report["sigma"], report["sigma_freedom"]) == (pytest.approx(wanted), 7)
+
+
+def test_a_rejected_exponent_gives_no_limit_and_other_draws_no_best_ensemble():
+    law = {"claim": "N", "recipe": "regularized", "data_hash": "x", "tokens": 9, "at_bounds": [],
+           "E": 3.0, "interval": (2.9, 3.1)}
+    for p, limit in ((0.04, 3.0), (0.06, 2.5)):
+        line, = fit.lines_over_data([], {}, [law], [{**law, "E": 2.5, "p": p}], [])
+        assert line["loss"] == (limit,)
+    members = [{"recipe": "member", "data_hash": "x", "tokens": 9, "params": 3, "vary": vary,
+                "setting": vary, "points": 2, "E": E, "interval": None,
+                "loss_by_k": {"logits": [4.0, E + 0.1]}} for vary, E in (("seed", 3.0),
+                                                                         ("data_seed", 2.0))]
+    lines = {line["recipe"]: line["loss"] for line in fit.lines_over_data([], {}, [], [], members)}
+    assert lines == {"ensembles, best measured": (3.1,), "ensembles, best N, K to infinity": (3.0,)}
+
+
+@pytest.mark.parametrize("name, params, formula", [
+    # Kaplan et al.'s own constants, eq. 1.5
+    ("kaplan", dict(alphaN=.076, alphaD=.095, A=8.8e13 ** (.076 / .095), B=5.4e13),
+     lambda N, D: ((8.8e13 / N) ** (.076 / .095) + 5.4e13 / D) ** .095),
+    ("dcpt", dict(alpha=.3, beta=.4, eta=.6, epsilon=.05, gamma=.5, A=90., B=800., C=.2, E=1.5),
+     lambda N, D, r: 90 / N ** .3 + 800 * r ** .6 / D ** .4 + .2 / (r + .05) ** .5 + 1.5),
+    ("overtrain", dict(eta=.2, a=20., b=70., E=1.5),
+     lambda N, D: (20 * (D / N) ** .2 + 70 * (D / N) ** -.2) * (6 * N * D) ** -.2 + 1.5),
+    ("vocabulary", dict(alpha2=.7, beta=.4, A1=90., A2=50., B=800., E=5.),
+     lambda Nnv, Nv, D: 90 / Nnv ** .4 + 50 / Nv ** .7 + 800 / D ** .4 - 5),
+    ("practical", dict(E=1.5, L0=7., alpha=.3, beta=.4, gamma=.5, delta=.6, a=9., b=30., c=.01),
+     lambda N, T, U: (lambda h: 1.5 + 5.5 * h / (1 + h))(
+         9 / N ** .3 + 30 / T ** .4 + .01 * N ** .5 / U ** .6)),
+    ("overfit", dict(alpha=.3, beta=.4, kappa=1.5, gamma=.5, delta=.6, A=9., B=30., P=.01, E=1.5),
+     lambda N, T, U: 9 / N ** .3 + 30 / T ** .4 + .01 * (T / U - 1) ** 1.5 * N ** .5 / U ** .6
+     + 1.5)])
+def test_laws_compute_their_published_formula(name, params, formula):
+    columns = synthetic_columns(fit.LAWS[name], np.random.default_rng(0), 5)
+    assert fit.predict(fit.LAWS[name], params, columns) == pytest.approx(formula(**columns))
+
+
+def test_a_single_model_of_more_text_is_no_yardstick(world):
+    runs = [made_run(tiny_config(seed=seed), 3.4, name=name) for seed, name in enumerate("ab")]
+    more = made_run(dataclasses.replace(tiny_config(), tokens=8192), 3.0, name="more")
+    single = fit.best_single(fit.mean_settings([*runs, more]), runs)
+    assert single["loss"] == pytest.approx(3.4)
+
+
 # --------------------------------------------------------------------------------------------------
 # eval.py
 
@@ -5975,6 +6203,45 @@ def test_a_soup_has_the_mean_of_the_weights(world, capsys):
     assert report["params"] == results[0]["params"] and report["runs"] == names
 
 
+def test_acc_norm_counts_characters_and_has_an_error_of_its_own(monkeypatch):
+    assert evaluation.choice_item("q", ["né", "日本語"], 0).sizes == [2, 3]
+    items = [evaluation.choice_item("q", ["a", "bcd"], gold) for gold in (0, 0, 1, 0)]
+    logs = [[-1.0, -2.0]] * 4
+    monkeypatch.setattr(evaluation, "encode_items", lambda _, items: (items, items, 0))
+    monkeypatch.setattr(evaluation, "answer", lambda *_: (logs, [[False] * 2] * 4))
+    monkeypatch.setattr(items[0], "sizes", [4, 1])
+    result = evaluation.run_task(None, items, "made up")
+    # by character right, wrong, right, wrong
+    assert (result["acc"], result["acc_norm"]) == (0.75, 0.5)
+    assert result["acc_norm_se"] == pytest.approx(math.sqrt(0.5 * 0.5 / 3))
+
+
+def test_bits_have_the_error_of_nats_and_tasks_a_mean_error(world, capsys):
+    name = train.train(tiny_config(epochs=1))["name"]
+    for file, gold in (("a.jsonl", 0), ("b.jsonl", 1)):  # one of them is right, one wrong
+        Path(file).write_text(json.dumps({"query": "q", "choices": ["a", "b"], "gold": gold}))
+    report = evaluate_json(capsys, name, "--tasks", "a.jsonl", "b.jsonl")
+    assert report["bits_per_byte_se"] / report["bits_per_byte"] == pytest.approx(
+        report["val_loss_se"] / report["val_loss"])
+    assert report["error"] == 0.5
+
+
+def test_loss_by_position_counts_from_the_window_without_the_mask():
+    windows = np.array([[9, 1, 9, 2, 3], [1, 9, 4, 9, 5]])
+    nats = np.arange(8.0).reshape(2, 4)
+    rows = evaluation.loss_by_position(nats, windows, 9, False)
+    assert [(row["from"], row["predictions"], row["loss"]) for row in rows] == [
+        (1, 2, 2.0), (2, 4, 3.5), (4, 2, 5.0)]
+
+
+def test_benchmarks_are_the_harness_splits():
+    """`test_split`, else `validation_split`, of lm-evaluation-harness's tasks."""
+    splits = {task: split for task, (_, _, split) in evaluation.HUB_TASKS.items()}
+    assert splits == {"piqa": "validation", "sciq": "test", "arc_easy": "test",
+                      "arc_challenge": "test", "hellaswag": "validation", "lambada": "test",
+                      "winogrande": "validation", "blimp": "train"}
+
+
 # --------------------------------------------------------------------------------------------------
 # Continued pre-training
 
@@ -6149,6 +6416,14 @@ def test_starts_that_do_not_fit_are_refused(world, continued, capsys, options, m
     options = [continued if option == "RUN" else option for option in options]
     assert message in refused(capsys, train, *CPT, *options)
     assert len(list(Path("runs").iterdir())) == 1  # nothing was begun
+
+
+def test_a_continued_model_knows_the_texts_end_of_text(world, continued):
+    assert call(evaluation, continued, "--export_hf", "exported") == 0
+    fields = prepare.read_json("exported/config.json")
+    prepare.write_json("exported/config.json", {**fields, "bos_token_id": 5})
+    run = train.Run(continued_config("exported", doc_mask=1), None)
+    assert run.model.config.end_of_text == 319
 
 
 # --------------------------------------------------------------------------------------------------
