@@ -6500,8 +6500,9 @@ def test_readmes_show_what_their_commands_print(tmp_path):
         for name_of_figure in re.findall(r"\]\((\S+\.png)\)", texts[name]):
             assert (HERE / name).parent.joinpath(name_of_figure).exists()
     (tmp_path / "results" / "100").mkdir()
-    for name in ("fit.py", "results/1000.jsonl", "results/claims.py", "results/timescale.py",
-                 "results/100/bench.json", "results/100/bench-intel.json", *texts):
+    for name in ("fit.py", "prepare.py", "results/1000.jsonl", "results/claims.py",
+                 "results/timescale.py", "results/100/bench.json", "results/100/bench-intel.json",
+                 *texts):
         shutil.copy(HERE / name, tmp_path / name)
     subprocess.run([sys.executable, HERE / "results" / "readme.py"], cwd=tmp_path, check=True)
     for name, text in texts.items():
