@@ -3329,7 +3329,7 @@ def student_lines(students):
         best.sort(key=lambda s: s["synthetic_tokens"])
         label = "{synthetic_weight:g} of an epoch, {size}".format(**line[0])
         if line[0]["teachers_recipe"]:  # else the teachers are not among the results
-            label += ", {k} {teachers_recipe} teachers".format(**line[0])
+            label += ", teachers: {k} {teachers_recipe}".format(**line[0])
         if several:
             label += f", {line[0]['tokens']:,} tokens"
         lines.append(Line(label, column(best, "synthetic_tokens"), column(best, "loss"),
@@ -3431,7 +3431,9 @@ def draw(path, x_label, lines, levels=()):
     # joined points are counts, such as epochs, that deserve a tick each
     if all(line.joined for line in lines):
         ticks = sorted({x for line in lines for x in line.x})
-        axis.set(xticks=ticks, xticklabels=[f"{tick:,}" for tick in ticks])
+        millions = ticks[-1] >= 1e6  # tokens: in full they would overlap
+        names = [f"{tick / 1e6:.2g}M" if millions else f"{tick:,}" for tick in ticks]
+        axis.set(xticks=ticks, xticklabels=names)
     # a limit over K has an interval of its own, many of which would hide each other as bands
     with_law = [line for line in lines if line.law]
     if with_law and with_law[0].law["claim"] == "K":

@@ -5341,7 +5341,7 @@ def test_lines_of_several_budgets_have_names_of_their_own():
                  "synthetic_tokens": count, "loss": 3.0} for tokens in (1000, 2000)
                 for k in (1, 3) for count in (100, 200)]
     labels = [line.label for line in fit.student_lines(students)]
-    assert labels[1] == "0.5 of an epoch, 300k, 3 member teachers, 1,000 tokens"
+    assert labels[1] == "0.5 of an epoch, 300k, teachers: 3 member, 1,000 tokens"
     assert len(set(labels)) == 4
 
 
