@@ -452,7 +452,9 @@ def read_item(row, where):
                          f"benchmark's; give lines with query, choices and gold")
     try:
         item = readers[0](row)
-        item.gold = int(str(item.gold))  # hub and files have it as number or text, not as 1.5
+        if not str(item.gold).isdecimal():  # hub and files have it as number or text, not as 1.5
+            raise ValueError(f"gold {item.gold!r} is not the number of a choice, from 0")
+        item.gold = int(str(item.gold))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where} is not in the format of its fields "
                          f"({type(error).__name__}: {error})") from None
@@ -844,7 +846,7 @@ def read_arguments():
     add = parser.add_argument_group("validation and benchmarks").add_argument
     add("--data", metavar="NAME",
         help="data set to validate on (default: what the runs were trained on)")
-    add("--tasks", nargs="+", default=[], metavar="TASK|FILE",
+    add("--tasks", nargs="+", action="extend", default=[], metavar="TASK|FILE",
         help=f"benchmarks: {', '.join(HUB_TASKS)}, continuation (of the data's own validation "
              "text), or files; commas part names as well")
     add("--limit", type=int, default=0, metavar="N",
@@ -942,9 +944,6 @@ def evaluate(subject, args):
     if args.sample:
         # of several models from the logit average, the paper's ensemble, even after --average probs
         report["samples"] = write_samples(subject, args.sample, args.prompt, args.seed)
-        for i in range(args.sample):
-            for name, texts in report["samples"].items():
-                print(f"--- sample {i + 1} of {name}\n{texts[i]}")
     return report
 
 
@@ -964,6 +963,10 @@ def main():
         export(subject, args.export_hf)
     if args.save:
         save_results(args.save, [report])
+    # last, because a terminal may not have the letters that a model writes
+    for i in range(args.sample):
+        for name, texts in report["samples"].items():
+            print(f"--- sample {i + 1} of {name}\n{texts[i]}")
     if args.json:
         print(json.dumps(report))
 

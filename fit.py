@@ -3801,3 +3801,5 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:  # bad input: the message says what and what to do
         print(f"fit.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells expect

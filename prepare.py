@@ -1409,11 +1409,26 @@ class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class Given(list):
+    """Values from the command line, told by their type from an option's default."""
+
+
+class Extend(argparse.Action):
+    """An option that stands several times has all the values, not the last ones alone."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        if not isinstance(before, Given):
+            before = []
+        setattr(namespace, self.dest, Given([*before, *values]))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors and defaults shown in --help."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=ShowDefaults)
+        self.register("action", "extend", Extend)  # argparse's own would add to the default
 
     def error(self, message):
         # argparse would print the whole usage first
@@ -1533,10 +1548,10 @@ def read_options():
     """The command line, checked, with defaults that depend on one another. Raises InputError."""
     parser = Parser("Text to tokens: writes data/NAME.")
     add = parser.add_argument_group("text").add_argument
-    add("--source", nargs="+", default=["docstrings"], metavar="SOURCE",
+    add("--source", nargs="+", action="extend", default=["docstrings"], metavar="SOURCE",
         help=f"docstrings; files ({' '.join(KINDS)}, also packed as {' '.join(PACKED)}) and "
              f"folders; a data set of the hub, hf:OWNER/NAME[:CONFIG] or {', '.join(HUB)}")
-    add("--val", nargs="+", default=[], metavar="PATH",
+    add("--val", nargs="+", action="extend", default=[], metavar="PATH",
         help="files or folders of validation (default: what is named so, or some of train)")
     add("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
     add("--text_key", default="text", help="key or column that holds the text")
@@ -1576,6 +1591,8 @@ def read_options():
 
 def check_options(args):
     """Raise InputError for values that cannot be."""
+    if "" in [*args.source, *args.val]:  # Path("") would be the folder this runs in
+        raise InputError("a name of --source or --val is empty; give a file or a folder")
     alone = [name for name in args.source if name in ("docstrings", *HUB) or name[:3] == "hf:"]
     if alone and len(args.source) > 1:
         raise InputError("docstrings and sets of the hub stand by themselves; give one --source")
@@ -1669,7 +1686,8 @@ def main():
         # asked for again, the same data are no work: any command can be repeated
         meta = load_data(args.name).meta
         if meta.get("identity") != identity:
-            raise InputError(f"{folder} holds other data; remove it or give another --name")
+            raise InputError(f"{folder} holds other data, or the same from another path or with "
+                             f"other options; remove it or give another --name")
         # by default fewer validation tokens will do; a number that was given must be reached
         found = meta["tokens"]["val"]
         if "val_tokens" in args.given and not meta.get("val_apart") and found < args.val_tokens:

@@ -2886,7 +2886,8 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     only_step = tiny_config(lr=1e30, batch_size=128, epochs=1)
     assert train.run_all([only_step], 1, memo) == [math.inf]
     assert not (world / "runs" / train.run_name(only_step) / "result.json").exists()
-    assert "--over takes some of" in refused(capsys, train, "--tune", "--over", "size", *TINY)
+    for axis in ("size", ""):
+        assert "--over takes some of" in refused(capsys, train, "--tune", "--over", axis, *TINY)
     copies = ("--seeds", 3, "--init_seed", 1, "--data_seed", 2)
     assert "are copies here" in refused(capsys, train, "--tune", *copies, *TINY)
     (world / "data" / "tiny" / "train.bin").write_bytes(b"")
@@ -2929,7 +2930,10 @@ def test_a_search_starts_on_the_grid_whatever_it_was_given(world, capsys, monkey
     assert json.loads(last)["weight_decay"] == 0.8  # of 0.77
     # what such an optimum does not say, and where its certificate is to be seen
     assert "one seed certifies nothing, it may have been lucky; --seeds 3 does" in said
-    assert "--where data=tiny --where size=300k --where tokens=" in said[-1]
+    assert not any("its certificate" in line for line in said)
+    assert call(train, *options, "--seeds", 2, "--out", "my runs") == 0
+    certificate = capsys.readouterr().out.splitlines()[-2]
+    assert "--where data=tiny --where size=300k --where tokens=" in certificate
     make_up_losses(monkeypatch, lambda config: -config.epochs)
     assert call(train, *options[:-1]) == 0
     assert "epochs 256 is an end of the search's grid" in capsys.readouterr().out
@@ -5229,7 +5233,7 @@ def test_runs_that_differ_in_an_option_are_never_averaged_as_seeds(prepared, mon
     alike = made_run(later(**dataclasses.asdict(config) | {"lr": 0.001}), 2.0)
     settings = fit.mean_settings([*seeds, wider, alike])
     center, = [s for s in settings if s["seeds"] == 2]
-    found = fit.certificate(center, settings, {fit.task_of(center): (0.1, 1)})["neighbors"]
+    found = fit.certificate(center, settings, {fit.task_of(center): (0.1, 20)})["neighbors"]
     assert {(n["side"], n["verdict"]) for n in found} == {("down", "better"), ("up", "not run")}
 
 
@@ -5357,8 +5361,8 @@ def test_chosen_tables_keep_the_heading_of_their_data(capsys):
 
 def test_a_neighbor_counts_whatever_its_recipe_is_called():
     """A recipe is a label: a search of another may have made the runs around a setting."""
-    own = {(8, 3e-3, 0.1): [3.0], (16, 3e-3, 0.1): [3.1, 3.12]}
-    others = {(4, 3e-3, 0.1): [2.9, 2.92], (8, 3e-3, 0.1): [3.0, 3.02], (8, 1e-2, 0.1): [2.0]}
+    own = {(8, 3e-3, 0.1): [3.0], (16, 3e-3, 0.1): [3.6, 3.62]}
+    others = {(4, 3e-3, 0.1): [2.5, 2.52], (8, 3e-3, 0.1): [3.0, 3.02], (8, 1e-2, 0.1): [2.0]}
     settings = fit.mean_settings(made_search(own, "member") + made_search(others, "regularized"))
     center, = [s for s in settings if s["recipe"] == "member" and s["epochs"] == 8]
     found = fit.certificate(center, settings, fit.pooled_noise(settings))
@@ -6424,6 +6428,38 @@ def test_a_continued_model_knows_the_texts_end_of_text(world, continued):
     prepare.write_json("exported/config.json", {**fields, "bos_token_id": 5})
     run = train.Run(continued_config("exported", doc_mask=1), None)
     assert run.model.config.end_of_text == 319
+
+
+def test_options_of_several_values_may_stand_several_times(world, monkeypatch, capsys):
+    def teachers_of(*arguments):
+        monkeypatch.setattr(sys, "argv", ["distill.py", *arguments])
+        args = distill.read_arguments()
+        return list(args.teacher), "teacher" in args.given
+    assert teachers_of("--teacher", "a", "b", "--teacher", "c") == (["a", "b", "c"], True)
+    assert teachers_of("--teacher", "a") == (["a"], True)
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--source", "a.txt", "--source", "b.txt",
+                                      "--name", "both"])
+    assert prepare.read_options().source == ["a.txt", "b.txt"]
+    monkeypatch.setattr(sys, "argv", ["prepare.py"])
+    assert prepare.read_options().source == ["docstrings"]
+    name = train.train(tiny_config(epochs=1))["name"]
+    for file in ("a.jsonl", "b.jsonl"):
+        Path(file).write_text(json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0}))
+    report = evaluate_json(capsys, name, "--tasks", "a.jsonl", "--tasks", "b.jsonl")
+    assert set(report["tasks"]) == {"a.jsonl", "b.jsonl"}
+    # an empty name, as of a shell's variable that is not set, is no folder
+    assert "is empty" in refused(capsys, prepare, "--source", "")
+    Path("text.jsonl").write_text(json.dumps({"query": "q", "choices": ["a"], "gold": "b"}))
+    assert "gold 'b' is not the number" in refused(capsys, evaluation, name, "--tasks",
+                                                   "text.jsonl")
+
+
+def test_a_link_to_an_ensemble_stands_for_its_members(world):
+    names = [train.train(tiny_config(epochs=1, seed=seed))["name"] for seed in (0, 1)]
+    assert call(ensemble, *names) == 0
+    folder, = (world / "runs/ensembles").iterdir()
+    Path("link").symlink_to(folder)
+    assert [Path(run).name for run in train.expand(["link"], "runs")] == names
 
 
 # --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import platform
 import queue
 import re
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -214,7 +215,7 @@ def add_options(parser, defaults=TrainConfig()):
             kind = str
         groups[name].add_argument(f"--{f.name}", type=kind, default=getattr(defaults, f.name),
                                   choices=f.metadata["choices"], nargs=nargs,
-                                  help=f.metadata["help"])
+                                  action="extend" if nargs else "store", help=f.metadata["help"])
 
 
 def config_from(args):
@@ -957,9 +958,9 @@ def fill_settings(config, data):
             settings, where = nearest_settings(config.recipe, config.size, config.tokens, steps)
             found = dict(zip(names, settings))
             values = ", ".join(f"{name} {found[name]:g}" for name in missing)
-            # with a learning rate or epochs of the user's own, the memory may be another
+            # with a learning rate of the user's own, the memory may be another
             kept = ""
-            if missing == list(names) and config.recipe not in ("standard", "cpt"):
+            if {"lr", "weight_decay"} <= set(missing) and config.recipe not in ("standard", "cpt"):
                 kept = ", with AdamW's memory in epochs kept"
             assumed.append(f"{config.recipe} {config.size} is not tuned at {budget}: {values} "
                            f"come from {where}{kept}; --tune searches around them")
@@ -1259,9 +1260,9 @@ def expand(names, out):
     runs = []
     for name in names:
         members = None
-        # A folder goes before a name. Absolute, because the parent's parent is needed below, which
-        # a relative path may not have.
-        for folder in (Path(name).absolute(), Path(out) / name, Path(out) / "ensembles" / name):
+        # A folder goes before a name. Resolved, because the parent's parent is needed below, which
+        # a relative path or a link may not have.
+        for folder in (Path(name).resolve(), Path(out) / name, Path(out) / "ensembles" / name):
             if (folder / "result.json").exists():
                 members = read_json(folder / "result.json").get("members")
                 break
@@ -1541,7 +1542,8 @@ def describe_machine(run):
     config, device = run.config, run.device
     compiled = use_compile(config.compile, device)
     share = config.batch_size // run.world
-    micro = config.micro_batch_size or fitting_micro_batch(run, share, compiled)
+    # more windows a pass than there are would only overstate the memory
+    micro = min(config.micro_batch_size, share) or fitting_micro_batch(run, share, compiled)
     if compiled == "graphs" and micro < share:  # a graph's gradients cannot outlive its next replay
         raise InputError(f"--compile graphs needs the batch in one pass, not {micro} of {share}; "
                          f"use --compile 1")
@@ -1874,7 +1876,7 @@ def search(config, args):
     axes = ["epochs", "lr"]  # the standard recipe fixes its weight decay
     if config.recipe != "standard":
         axes.append("weight_decay")
-    if args.over:
+    if "over" in args.given:
         axes = args.over.split(",")
     if not set(axes) <= set(GRID):
         raise InputError(f"--over takes some of {','.join(GRID)}, not {args.over}")
@@ -1899,9 +1901,10 @@ def search(config, args):
                   "beyond was not tried")
     if args.seeds == 1:
         print("one seed certifies nothing, it may have been lucky; --seeds 3 does")
-    # not of this recipe alone: its neighbors may have been run under another's name
-    print(f"its certificate: python fit.py {' '.join(sources)} --where data={center.data} "
-          f"--where size={center.size} --where tokens={center.tokens} --table Certificates")
+    else:
+        # not of this recipe alone: its neighbors may have been run under another's name
+        print(f"its certificate: python fit.py {shlex.join(sources)} --where data={center.data} "
+              f"--where size={center.size} --where tokens={center.tokens} --table Certificates")
     return {"name": run_name(center), **asdict(center), "loss": np.mean(losses), "losses": losses}
 
 
