@@ -2574,9 +2574,10 @@ def law_over_n(claim, points, loss, weight, sigma, freedom, count="params"):
 
 def member_laws(ensembles):
     """The limit K -> infinity of each ensemble (paper, section on ensembling), by the law A / K + E
-    and, as "free", by A / K^b + E where there are three K or more. Its interval counts `drawn`, half
-    the 95% interval over draws of members (jackknife), and `shift`, how far the free exponent moves
-    the limit. Probability means fall more slowly, so their limit is that of the free exponent."""
+    and, as "free", by A / K^b + E where there are three K or more. Its interval counts `drawn`,
+    half the 95% interval over draws of members (jackknife), and `shift`, how far the free exponent
+    moves the limit. Probability means fall more slowly: their limit is that of the free
+    exponent."""
     laws = []
     copied = ("recipe", "params", "tokens", "data_hash", "setting", *AXES, "kl", "loss_by_k")
     for e in ensembles:
@@ -3112,8 +3113,8 @@ def print_ensembles(members):
         rows.append({**m, **by_count(by_k["logits"]), "probs_last": by_k["probs"][-1],
                      "recipe": m["recipe"] or "mixed", "half": half_width(m)})
     print_table("Ensembles of K members: logit means, the limit of A / K + E with its 95% interval "
-                "(other draws of members, and b), b of A / K^b + E; probability means with that law's limit and b; "
-                "mean KL of pairs", rows,
+                "(other draws of members, and b), b of A / K^b + E; probability means with that "
+                "law's limit and b; mean KL of pairs", rows,
                 {**SETTING, "differ in": "{vary}", "K": "{points}", "1": "{k1:.3f}",
                  "2": "{k2:.3f}", "3": "{k3:.3f}", "K members": "{last:.3f}", "limit": "{E:.3f}",
                  "95%": "+-{half:.3f}", "b": "{free[b]:.2f}", "probs, K": "{probs_last:.3f}",
