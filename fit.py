@@ -2819,7 +2819,7 @@ def best_single(settings, teachers):
 def half_width_of_share(row, single, ensemble_error, noise):
     """Half the 95% interval of a share, or None if a noise is not known. It counts the noise of the
     seeds of students and of single models (noise: that of pooled_noise()), and of the ensemble's
-    loss, for which the error of its limit stands, which is no smaller."""
+    loss, for which the error of its limit stands, which is about as large."""
     known = [noise.get(task_of(row)), noise.get(task_of(single))]
     if None in known or ensemble_error is None:
         return None
