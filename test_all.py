@@ -6351,6 +6351,16 @@ def test_the_papers_setting_is_assumed_and_said(continued, capsys):
     assert "memory" not in said
 
 
+def test_the_batch_of_a_model_from_elsewhere_is_said(continued, capsys):
+    assert call(evaluation, continued, "--export_hf", "exported") == 0
+    capsys.readouterr()
+    assert continued_config("exported", batch_size=None, tokens=None).batch_size == 64
+    assert "a batch is 64 windows of 32 tokens, as at scale 1" in capsys.readouterr().out
+    continued_config("exported")
+    continued_config(continued, batch_size=None, tokens=None)
+    assert "a batch is" not in capsys.readouterr().out
+
+
 def test_a_decay_that_wipes_the_weights_out_is_said(world, capsys):
     capsys.readouterr()
     tiny_config(lr=3e-3, weight_decay=300.0)

@@ -827,8 +827,13 @@ def resolve(config):
         raise InputError("--recipe cpt continues the training of a model; name it with --init_from")
     rung = LADDER[scale_of(config.size)]
     config.context = config.context or rung["context"]
-    config.batch_size = config.batch_size or rung["batch_size"]
+    asked = config.batch_size
+    config.batch_size = asked or rung["batch_size"]
     assumed = fill_settings(config, data)
+    # a model from elsewhere has no rung: a batch may be a large part of little text
+    if not asked and config.size not in SCALE_OF:
+        assumed.append(f"a batch is {config.batch_size} windows of {config.context:,} tokens, as "
+                       f"at scale 1; --batch_size takes another")
     if assumed and first:  # distill.py resolves its student twice
         say("; ".join(assumed))
     check_data(config, data)
