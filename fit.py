@@ -1575,6 +1575,8 @@ def check_options(names, args):
         "--inference and --loss, which it is to reach, go with chinchilla; give both":
             (args.inference is None) != (args.loss is None)
             or (args.inference is not None and names != ["chinchilla"]),
+        "--x names the columns of power, reciprocal and log_linear":
+            args.x is not None and not any("x" in LAWS[name].columns for name in names),
         f"--compute goes with a law in N and D: {', '.join(of_both)}":
             args.compute is not None and not set(names) <= set(of_both)}
     # these are of one fit to all points: a comparison has many
@@ -1598,8 +1600,6 @@ def law_of(name, args):
     """The law with the columns of --x."""
     law = LAWS[name]
     if "x" not in law.columns:
-        if args.x is not None:
-            raise ValueError("--x names the columns of power, reciprocal and log_linear")
         return law
     chosen = (args.x or "x").split(",")
     if law.target in chosen:

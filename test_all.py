@@ -4613,6 +4613,13 @@ def test_where_is_of_the_fitted_table_and_hold_out_of_what_is_predicted(world, c
             predicted = fit.predict(fit.LAWS[name], kept.params, dict(N=n, D=d))
             right = np.abs(predicted - y)[held].mean()
             assert errors[condition] == pytest.approx(right, rel=1e-4)
+    # --x is for the laws that read it, beside others
+    report, _ = law_json(capsys, "power,chinchilla", "points.csv", "--x", "D", "--method", "ls")
+    alone, _ = law_json(capsys, "power", "points.csv", "--x", "D")
+    params = {name: p["value"] for name, p in alone["params"].items()}
+    missed = fit.predict(fit.LAWS["power"], params, dict(x=d)) - y
+    error = report["laws"]["power"]["none held out"]
+    assert error == pytest.approx(np.abs(missed).mean(), rel=1e-6)
     # the law of repeated tokens says where more epochs stop to help
     rows = [dict(N=size, U=1e6, T=1e6 * t, loss=3 - .3 * math.log(t) + worse * (math.log(t)) ** 2)
             for size, worse in ((1e5, .08), (4e5, .12), (16e5, .16)) for t in (1, 2, 4, 8, 16)]
