@@ -1731,8 +1731,9 @@ def report(folder, meta, args):
     if gone > read / 10 and not versions:  # docstrings are known to repeat themselves
         warn(f"{gone:,} of {read:,} documents are gone, being like others; --dedup 0 keeps "
              "near-copies")
-    line = (f"{folder}: {meta['documents']['train']:,} documents, {tokens['train']:,} train and "
-            f"{tokens['val']:,} validation tokens")
+    parts = [f"{tokens[part]:,} {name} tokens in {meta['documents'][part]:,} documents"
+             for part, name in (("train", "train"), ("val", "validation"))]
+    line = f"{folder}: {', '.join(parts)}"
     if corpus:
         line += f", corpus SHA-256 {corpus[:12]}"
     print(line)
