@@ -1404,7 +1404,8 @@ class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to each option's help, where there is one."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, []):
+        # a number has something to tell even if it is 0, which Python takes for False and empty
+        if not action.default and type(action.default) not in (int, float):
             return action.help
         return super()._get_help_string(action)
 

@@ -6494,6 +6494,11 @@ def test_importing_does_no_work_and_help_explains_every_option(tmp_path, capsys)
         assert len(options) >= 4
         for option in options:
             assert len(option.split("\n\n")[0].replace(option.split()[0], "").split()) >= 3, option
+    # a default of 0 is one, an empty one is not
+    call(train, "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of the initial weights and of the data order (default: 0)" in shown
+    assert "(default: )" not in shown and "(default: ())" not in shown
 
 
 def committed_results(**wanted):
