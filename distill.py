@@ -244,7 +244,7 @@ def sample_data(name, request, runs, args, data, device):
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-# Defaults that depend on the mode. --help shows none for these options.
+# Defaults that depend on the mode; --help tells them beside it.
 DEFAULTS = {"sample": {"recipe": "student", "synthetic_weight": 0.5, "kl_weight": 0.0},
             "kl": {"recipe": "kl_student", "synthetic_weight": 0.0, "kl_weight": 0.5}}
 
@@ -254,7 +254,8 @@ def read_arguments():
     parser = Parser("Train a student of one teacher or several: on text that they write, or on "
                     "their prediction of the text that there is.")
     parser.add_argument("--mode", choices=("sample", "kl"), default="sample",
-                        help="sample: on text of the teachers; kl: on their prediction")
+                        help="sample: on text of the teachers (recipe student, synthetic_weight "
+                        "0.5); kl: on their prediction (recipe kl_student, kl_weight 0.5)")
     parser.add_argument("--sample_tokens", type=int, default=0,
                         help="synthetic tokens to sample; 0: five times the real ones")
     parser.add_argument("--sample_seed", type=int, default=0, help="seed of the sampling")
