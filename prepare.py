@@ -1650,7 +1650,6 @@ def open_source(args, parts, val):
     files; val: files of --val. Raises InputError."""
     versions = None
     if args.source == ["docstrings"]:
-        refuse(args, ["separator", "text_key"], "on docstrings")
         train, versions = find_docstrings()
     else:
         if args.source == ["fineweb"]:
@@ -1658,14 +1657,14 @@ def open_source(args, parts, val):
         elif args.hub:
             parts = open_hub(args.source[0])
         train, val = choose_parts(parts, val)
-    kinds = set(map(kind_of, train + val))
+    kinds = set(map(kind_of, train + val))  # None: the Python files of docstrings
     if "tokens" in kinds and len(kinds) > 1:
         raise InputError("shards of tokens (.bin) and text cannot be mixed; prepare each by itself")
     if "tokens" in kinds:  # whoever made them shuffled and encoded them
         refuse(args, ["vocab_size", "dedup", "seed"], "on shards of tokens")
     if "text" not in kinds:
         refuse(args, ["separator"], "without .txt or .md files")
-    if kinds <= {"text", "tokens"}:
+    if kinds <= {None, "text", "tokens"}:
         refuse(args, ["text_key"], "without rows or lines of JSON")
     return Source(train, val, versions)
 

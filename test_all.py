@@ -329,6 +329,12 @@ def test_the_default_corpus_of_one_package(tmp_path, monkeypatch, capsys):
         reverse.setattr(prepare, "find_docstrings", lambda: (files[::-1], versions))
         assert call(prepare, *options, "--tokens", 20_000, "--name", "few") == 0
     np.testing.assert_array_equal(prepare.load_data("few").train, data.train[:20_000])
+    # options for files are of those of --val
+    documents = make_documents(100)
+    rows = [json.dumps({"body": text}) for text in documents]
+    Path("own.jsonl").write_text("\n".join(rows))
+    assert call(prepare, *options, "--val", "own.jsonl", "--text_key", "body", "--name", "own") == 0
+    assert set(texts_of("own")["val"]) <= set(documents)
     # prepared elsewhere with other versions and carried along, it is still what was asked for
     monkeypatch.setattr(prepare.importlib.metadata, "version", lambda package: "9.9")
     assert call(prepare, *options) == 0 and "prepared already" in capsys.readouterr().out
@@ -704,7 +710,7 @@ def test_lines_can_be_documents(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("source, options, where", [
-    ("docstrings", ("--text_key", "text"), "on docstrings"),
+    ("docstrings", ("--text_key", "text"), "without rows or lines of JSON"),
     ("a.txt", ("--text_key", "body"), "without rows or lines of JSON"),
     ("a.txt", ("--tokenizer", "bytes", "--vocab_size", 1024), "beside --tokenizer"),
     ("a.bin", ("--dedup", 0, "--seed", 0), "on shards of tokens"),
