@@ -413,6 +413,10 @@ class HubTokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.eot_token = end_of_text
+        # a file may have it among its tokens of plain text, and text that spells it would end there
+        name = self.tokenizer.id_to_token(end_of_text)
+        if name:  # a model's config.json may say an id that the file does not know
+            self.tokenizer.add_special_tokens([name])
         self.n_vocab = 1 + max(self.tokenizer.get_vocab().values())
 
     def encode_ordinary(self, text):
@@ -568,7 +572,8 @@ def hub_vocabulary(folder):
                          "give another")
     ranks = {bytes(map(byte_of.__getitem__, token)): i for token, i in learned.items()}
     # added tokens that are text, such as runs of blanks
-    ranks |= {name.encode(): token["id"] for name, token in added.items() if not token["special"]}
+    ranks |= {name.encode(): token["id"] for name, token in added.items()
+              if not token["special"] and token["id"] != end_of_text}
     ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
     size = HubTokenizer(path, end_of_text).n_vocab
     return Vocabulary(ranks, None, size, end_of_text, path)

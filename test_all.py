@@ -1265,6 +1265,17 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     whole = prepare.load_data("whole")
     assert whole.meta["sha256"] == data.meta["sha256"]
     assert whole.tokenizer().encode_ordinary("in 2024") == own.encode("in 2024").ids
+    # what ends a text is no text, even if the file has it among the tokens that are
+    content = json.loads(Path("own/tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    Path("plain").mkdir()
+    prepare.write_json("plain/tokenizer.json", content)
+    prepare.write_json("plain/tokenizer_config.json", config)
+    assert call(prepare, *options, "plain") == 0
+    plain = prepare.load_data("t-plain")
+    np.testing.assert_array_equal(plain.train, data.train)
+    assert plain.meta["bytes"] == data.meta["bytes"]
     unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0)]))
     Path("other").mkdir()
     unigram.save("other/tokenizer.json")
