@@ -145,7 +145,8 @@ def load_folders(names, device):
                              f"(AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER))")
         model = GPT.from_pretrained(name).eval().to(device)
         # the tokenizer's word, as for a prepared set; config.json may say another
-        named = hub_end_of_text(Path(name))
+        with in_one_line(f"the tokenizer in {name}"):
+            named = hub_end_of_text(Path(name))
         if named is not None:
             model.config.end_of_text = named
         if model.config.end_of_text >= model.config.vocab_size:

@@ -512,7 +512,8 @@ def given_vocabulary(choice):
     # Llama 3's ranks are under a licence, so nothing fetches them
     path = Path("tokenizer.model" if choice == "llama3" else choice)
     if path.is_dir():
-        return hub_vocabulary(path)
+        with in_one_line(f"the tokenizer in {path}"):
+            return hub_vocabulary(path)
     if not path.exists():
         raise InputError(f"no tokenizer {path}; give gpt2, bytes, a rank file (for llama3 its "
                          "tokenizer.model, in this folder) or a folder with a tokenizer.json")

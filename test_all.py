@@ -1290,6 +1290,12 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     prepare.write_json("own/tokenizer.json", content)
     message = refused(capsys, prepare, *options, "own", "--name", "x")
     assert "tokens that are not made of bytes, such as '▁the'" in message
+    # objects of JSON that are not what they should be
+    del content["model"]["vocab"]["▁the"]
+    for damaged in ({"model": None}, {**content, "added_tokens": [{"id": 0, "content": "</s>"}]}):
+        prepare.write_json("own/tokenizer.json", damaged)
+        message = refused(capsys, prepare, *options, "own", "--name", "x")
+        assert "the tokenizer in own cannot be read" in message
 
 
 def test_tokenizers(tmp_path, monkeypatch, capsys):
@@ -6212,6 +6218,8 @@ def test_a_hugging_face_folder_is_a_model(world, capsys):
     assert "the tokenizer of exported gives token 1" in message and "its model knows 320" in message
     path.write_text("{}")
     assert "tokenizer.json cannot be read" in refused(capsys, evaluation, "exported")
+    path.write_text('{"added_tokens": null}')
+    assert "in exported cannot be read" in refused(capsys, evaluation, "exported")
     path.unlink()
     assert "has no tokenizer.json" in refused(capsys, evaluation, "exported")
 
