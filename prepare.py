@@ -1622,14 +1622,20 @@ def check_options(args):
 
 def default_name(args):
     """Of the first source, and of the vocabulary if it is not the default."""
-    name = Path(os.path.abspath(args.source[0].removeprefix("hf:"))).name  # also of "." and ".."
+    # absolute, because "." and ".." have no names of their own
+    name = Path(os.path.abspath(args.source[0].removeprefix("hf:"))).name
     for suffix in (*PACKED, *KINDS):
         if name.lower().endswith(suffix):
             name = name[:-len(suffix)]
+    parts = [name]
+    if args.tokenizer:
+        path = Path(os.path.abspath(args.tokenizer))
+        # a folder's name may have dots in it, as Llama-3.2-1B has
+        parts.append(path.name if path.is_dir() else path.stem)
+    elif args.vocab_size != 1024:
+        parts.append(str(args.vocab_size))
     # spaces and brackets would need quotes in every later command
-    name = regex.sub(r"[^\w.-]+", "-", name).strip("-.")
-    vocabulary = Path(args.tokenizer).stem if args.tokenizer else args.vocab_size
-    return name if vocabulary == 1024 else f"{name}-{vocabulary}"
+    return "-".join(regex.sub(r"[^\w.-]+", "-", part).strip("-.") for part in parts)
 
 
 def identify(args, files):

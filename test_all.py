@@ -217,14 +217,18 @@ def test_too_small_a_text_for_the_vocabulary_is_refused(monkeypatch):
         assert len(ranks) == 257 and next(numbers) == pytest.approx(count, abs=2)
 
 
-@pytest.mark.parametrize("source, vocab_size, name", [
+@pytest.mark.parametrize("source, vocabulary, name", [
     (".", 1024, "my-books"), ("..", 1024, "here"), ("./some (old).jsonl.gz", 300, "some-old-300"),
-    ("hf:owner/set.v2", 1024, "set.v2"), ("docstrings", 1024, "docstrings")])
-def test_the_name_of_a_set_follows_from_its_source(tmp_path, monkeypatch, source, vocab_size, name):
+    ("hf:owner/set.v2", 1024, "set.v2"), ("docstrings", 1024, "docstrings"),
+    ("a.txt", "gpt2", "a-gpt2"), ("a.txt", "mine.tiktoken", "a-mine"), ("a.txt", ".", "a-my-books"),
+    ("a.txt", "../Llama-3.2 1B", "a-Llama-3.2-1B")])
+def test_the_name_of_a_set_follows_from_its_source(tmp_path, monkeypatch, source, vocabulary, name):
     folder = tmp_path / "here" / "my books"
     folder.mkdir(parents=True)
+    (tmp_path / "here/Llama-3.2 1B").mkdir()
     monkeypatch.chdir(folder)
-    args = SimpleNamespace(source=[source], tokenizer=None, vocab_size=vocab_size)
+    args = SimpleNamespace(source=[source], tokenizer=None, vocab_size=1024)
+    setattr(args, "vocab_size" if isinstance(vocabulary, int) else "tokenizer", vocabulary)
     assert prepare.default_name(args) == name
 
 
