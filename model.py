@@ -557,13 +557,13 @@ class GPT(nn.Module):
         torch.save({"config": asdict(self.config), "weights": self.state_dict()}, file)
 
     @classmethod
-    def load(cls, path, device="cpu"):
-        """The model that save() wrote. Raises FileNotFoundError where there is none, ValueError for
-        a truncated or foreign file."""
+    def load(cls, path):
+        """The model that save() wrote, on the CPU. Raises FileNotFoundError where there is none,
+        ValueError for a truncated or foreign file."""
         try:
             # weights_only: a file from somebody else must not be able to run code here
-            saved = torch.load(path, map_location=device, weights_only=True)
-            model = cls(GPTConfig(**saved["config"])).to(device)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            model = cls(GPTConfig(**saved["config"]))
             model.load_state_dict(saved["weights"])
         except FileNotFoundError:
             raise
