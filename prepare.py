@@ -391,14 +391,17 @@ def train_bpe(texts, vocab_size):
     return ranks
 
 
+def special_tokens(ranks, vocab_size):
+    """{name: id}: END_OF_TEXT is the id after the ranks, those up to vocab_size are reserved."""
+    # reserved: ids that models have a row for and no text uses
+    reserved = {f"<|reserved_{i}|>": i for i in range(len(ranks) + 1, vocab_size)}
+    return {END_OF_TEXT: len(ranks), **reserved}
+
+
 def make_encoding(ranks, pattern=PATTERN, vocab_size=0):
-    """tiktoken.Encoding of ranks; END_OF_TEXT is the id after them, those up to vocab_size are
-    reserved."""
-    special = {END_OF_TEXT: len(ranks)}
-    # ids that models have a row for and no text uses
-    special |= {f"<|reserved_{i}|>": i for i in range(len(ranks) + 1, vocab_size)}
-    return tiktoken.Encoding(
-        "ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    """tiktoken.Encoding of ranks and their special tokens."""
+    return tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks,
+                             special_tokens=special_tokens(ranks, vocab_size))
 
 
 class HubTokenizer:
@@ -453,10 +456,9 @@ def tokenizer_json(ranks, pattern, vocab_size):
         # of several ways to make a token the one of the lowest ranks comes first
         halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [[names[a], names[b]] for a, b in halves]
-    special = make_encoding(ranks, pattern, vocab_size)._special_tokens
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": i, "content": content, "special": True, **plain}
-             for content, i in special.items()]
+             for content, i in special_tokens(ranks, vocab_size).items()]
     # first the words, then the letters that stand for their bytes
     split = {
         "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
