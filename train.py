@@ -1033,10 +1033,14 @@ def check_data(config, data):
                          f"lower --batch_size or --context")
 
 
+def tokenizer_of(data):
+    """What data sets of one tokenizer agree in: their tokens, and which of them starts a text."""
+    return data.meta["sha256"]["tokenizer.tiktoken"], data.meta["end_of_text"]
+
+
 def check_synthetic(config, data, sampled):
     """Raises InputError where sampled text does not go with the real one."""
-    ours, theirs = data.meta["sha256"], sampled.meta["sha256"]
-    if ours["tokenizer.tiktoken"] != theirs["tokenizer.tiktoken"]:
+    if tokenizer_of(data) != tokenizer_of(sampled):
         raise InputError(f"{config.synthetic} was sampled with another tokenizer than that of "
                          f"{config.data}; sample from teachers that were trained on it")
     if len(sampled.train) < config.context:
@@ -1120,8 +1124,7 @@ def fill_start(config, data):
         if read.fingerprint() != result["data_hash"]:
             raise InputError(f"{read.folder} is not the data that {result['name']} was trained "
                              f"on; prepare that again")
-        ours, theirs = data.meta["sha256"], read.meta["sha256"]
-        source, same = read.folder, ours["tokenizer.tiktoken"] == theirs["tokenizer.tiktoken"]
+        source, same = read.folder, tokenizer_of(data) == tokenizer_of(read)
         config.started_from, config.size = result["name"], result["size"]
 
     if not same:
