@@ -539,6 +539,8 @@ def given_vocabulary(choice):
 def hub_end_of_text(folder):
     """The id of the token before a document of a folder with a tokenizer.json: its bos_token, or
     else its eos_token; None where the folder names neither. Raises InputError."""
+    if (folder / "meta.json").exists():  # a data set, which has no tokenizer_config.json
+        return read_json(folder / "meta.json").get("end_of_text")
     config_path = folder / "tokenizer_config.json"
     added = {token["content"]: token["id"]
              for token in read_json(folder / "tokenizer.json").get("added_tokens", ())}

@@ -1262,6 +1262,9 @@ def test_a_folder_with_a_tokenizer_keeps_its_split(tmp_path, monkeypatch, capsys
     normal = [own.normalizer.normalize_str(text.strip()) for text in texts]
     assert data.token_bytes()[tokens].sum() == sum(len(text.encode()) for text in normal)
     assert sum(data.meta["bytes"].values()) == data.token_bytes()[tokens].sum()
+    # a data set is itself a folder with a tokenizer
+    assert call(prepare, *options, "data/t-own", "--name", "again") == 0
+    assert prepare.load_data("again").meta["sha256"] == data.meta["sha256"]
     # what a teacher samples has the same ranks and the same tokenizer
     meta = {key: data.meta[key] for key in ("vocab_size", "end_of_text", "dtype", "pattern")}
     prepare.write_data("whole", {"train": data.train, "val": data.val}, data.ranks(), meta,
