@@ -1420,26 +1420,11 @@ class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-class Given(list):
-    """Values from the command line, told by their type from an option's default."""
-
-
-class Extend(argparse.Action):
-    """An option that stands several times has all the values, not the last ones alone."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        before = getattr(namespace, self.dest)
-        if not isinstance(before, Given):
-            before = []
-        setattr(namespace, self.dest, Given([*before, *values]))
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors and defaults shown in --help."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=ShowDefaults)
-        self.register("action", "extend", Extend)  # argparse's own would add to the default
 
     def error(self, message):
         # argparse would print the whole usage first
@@ -1448,9 +1433,10 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self):
         """The values of all options; `given` names those that stand on the command line."""
         args = super().parse_args()
-        # parsed once more with a mark for each value: argparse then sets no defaults
-        marked = super().parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(args), self)))
-        args.given = {name for name, value in vars(marked).items() if value is not self}
+        # parsed once more without defaults: what there is then stands on the command line
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        args.given = set(vars(super().parse_args()))
         return args
 
 
@@ -1559,9 +1545,10 @@ def read_options():
     """The command line, checked, with defaults that depend on one another. Raises InputError."""
     parser = Parser("Text to tokens: writes data/NAME.")
     add = parser.add_argument_group("text").add_argument
-    add("--source", nargs="+", action="extend", default=["docstrings"], metavar="SOURCE",
+    add("--source", nargs="+", action="extend", default=[], metavar="SOURCE",
         help=f"docstrings; files ({' '.join(KINDS)}, also packed as {' '.join(PACKED)}) and "
-             f"folders; a data set of the hub, hf:OWNER/NAME[:CONFIG] or {', '.join(HUB)}")
+             f"folders; a data set of the hub, hf:OWNER/NAME[:CONFIG] or {', '.join(HUB)} "
+             "(default: docstrings)")
     add("--val", nargs="+", action="extend", default=[], metavar="PATH",
         help="files or folders of validation (default: what is named so, or some of train)")
     add("--name", help="folder under data/ (default: source name, with the vocabulary if not 1024)")
@@ -1586,6 +1573,7 @@ def read_options():
     add("--json", action="store_true", help="print meta.json as the last line")
     args = parser.parse_args()
 
+    args.source = args.source or ["docstrings"]
     # the hub's sets are larger than anybody wants whole
     args.hub = args.source[0] in HUB or args.source[0].startswith("hf:")
     if args.tokens is None:

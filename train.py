@@ -210,12 +210,12 @@ def add_options(parser, defaults=TrainConfig()):
         name = f.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        kind, nargs = f.type, f.metadata["nargs"]
-        if nargs:  # the field is a tuple, each of its values a text
-            kind = str
-        groups[name].add_argument(f"--{f.name}", type=kind, default=getattr(defaults, f.name),
-                                  choices=f.metadata["choices"], nargs=nargs,
-                                  action="extend" if nargs else "store", help=f.metadata["help"])
+        kind, default, action = f.type, getattr(defaults, f.name), "store"
+        if f.metadata["nargs"]:  # the field is a tuple, each of its values a text
+            kind, default, action = str, list(default), "extend"
+        groups[name].add_argument(f"--{f.name}", type=kind, default=default, action=action,
+                                  choices=f.metadata["choices"], nargs=f.metadata["nargs"],
+                                  help=f.metadata["help"])
 
 
 def config_from(args):
