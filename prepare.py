@@ -951,12 +951,15 @@ def rows_of(part, text_key):
         return part.rows
     if kind == "parquet":
         return read_parquet(part, text_key)
+    if kind in ("csv", "tsv"):
+        return read_csv(part, text_key)
     if kind == "arrow":
         # the builder takes patterns, which a name with brackets is not
         name, datasets = glob.escape(os.path.abspath(part)), import_datasets(part)
         return datasets.load_dataset("arrow", data_files=name, split="train", streaming=True)
-    readers = {"lines": parse_lines, "json": read_json_rows, "csv": read_csv, "tsv": read_csv}
-    return readers[kind](part)
+    if kind == "json":
+        return read_json_rows(part)
+    return parse_lines(part)
 
 
 def parse_lines(path):
@@ -981,12 +984,15 @@ def read_json_rows(path):
     return rows if isinstance(rows, list) else [rows]
 
 
-def read_csv(path):
+def read_csv(path, text_key):
     """Rows of a file of comma- or tab-separated values, all of which are text."""
     csv.field_size_limit(2 ** 31 - 1)  # a document may be longer than the module expects
     separator = "\t" if kind_of(path) == "tsv" else ","
     with open_text(path, newline="") as file:
-        for row in csv.DictReader(file, delimiter=separator, strict=True):
+        rows = csv.DictReader(file, delimiter=separator, strict=True)
+        if (rows.fieldnames or []).count(text_key) > 1:  # the last one would be taken
+            raise ValueError(f"several columns are called {text_key}")
+        for row in rows:
             if None in row:  # a comma without quotes around its text
                 raise ValueError(f"more values than the header names, before: {row[None][0]}")
             yield row

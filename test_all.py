@@ -564,6 +564,7 @@ def test_what_is_no_text_is_refused_by_what_it_is(tmp_path, monkeypatch, capsys)
             ("plain.jsonl.gz", lines, "damaged, cut off, or of another kind than its name says"),
             ("a.parquet", b"PAR1" * 9, "damaged, cut off, or"),
             ("ragged.csv", b"text,n\na,1\nb,2,3\n", "ragged.csv cannot be read (ValueError: more"),
+            ("twice.csv", b"n,text,text\n1,a,b\n", "several columns are called text"),
             ("quote.csv", b'text,n\n"a,1\nb,2\n',
              "quote.csv cannot be read (Error: unexpected end"),
             ("broken.json", b'[{"text": "a"}, {"te', "broken.json cannot be read"),
