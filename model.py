@@ -283,7 +283,7 @@ def total_nats(x, head, targets, guide=None):
 
 
 def nats_and_gradient(logits, targets, vocab_size, mean=None, share=None, t=1.0):
-    """The loss of each row of logits, (P,); they become their own gradient, in their own dtype.
+    """The loss of each row of logits, (P,), whose gradient by the logits is written over them.
 
     Columns from vocab_size on are no tokens. mean: the teachers' logits, (P, V), for the loss of
     guided_nats, with the divergence's share in it, (P, 1), and the temperature t.

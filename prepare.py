@@ -246,7 +246,8 @@ class NearCopies:
         """size: bytes of all documents, kept or not."""
         # a Bloom filter: each gram marks four places of a table, most of which stay empty
         self.table = np.zeros(min(GRAM_PLACES, 8 * size + 1), bool)
-        # one gram of so many is remembered; English has about one in six bytes
+        # one gram of so many is remembered: English has about one in six bytes, so that four
+        # places each fill at most a sixth of the table
         self.every = np.uint64(1 + 4 * size // GRAM_PLACES)
 
     def is_new(self, text):
@@ -338,7 +339,8 @@ class Neighbors:
             there = tokens[group] << 32 | tokens[after[group]] & 0xFFFFFFFF
             found.append(group[there == code])
         places = np.unique(np.concatenate(found))
-        # from left to right: of three equal letters the first two are merged, of four two and two
+        # from left to right: of three equal letters the first two are merged, of four two and two,
+        # so of a run of places, each at the one before it, every second
         index = np.arange(len(places))
         alone = np.append(True, after[places[:-1]] != places[1:])
         places = places[(index - np.maximum.accumulate(index * alone)) % 2 == 0]
@@ -992,10 +994,15 @@ def read_csv(path, text_key):
         rows = csv.DictReader(file, delimiter=separator, strict=True)
         if (rows.fieldnames or []).count(text_key) > 1:  # the last one would be taken
             raise ValueError(f"several columns are called {text_key}")
+        long = 0  # rows of several lines
         for row in rows:
             if None in row:  # a comma without quotes around its text
                 raise ValueError(f"more values than the header names, before: {row[None][0]}")
+            long += any("\n" in (cell or "") for cell in row.values())
             yield row
+    # many such files know no quotes, and a mark that begins a text joins all up to the next one
+    if long and separator == "\t":
+        print(f"in {path} {long:,} rows run over several lines, as their quotation marks say")
 
 
 def read_parquet(path, text_key):
@@ -1352,7 +1359,8 @@ class Data:
 
     def fingerprint(self):
         """What identifies the tokens in a run's configuration."""
-        # validation that was set aside follows from train, and without it old runs keep their names
+        # other documents set aside for validation would make another train.bin; without it old
+        # runs keep their names
         parts = ("train.bin", "val.bin") if self.meta.get("val_apart") else ("train.bin",)
         hashes = "".join(self.meta["sha256"][part] for part in parts)
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]

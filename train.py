@@ -43,8 +43,8 @@ import torch.distributed as dist
 
 from model import GPT, GPTConfig, Guide, LADDER, SCALE_OF, SIZES
 from prepare import (PAPER_TOKENS, InputError, Parser, Progress, cannot_write, cut_windows,
-                     load_data, read_json, refuse, run_main, sha256_file, write_atomically,
-                     write_json)
+                     hub_end_of_text, load_data, read_json, refuse, run_main, sha256_file,
+                     write_atomically, write_json)
 
 # labels of budgets, as multiples of the paper's smallest, 209,715,200 tokens over the scale
 BUDGETS = {"200m": 1, "400m": 2, "800m": 4, "1.6b": 8}
@@ -293,6 +293,7 @@ def short_hash(value, digits=6):
 def setting_of(config):
     """A hash of identity() without the seeds: runs that agree in it differ in seeds alone."""
     setting = {k: v for k, v in identity(config).items() if k not in SEEDS}
+    # longer than a name's: no readable fields stand before it
     return short_hash(setting, digits=8)
 
 
@@ -1113,6 +1114,8 @@ def fill_start(config, data):
                              f"prepare the text with --tokenizer {folder}")
         # source: what --tokenizer would take; same: whether the data were made with it
         source, same = folder, own.exists() and own.read_text() == theirs.read_text()
+        # its tokenizer_config.json says which token starts a text, and may have changed
+        same = same and hub_end_of_text(folder) == data.meta["end_of_text"]
         digest = hashlib.sha256()  # other weights in the same folder make another run
         for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
             digest.update(sha256_file(file).encode())
