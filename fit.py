@@ -1303,11 +1303,17 @@ def drop_repeats(rows):
 
 
 def split_pairs(pairs):
-    """[(name, value)] of "name=value" texts. Raises ValueError."""
+    """{name: value} of "name=value" texts. Raises ValueError."""
+    found = {}
     for pair in pairs:
-        if "=" not in pair:
+        name, sign, value = pair.partition("=")
+        if not sign:
             raise ValueError(f"an option takes NAME=VALUE, not {pair}")
-    return [tuple(pair.split("=", 1)) for pair in pairs]
+        # one of the two would silently count for nothing
+        if name in found:
+            raise ValueError(f"{name} is given twice, as {found[name]} and {value}; keep one")
+        found[name] = value
+    return found
 
 
 def find_column(name, header, chosen):
@@ -1358,7 +1364,7 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
     "name=header" choices; blank: names whose cells may be blank (nan); absent: names of columns
     that need not be there. D and C are found from each other and N by C = 6 N D. Raises ValueError.
     """
-    constants, chosen = dict(split_pairs(constants)), dict(split_pairs(columns))
+    constants, chosen = split_pairs(constants), split_pairs(columns)
     rows = keep_rows(read_rows(path), where)
     if not rows:
         left = " left by --where" if where else ""
@@ -1635,7 +1641,7 @@ def check_columns(names, args):
         read += ["N", "C", "D"]
     # most likely misspelled; unread, it would change nothing and say nothing
     for option, pairs in (("columns", args.columns), ("set", args.set)):
-        for column, value in split_pairs(pairs):
+        for column, value in split_pairs(pairs).items():
             if column not in read:
                 raise ValueError(f"--{option} {column}={value}: {' and '.join(names)} read no "
                                  f"{column}; the columns: {', '.join(dict.fromkeys(read))}")
@@ -1644,7 +1650,7 @@ def check_columns(names, args):
 def fixed_of(law, pairs):
     """--fix as {name: value or name of an equal shape}. Raises ValueError."""
     fixed = {}
-    for name, value in split_pairs(pairs):
+    for name, value in split_pairs(pairs).items():
         if name not in law.shape and name not in law.signs:
             raise ValueError(f"--fix {name}: the law has {', '.join([*law.shape, *law.signs])}")
         # exponents may be equal to each other; coefficients have units
@@ -2020,7 +2026,7 @@ def report_predictions(found, args):
     law, target = found.problem.law, found.problem.law.target
     # the loss need not be there, under whatever name
     header = header_of(read_rows(args.predict))
-    chosen = [f"{name}={column}" for name, column in split_pairs(args.columns)
+    chosen = [f"{name}={column}" for name, column in split_pairs(args.columns).items()
               if name != target or column in header]
     # --where is of the fitted table alone: what it keeps must not choose what is predicted
     table, points, notes = read_points(args.predict, [*law.columns, target], (), args.set,

@@ -4881,6 +4881,8 @@ def test_tables_as_people_have_them(world, capsys):
      ["--inference", "1e9", "--loss", "2"], "these points do not determine"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "N=7"], "left by --where"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--set", "V"], "NAME=VALUE, not V"),
+    ("power", dict(N=[1, 2, 3, 4], loss=[4, 3, 2.5, 2.2]),
+     ["--x", "N", "--fix", "b=1", "--fix", "b=2"], "b is given twice, as 1 and 2; keep one"),
     ("power", dict(N=[1, 2, 3], loss=["3,1", 2, 1]), ["--x", "N"], "line 2 has more fields than"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"],
      "--sigma 0 is out of"),
