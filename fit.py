@@ -1458,7 +1458,13 @@ def check_points(law, columns, fixed=(), rows=()):
     """(columns, targets) of points that determine a law but for what is fixed; raises ValueError
     for others. rows: see check_values()."""
     columns = check_values(law, columns, rows)
-    known = np.isfinite(columns[law.target])
+    check_enough(law, columns, np.isfinite(columns[law.target]), fixed)
+    return {name: columns[name] for name in law.columns}, columns[law.target]
+
+
+def check_enough(law, columns, known, fixed):
+    """Raises ValueError where the rows `known`, a mask, do not determine a law but for what is
+    fixed."""
     for name in law.columns:
         # a column that never changes cannot tell its own term from the limit
         if name not in CONSTANT and len(np.unique(columns[name][known])) < 2:
@@ -1469,7 +1475,6 @@ def check_points(law, columns, fixed=(), rows=()):
     if points < least:
         raise ValueError(f"a law with {least} parameters to seek needs {least} different points, "
                          f"not {points}; add some")
-    return {name: columns[name] for name in law.columns}, columns[law.target]
 
 
 def columns_together(law, columns):
@@ -2138,10 +2143,8 @@ def held_error(points, condition):
     if not held.any():
         raise ValueError(f"--hold_out {condition} holds no row out")
     known = problem.weights > 0
-    # what is left must still determine the law
-    left = {**problem.columns, problem.law.target: problem.y}
-    left = {name: column[~held & known] for name, column in left.items()}
-    check_points(problem.law, left, problem.fixed)
+    # what is left must still determine the law; of a curve its schedule stays
+    check_enough(problem.law, problem.columns, known & ~held, problem.fixed)
     found = solve(replace(problem, weights=np.where(held, 0.0, problem.weights)))
     return mean_error(found, known & held)
 

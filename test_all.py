@@ -4934,6 +4934,12 @@ def test_odd_tables_end_in_an_answer(world, capsys, monkeypatch):
     assert len(bands) == 4 and all(band[:, 0].min() == 300 for band in bands)
     monkeypatch.undo()
     monkeypatch.chdir(world)
+    # a curve whose one loss is at its end, where lr is 0: its schedule counts in what is left
+    ends = {key: value * 3 for key, value in dict(step=steps, lr=[1.0] * 7 + [0.0]).items()}
+    write_points(world / "ends.csv", curve=list("aaaaaaaabbbbbbbbcccccccc"), **ends,
+                 loss=[""] * 7 + losses[-1:] + losses * 2)
+    report, _ = law_json(capsys, "lr_annealing", "ends.csv", "--hold_out", "curve=b")
+    assert report["laws"]["lr_annealing"]["curve=b"] < 0.1
     # columns that go together, whatever their names
     sizes = [1e5, 2e5, 4e5, 8e5, 16e5]
     write_points(world / "lr.csv", N=sizes, lr=[0.3 * n ** -0.3 for n in sizes],
