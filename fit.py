@@ -2140,9 +2140,10 @@ def held_error(points, condition):
     # a place tells its row from others with the same values
     left_out = {place for _, place in keep_rows(points.rows, [condition])}
     held = np.array([place in left_out for _, place in points.rows])
-    if not held.any():
-        raise ValueError(f"--hold_out {condition} holds no row out")
     known = problem.weights > 0
+    # a row that gives the schedule alone has no loss to miss
+    if not (held & known).any():
+        raise ValueError(f"--hold_out {condition} holds no point out")
     # what is left must still determine the law; of a curve its schedule stays
     check_enough(problem.law, problem.columns, known & ~held, problem.fixed)
     found = solve(replace(problem, weights=np.where(held, 0.0, problem.weights)))
