@@ -1420,7 +1420,8 @@ def check_values(law, columns, rows=()):
         checked[name] = column = np.asarray(column, dtype=np.float64)
         # most laws take powers of their columns, so that 0 and below have no meaning
         good = np.isfinite(column) & (column > 0)
-        if name in ("lr", "step"):
+        # a schedule may begin at step 0 and end at an lr of 0; other laws take powers of both
+        if name in ("lr", "step") and "curve" in law.columns:
             good |= column == 0
         if name == law.target and "-" in law.signs.values():  # what is subtracted may be the most
             good |= np.isfinite(column)

@@ -4831,6 +4831,7 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 0, 3], loss=[3, 2, 1]), ["--x", "N"], "line 3: N is 0"),
     ("power", dict(N=[1, 2, 0], loss=[3, 2, 1]), ["--x", "N", "--where", "loss<3"],
      "line 4: N is 0"),
+    ("power", dict(step=[0, 1, 2], loss=[3, 2, 1]), ["--x", "step"], "line 2: step is 0"),
     ("power", dict(N=[1, 2, 3], loss=[3, 0, 1]), ["--x", "N"], "line 3: loss is 0"),
     ("power", dict(N=[1, 2], loss=[3, 2]), ["--x", "N"], "needs 3 different points, not 2"),
     ("power", dict(N=[2, 2, 2], loss=[3, 2, 1]), ["--x", "N"], "all points have the same N"),
