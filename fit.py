@@ -1341,9 +1341,22 @@ def find_column(name, header, chosen):
     return None
 
 
+def is_blank(cell):
+    """Whether a cell of a table holds nothing."""
+    return cell is None or str(cell).strip() == ""
+
+
+def read_curve(cell, place):
+    """The name of a row's curve. Raises ValueError."""
+    # a name in a curve's first row alone would leave the others as one more curve, without a name
+    if is_blank(cell):
+        raise ValueError(f"{place}: curve is blank; name the curve in each of its rows")
+    return str(cell)
+
+
 def read_number(text, column, place, blank=False):
     """A cell as a float; nan for a blank one where that is allowed. Raises ValueError."""
-    if text is None or str(text).strip() == "":
+    if is_blank(text):
         if blank:
             return math.nan
         raise ValueError(f"{place}: {column} is blank, not a number; fill it or leave the row out")
@@ -1383,7 +1396,7 @@ def read_points(path, names, where=(), constants=(), columns=(), blank=(), absen
             notes.append(f"{name} is the column {there} of {path}, not --set's {constants[name]}")
         cells = [(row.get(there, constants.get(name)), place) for row, place in rows]
         if name == "curve":
-            return np.array([str(cell) for cell, _ in cells])
+            return np.array([read_curve(cell, place) for cell, place in cells])
         return np.array([read_number(cell, there or name, place, name in blank)
                          for cell, place in cells])
 

@@ -4898,6 +4898,8 @@ def test_tables_as_people_have_them(world, capsys):
     ("lr_annealing", dict(step=[1, 2], lr=[0, 1], curve="aa", loss=[3, 2]), [],
      "a loss before any lr above 0"),
     ("lr_annealing", dict(step=[1, 1], lr=[1, 1], curve="aa", loss=[3, 2]), [], "has step 1 twice"),
+    ("lr_annealing", dict(step=[1, 2], lr=[1, 1], curve=["a", ""], loss=[3, 2]), [],
+     "line 3: curve is blank"),
     ("log_linear", dict(N=[1, 2, 3], y=[3, 2, 1]), ["--x", "N", "--method", "raw_huber"],
      "log_linear is fitted in logs; take huber"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--fix", "b=1", "--fix", "A=1",
