@@ -2911,10 +2911,14 @@ def lines_over_data(points, noise, over_n, shared, members):
     common = [law for law in shared if law["p"] >= 0.05]
     for law in over_n:
         law = first_agreeing(common, law, ("claim", *TASK)) or law
-        if law["claim"] == "N and K" and is_power_law(law):
+        # at its bound of 0, and without an interval, a limit says nothing
+        unknown = law["interval"] is None and "E" in law["at_bounds"]
+        if unknown or not is_power_law(law):
+            continue
+        if law["claim"] == "N and K":
             add(f"{law['recipe']} ensembles, N and K to infinity", law, law["E"], law["interval"])
         # members are not meant to stand alone
-        elif law["recipe"] not in ("standard", "member") and is_power_law(law):
+        elif law["recipe"] not in ("standard", "member"):
             add(f"{law['recipe']}, N to infinity", law, law["E"], law["interval"])
     for m in members:
         if m["tokens"] and m["vary"] == "seed":

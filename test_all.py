@@ -5701,6 +5701,10 @@ def test_a_rejected_exponent_gives_no_limit_and_other_draws_no_best_ensemble():
     for p, limit in ((0.04, 3.0), (0.06, 2.5)):
         line, = fit.lines_over_data([], {}, [law], [{**law, "E": 2.5, "p": p}], [])
         assert line["loss"] == (limit,)
+    # three sizes of one seed have no interval: a limit that ran to 0 would be worth any data
+    three = {**law, **fit.limit_of([1, 10, 100], [4.0, 3.0, 2.1])}
+    assert three["interval"] is None and three["E"] < 1e-6 and fit.is_power_law(three)
+    assert fit.lines_over_data([], {}, [three], [], []) == []
     members = [{"recipe": "member", "data_hash": "x", "tokens": 9, "params": 3, "vary": vary,
                 "setting": vary, "points": 2, "E": E, "interval": None,
                 "loss_by_k": {"logits": [4.0, E + 0.1]}} for vary, E in (("seed", 3.0),
