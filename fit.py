@@ -3804,6 +3804,11 @@ def main():
     of_runs = set(vars(parser.parse_args([])))
     add_law_options(parser)
     args = parser.parse_args()
+    for name, value in vars(args).items():
+        # as of a variable of the shell that is not set: it would count as not given
+        if value in ("", [""]):
+            option = "the source" if name == "what" else f"--{name}"
+            raise ValueError(f"{option} is empty; give a value, or leave it out")
     if args.figure:
         new_figure(args.figure)  # refuses before any work
     if args.list:
