@@ -1629,6 +1629,8 @@ def law_of(name, args):
     chosen = (args.x or "x").split(",")
     if law.target in chosen:
         raise ValueError(f"--x {args.x}: the law is fitted to {law.target}, so x must be another")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"--x {args.x} names a column twice; name it once")
     if "curve" in chosen or (name != "log_linear" and len(chosen) > 1):
         raise ValueError(f"--x must name the column of {args.what[1]} that is x, for example --x N")
     # log_linear reads any number of columns; the other two read one, which they call x

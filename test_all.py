@@ -4853,6 +4853,7 @@ def test_tables_as_people_have_them(world, capsys):
     ("dcpt", dict(N=[1, 2, 3], D=[1, 2, 3], r=[5, 20, 90], loss=[3, 2, 1]), [], "in percent?"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "--x must name"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "loss"], "x must be another"),
+    ("log_linear", dict(N=[1, 2, 3], y=[3, 2, 1]), ["--x", "N,N"], "names a column twice"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--predict", "no.csv"],
      "no.csv is no file"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--where", "a=1"], "no column a;"),
