@@ -1560,8 +1560,9 @@ def names_laws(what):
     names = what[0].split(",")
     if any(name in LAWS for name in names):
         return True
-    # a mistyped law, rather than a folder of runs that is not there
-    return len(what) == 2 and not Path(what[0]).exists() and Path(what[1]).exists()
+    # a mistyped law, rather than a path that is not there, as runs/ladder
+    mistyped = re.fullmatch(r"[\w,]+", what[0]) and not Path(what[0]).exists()
+    return bool(mistyped) and len(what) == 2 and Path(what[1]).exists()
 
 
 def check_options(names, args):

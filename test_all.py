@@ -5588,6 +5588,7 @@ def test_mixed_members_unknown_recipes_and_damaged_results(world, capsys):
     (world / "empty").mkdir()
     for arguments, message in (
             (["nowhere"], "there is no nowhere: train a run first, or name a law: power, "),
+            (["runs/nowhere", "runs"], "there is no runs/nowhere: train a run first"),
             (["points.csv"], "points.csv is neither a folder of runs nor a .jsonl file"),
             (["empty"], "no finished run in empty; train one first"),
             ([""], "the source is empty; give a value"),
