@@ -44,7 +44,7 @@ STACK_BELOW = 20_000_000
 # --------------------------------------------------------------------------------------------------
 # Averages
 
-def choose_subsets(members, orders=64, seed=0):
+def choose_subsets(members, orders=64):
     """The subsets of members whose averages are evaluated, as tuples of indices.
 
     All of them or, of more than ALL_SUBSETS members, each alone and the first 2, 3, ... of each of
@@ -59,7 +59,7 @@ def choose_subsets(members, orders=64, seed=0):
             subsets.extend(itertools.combinations(indices, k))
         return subsets
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     beginnings = {}  # {set: one of its orders}: the order inside does not matter to an average
     for _ in range(orders):
         order = tuple(torch.randperm(members, generator=generator).tolist())
@@ -318,16 +318,16 @@ def shared_facts(results):
     return facts
 
 
-def evaluate_ensemble(names, out, device, orders=64):
+def evaluate_ensemble(names, out, device):
     """The result of an ensemble of finished runs, given by folder or by name under `out`.
 
     It has what members share, the loss at every K of both averages, the laws and the limit, in nats
-    per prediction. orders: of choose_subsets(). Raises InputError for runs that cannot be averaged.
+    per prediction. Raises InputError for runs that cannot be averaged.
     """
     results, models, data = load_members(names, out, device)
     # all that may not differ, such as the context, was compared: the first speaks for all
     windows = device_windows(data.val, results[0]["context"], device)
-    subsets = choose_subsets(len(models), orders)
+    subsets = choose_subsets(len(models))
     losses = subset_losses(models, windows, subsets, results[0]["dtype"])
     alone = [losses["logits"][(i,)] for i in range(len(models))]
     for result, loss in zip(results, alone):
@@ -679,8 +679,6 @@ def read_arguments():
                         help="members with seeds from --seed on, trained if missing")
     parser.add_argument("--vary", default="seed",
                         help=f"what differs between members: some of {','.join(ALL_SEEDS)}")
-    parser.add_argument("--orders", type=int, default=64,
-                        help=f"random orders of more than {ALL_SUBSETS} members")
     parser.add_argument("--jobs", type=int, default=1,
                         help="members trained at once, each in a process of its own")
     parser.add_argument("--stack", choices=("auto", "0", "1"), default="auto",
@@ -697,13 +695,13 @@ def read_arguments():
     if bool(args.runs) == bool(args.members) or args.members < 0:
         raise InputError("give either finished runs or --members K with train options")
     if args.runs:
-        used = ("runs", "orders", "json", "out", "study", "device", "threads")
+        used = ("runs", "json", "out", "study", "device", "threads")
         refuse(args, sorted(args.given.difference(used)), "on finished runs")
     args.vary = args.vary.split(",")
     if not set(args.vary) <= set(ALL_SEEDS):
         raise InputError(f"--vary takes some of {','.join(ALL_SEEDS)}")
-    if min(args.orders, args.jobs) < 1:
-        raise InputError("--orders and --jobs are at least 1")
+    if args.jobs < 1:
+        raise InputError("--jobs is at least 1")
     if args.bench is not None and args.bench < 1:
         raise InputError("--bench takes 1 step or more")
     if args.stack == "1":
@@ -729,7 +727,7 @@ def main():
         names = expand(args.runs, args.out)
 
     # Members are never written to: the ensemble has a folder of its own, beside theirs.
-    result = evaluate_ensemble(names, args.out, device, args.orders)
+    result = evaluate_ensemble(names, args.out, device)
     study = args.study or Path(args.out).absolute().name
     result = {"kind": result.pop("kind"), "study": study, "name": ensemble_name(result), **result}
     folder = Path(args.out) / "ensembles" / result["name"]
