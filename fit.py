@@ -3704,17 +3704,17 @@ def show_tables(text, wanted):
     if not wanted:
         print(text, end="")
         return
-    tables, chosen = [], []
+    titles, chosen = [], []
     for part in re.split("(?m)^(?=## )", text):
         heading = re.match("## .+\n\n", part)
         for title, rows in re.findall(r"(?ms)^\*\*(.+?)\*\*\n\n(.+?\n)\n", part):
-            tables.append((title, rows))
+            titles.append(title)
             if any(words in title for words in wanted):
                 above = heading[0] if heading else ""
                 chosen.append(f"{above}**{title}**\n\n{rows}")
     if not chosen:
-        titles = "; ".join(title for title, _ in tables) or "none"
-        raise ValueError(f"--table {wanted[0]!r} is in no table's title; there are: {titles}")
+        there = "; ".join(titles) or "none"
+        raise ValueError(f"--table {wanted[0]!r} is in no table's title; there are: {there}")
     print("\n".join(chosen))
 
 
