@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ensemble import load_members, logits_by_chunk, shared_facts
-from fit import check_folder, read_rows, save_results
+from fit import check_save, save_results
 from model import GPT, check_export, export_hugging_face, sample
 from prepare import (Data, HubTokenizer, InputError, Parser, cut_windows, hub_end_of_text,
                      hub_vocabulary, import_datasets, in_one_line, load_data, open_text, reach_hub,
@@ -880,11 +880,7 @@ def read_arguments():
         raise InputError("--tasks names no task")
     # looked at now, because the evaluation before it can take a while
     if args.save:
-        if Path(args.save).suffix != ".jsonl":
-            raise InputError(f"--save {args.save} must end in .jsonl")
-        check_folder("--save", args.save)
-        if Path(args.save).exists():
-            read_rows(args.save)  # refuses a file that holds no results
+        check_save(args.save)
     if args.export_hf and importlib.util.find_spec("safetensors") is None:
         raise InputError("--export_hf needs the package safetensors; install it with "
                          "pip install safetensors")

@@ -3624,6 +3624,15 @@ def count_once(results):
     return runs, [result for result in found.values() if result["kind"] == "ensemble"]
 
 
+def check_save(path):
+    """Raises ValueError, before any work, for a file that save_results() would not write."""
+    if Path(path).suffix != ".jsonl":
+        raise ValueError(f"--save {path} must end in .jsonl")
+    check_folder("--save", path)
+    if Path(path).exists():
+        read_rows(path)  # refuses a file that holds no results
+
+
 def save_results(path, results):
     """Merge results into a .jsonl file: a line for each (study, kind, name, recipe), sorted by
     that, written whole or not at all. What the file holds stays, unless the same comes anew. One
@@ -3721,10 +3730,8 @@ def show_tables(text, wanted):
 def runs_command(args):
     """`fit.py SOURCE ...`: prints every table, writes what is asked for, returns it as plain
     JSON."""
-    if args.save and Path(args.save).suffix != ".jsonl":
-        raise ValueError(f"--save {args.save} must end in .jsonl")
     if args.save:
-        check_folder("--save", args.save)
+        check_save(args.save)
     results = read_results(args.what, args.where)
     texts = {result.get("data_hash") for result in results if result["kind"] in NEEDED}
     if args.figure and len(texts) != 1:
