@@ -1598,6 +1598,9 @@ def check_options(names, args):
         "--bootstrap": noise and methods != {"ls"},
         "--pooled takes the noise from the table and --sigma gives it; take one":
             args.sigma and args.pooled,
+        # its noise is that of one run, so that a point of n seeds has weight n and no other
+        "--pooled weighs each point by its seeds; leave out --weights":
+            args.pooled and args.weights,
         "--inference and --loss, which it is to reach, go with chinchilla; give both":
             (args.inference is None) != (args.loss is None)
             or (args.inference is not None and names != ["chinchilla"]),
@@ -1718,7 +1721,7 @@ def read_law(name, path, args):
     if len(fixed) == len(law.shape) + len(law.signs):
         raise ValueError("--fix: every parameter is fixed; leave one to be sought")
     weighted_by = args.weights
-    if args.pooled and not args.weights:
+    if args.pooled:
         weighted_by = "seeds"
         notes.append("each point weighs as much as it has seeds: the noise is that of one run")
     weights = table.get(weighted_by, np.ones(len(rows)))

@@ -4892,6 +4892,8 @@ def test_tables_as_people_have_them(world, capsys):
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--sigma", "0"],
      "--sigma 0 is out of"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--pooled"], "has no column sigma"),
+    ("power", dict(N=[1, 2, 3], loss=[3, 2, 1], sd=[1, 1, 1], seeds=[2, 2, 2], w=[9, 9, 9]),
+     ["--x", "N", "--pooled", "--weights", "w"], "leave out --weights"),
     ("kaplan", dict(N=[1, 2, 4, 9], D=[1, 3, 2, 9], loss=[4, 3, 2, 1]), ["--sigma", "0.1"],
      "a limit E that is sought"),
     ("power", dict(N=[1, 2, 3], loss=[3, 2, 1]), ["--x", "N", "--bootstrap", "99"],
