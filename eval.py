@@ -447,9 +447,11 @@ def read_item(row, where):
     """The Item of a row in one of FORMATS. Raises InputError that begins with `where`."""
     if not isinstance(row, dict):
         raise InputError(f"{where} is not a JSON object")
-    readers = [reader for keys, reader in FORMATS if all(key in row for key in keys)]
+    # a null would be read as the word None
+    given = [key for key in row if row[key] is not None]
+    readers = [reader for keys, reader in FORMATS if set(keys) <= set(given)]
     if not readers:
-        raise InputError(f"{where} has the fields {', '.join(row) or 'of no kind'}, which are no "
+        raise InputError(f"{where} has the fields {', '.join(given) or 'of no kind'}, which are no "
                          f"benchmark's; give lines with query, choices and gold")
     try:
         item = readers[0](row)

@@ -5999,6 +5999,7 @@ def test_upstream_formats_give_the_harness_prompts(row, pairs, gold, sizes):
     ('{"query": "q", "choices": ["a", " "], "gold": 0}', "line 2: choice 1 is empty"),
     ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "line 2 has gold 2, but 2 choices"),
     ('{"query": "q", "choices": ["a", "b"], "gold": ""}', "line 2 is not in the format"),
+    ('{"goal": null, "sol1": "a", "sol2": "b", "label": 0}', "the fields sol1, sol2, label, which"),
     ('{"goal": "g", "sol1": "a", "sol2": "b"}', "are no benchmark's")])
 def test_benchmark_files_that_cannot_be_used_are_refused(world, capsys, line, message):
     name = train.train(tiny_config())["name"]
