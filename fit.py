@@ -3712,7 +3712,7 @@ def print_tables(found):
 
 def show_tables(text, wanted):
     """Print tables, all of them or those whose title has one of the `wanted` texts, each below the
-    heading of its data set where there are several. Raises ValueError where none has."""
+    heading of its data set where there are several. Raises ValueError for a text in no title."""
     if not wanted:
         print(text, end="")
         return
@@ -3724,9 +3724,11 @@ def show_tables(text, wanted):
             if any(words in title for words in wanted):
                 above = heading[0] if heading else ""
                 chosen.append(f"{above}**{title}**\n\n{rows}")
-    if not chosen:
-        there = "; ".join(titles) or "none"
-        raise ValueError(f"--table {wanted[0]!r} is in no table's title; there are: {there}")
+    # each of them, as a misspelled one beside another would be missed in silence
+    for words in wanted:
+        if not any(words in title for title in titles):
+            there = "; ".join(titles) or "none"
+            raise ValueError(f"--table {words!r} is in no table's title; there are: {there}")
     print("\n".join(chosen))
 
 

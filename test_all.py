@@ -5417,6 +5417,8 @@ def test_chosen_tables_keep_the_heading_of_their_data(capsys):
     assert printed.count("Best settings") == 2 and "Other" not in printed
     fit.show_tables(table, ["Best"])
     assert "##" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'Worst' is in no table's title; there are: Best sett"):
+        fit.show_tables(table, ["Best", "Worst"])
 
 
 def test_a_neighbor_counts_whatever_its_recipe_is_called():
