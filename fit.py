@@ -2627,7 +2627,7 @@ def member_laws(ensembles):
         free_probs = e.get("free_probs_law") or {**e["probs_law"], "b": 1.0}
         laws.append({
             "claim": "K", **pick(e, copied), "size": e["size"] or "mixed",
-            "vary": e["vary"] or "seed", "points": k,
+            "vary": e["vary"], "points": k,
             # members with a subset each are compared with those that share one
             "rest": rest_of(e, ["subset_seed"]),
             "A": law["A"], "b": 1.0, "E": law["E"], "se": law["se"], "interval": interval,
