@@ -702,8 +702,10 @@ def read_arguments():
         raise InputError(f"--vary takes some of {','.join(ALL_SEEDS)}")
     if args.jobs < 1:
         raise InputError("--jobs is at least 1")
-    if args.bench is not None and args.bench < 1:
-        raise InputError("--bench takes 1 step or more")
+    if args.bench is not None:
+        refuse(args, ["jobs", "stack"], "with --bench")
+        if args.bench < 1:
+            raise InputError("--bench takes 1 step or more")
     if args.stack == "1":
         refuse(args, ["jobs", "micro_batch_size"], "with --stack 1")
     if args.teacher and (args.stack == "1" or args.bench):

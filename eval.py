@@ -877,7 +877,9 @@ def read_arguments():
         refuse(args, ["limit"], "without --tasks")
     if not args.save:
         refuse(args, ["study"], "without --save")
-    args.tasks = [name for task in args.tasks for name in task.split(",") if name]
+    # each once, in the order that was asked for
+    args.tasks = list(dict.fromkeys(
+        name for task in args.tasks for name in task.split(",") if name))
     if "tasks" in args.given and not args.tasks:
         raise InputError("--tasks names no task")
     # looked at now, because the evaluation before it can take a while

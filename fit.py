@@ -467,7 +467,7 @@ class Fit:
     if there were any."""
     problem: Problem
     z: np.ndarray
-    done: bool  # whether new starts had stopped to bring anything better
+    done: bool  # whether new starts no longer brought anything better
     draws: list = ()  # [name -> value], a dict of quantities() for each refit
     drawn_from: int = 0  # points, or curves
 
@@ -1025,6 +1025,8 @@ def compute_optimum(law, params, flops):
         n = np.exp(log_n)
         return predict(law, params, {"N": n, "D": flops / 6 / n})
 
+    if flops <= 6:
+        raise ValueError(f"{flops:g} FLOPs are less than one parameter takes for one token")
     # from one parameter to one token
     log_n = lowest_point(loss, np.linspace(0.0, math.log(flops / 6), 60))
     if log_n is None:
@@ -2958,7 +2960,7 @@ def data_laws(lines):
 
 
 def told_from_0(interval):
-    """Whether a limit is known to lie above 0; one without an interval is taken as it is."""
+    """Whether a limit is known to lie above 0; one without an interval counts as such."""
     return interval is None or interval[0] > 0
 
 
@@ -2990,7 +2992,7 @@ def efficiencies(lines, laws):
             row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
                    "standard_loss": own, "measured": measured_efficiency(own_losses, loss, tokens),
                    "measured_interval": None, "by_law": None, "by_law_range": None}
-            low_high = widen(interval, loss, standard)
+            low_high = add_standard_noise(interval, loss, standard)
             if low_high:
                 # the higher the loss, the less data it is worth
                 row["measured_interval"] = [measured_efficiency(own_losses, end, tokens)
@@ -3007,7 +3009,7 @@ def efficiencies(lines, laws):
     return rows
 
 
-def widen(interval, loss, standard):
+def add_standard_noise(interval, loss, standard):
     """The 95% interval of a loss, wider by the noise of the standard recipe's line where that
     reaches the loss; None where either noise is unknown."""
     if interval is None or None in standard["intervals"]:

@@ -1445,12 +1445,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_args(self):
-        """The values of all options; `given` names those that stand on the command line."""
+        """The values of all options, none of them empty; `given` names those that stand on the
+        command line."""
         args = super().parse_args()
         # parsed once more without defaults: what there is then stands on the command line
         for action in self._actions:
             action.default = argparse.SUPPRESS
-        args.given = set(vars(super().parse_args()))
+        given = vars(super().parse_args())
+        for action in self._actions:
+            value = given.get(action.dest)
+            # as of a variable of the shell that is not set: it would count as not given
+            if value == "" or isinstance(value, list) and "" in value:
+                name, *_ = *action.option_strings, action.dest
+                self.error(f"{name} is empty; give a value, or leave it out")
+        args.given = set(given)
         return args
 
 
@@ -1604,8 +1612,6 @@ def read_options():
 
 def check_options(args):
     """Raise InputError for values that cannot be."""
-    if "" in [*args.source, *args.val]:  # Path("") would be the folder this runs in
-        raise InputError("a name of --source or --val is empty; give a file or a folder")
     alone = [name for name in args.source if name in ("docstrings", *HUB) or name[:3] == "hf:"]
     if alone and len(args.source) > 1:
         raise InputError("docstrings and sets of the hub stand by themselves; give one --source")
@@ -1620,8 +1626,6 @@ def check_options(args):
         refuse(args, ["vocab_size"], "beside --tokenizer")
     if args.source == ["fineweb"] and not args.tokens:
         raise InputError("fineweb is 10 billion tokens: give --tokens above 0")
-    if args.separator == "":
-        raise InputError("--separator is empty; give what parts two documents, such as '\\n'")
     if not regex.fullmatch(r"\w[\w.-]*", args.name):
         raise InputError(f"--name {args.name} is no plain name; use letters, digits, - and _")
 

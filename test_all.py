@@ -3367,6 +3367,8 @@ def test_members_that_do_not_fit_are_refused(world, capsys):
     assert "--jobs is at least 1" in refused(capsys, ensemble, *two_members, "--jobs", 0)
     for bench in (0, -3):
         assert "--bench takes 1 step" in refused(capsys, ensemble, *two_members, "--bench", bench)
+    message = refused(capsys, ensemble, *two_members, "--bench", 2, "--jobs", 2)
+    assert "no effect with --bench: --jobs" in message
     taught = (*two_members, "--teacher", one, "--kl_weight", 0.5)
     for stacked in ("--stack", "--bench"):
         assert "know no --teacher" in refused(capsys, ensemble, *taught, stacked, 1)
@@ -4105,7 +4107,7 @@ def test_data_efficiency_interval_counts_the_noise_of_both_recipes():
             narrow += low <= 2 ** (0.7 / 0.5) <= high
         assert 0.92 < held / 400 < 0.99
         assert narrow / 400 < most
-    assert fit.widen(None, 3.0, lines[0]) is None
+    assert fit.add_standard_noise(None, 3.0, lines[0]) is None
     # seeds that agree to the last digit tell no noise
     assert not fit.pooled_noise(fit.mean_settings([{**run, "val_loss": 3.0} for run in runs]))
     # a law that ran to a bound is none to measure data by; a limit that may be 0 is no point of one
@@ -4707,6 +4709,7 @@ def test_points_that_do_not_determine_a_law_say_so(world, capsys):
     write_points(world / "billions.csv", N=columns["N"] / 1e9, D=columns["D"] / 1e9, loss=y)
     assert "looks like billions" in fit_refuses("chinchilla", "billions.csv", "--compute", 1e21)
     write_points(world / "good.csv", **columns, loss=y)
+    assert "less than one parameter" in fit_refuses("chinchilla", "good.csv", "--compute", 1e-3)
     report, printed = law_json(capsys, "chinchilla", "good.csv")
     assert report["not_determined"] == [] and "note" not in printed
     # a figure that cannot be is refused before a fit is printed
@@ -6535,7 +6538,13 @@ def test_options_of_several_values_may_stand_several_times(world, monkeypatch, c
     report = evaluate_json(capsys, name, "--tasks", "a.jsonl", "--tasks", "b.jsonl")
     assert set(report["tasks"]) == {"a.jsonl", "b.jsonl"}
     # an empty name, as of a shell's variable that is not set, is no folder
-    assert "is empty" in refused(capsys, prepare, "--source", "")
+    for script, *arguments in ((prepare, "--source", ""), (train, "--init_from", ""),
+                               (distill, "--teacher", name, ""), (ensemble, name, ""),
+                               (evaluation, name, "--save", "")):
+        assert "is empty; give a value" in refused(capsys, script, *arguments)
+    once, twice = (evaluate_json(capsys, name, "--tasks", *tasks)["name"]
+                   for tasks in (["a.jsonl"], ["a.jsonl", "a.jsonl"]))
+    assert once == twice
     Path("text.jsonl").write_text(json.dumps({"query": "q", "choices": ["a"], "gold": "b"}))
     assert "gold 'b' is not the number" in refused(capsys, evaluation, name, "--tasks",
                                                    "text.jsonl")
