@@ -195,6 +195,9 @@ distillation: data
 	    $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --seed $$seed --epochs 8 \
 	        --weight_decay 0.1 --kl_weight 1 --synthetic $$text --synthetic_weight 0.9 || exit; \
 	    $(ALONE) --seed $$seed --data $$text || exit; done; \
+	for row in "0.5 12 0.1" "0.5 12 0.4" "0.9 6 0.05" "0.9 6 0.2"; do set -- $$row; \
+	    $(PY) distill.py $(STUDENT_OF_MEMBERS) $$eight --epochs $$2 --weight_decay $$3 \
+	        --sample_tokens 4194304 --synthetic_weight $$1 || exit; done; \
 	for row in "300k 16 1e-2 0.1" "300k 8 1e-2 0.02" "300k 8 3e-3 0.1" "600k 8 1e-2 0.1"; do \
 	    set -- $$row; $(PY) distill.py --mode kl $(STUDENT_OF_MEMBERS) $$eight --size $$1 \
 	        --epochs $$2 --lr $$3 --weight_decay $$4 --kl_weight 1 --synthetic $$text \
