@@ -2304,6 +2304,11 @@ TASK = ("data_hash", "recipe", "tokens")
 BEST_OF = ("data_hash", "recipe", "size", "tokens")
 STUDENTS = ("student", "kl_student")  # recipes
 
+# options of a run's `identity` that the tables know, or that follow from what they know
+KNOWN = {*SEEDS, *AXES, "subset_seed", "data", "data_hash", "size", "tokens", "context",
+         "batch_size", "dtype", "teachers", "synthetic", "synthetic_hash", "synthetic_weight",
+         "kl_weight", "kl_temperature", "started_from"}
+
 
 def values(item, names):
     """The values of some keys as pairs (rank, value), to compare or sort by; what an item lacks
@@ -2359,6 +2364,14 @@ def rest_of(result, but=()):
     # sorted, so that the order of options does not tell two results apart
     rest = {key: identity[key] for key in identity if key not in (*SEEDS, *AXES, *but)}
     return json.dumps(rest, sort_keys=True)
+
+
+def other_options(setting):
+    """The options of a setting that no table knows, such as one's own, as "beta2=0.98"; None where
+    there are none."""
+    identity = setting.get("identity") or {}
+    unknown = [f"{name}={value}" for name, value in identity.items() if name not in KNOWN]
+    return " ".join(unknown) or None
 
 
 def mean_settings(runs):
@@ -3065,9 +3078,10 @@ def print_table(title, rows, columns):
 
 def print_settings(points, settings):
     """The best settings; and by context and batch size where several of these were tried."""
-    columns = {**SETTING, "tau": "{tau_epochs:.2f}", "loss": "{loss:.4f}", "sd": "{sd:.3f}",
-               "seeds": "{seeds}", "tried": "{tried}"}
-    print_table("Best settings (tau: AdamW's memory in epochs)", points, columns)
+    columns = {**SETTING, "other options": "{others}", "tau": "{tau_epochs:.2f}",
+               "loss": "{loss:.4f}", "sd": "{sd:.3f}", "seeds": "{seeds}", "tried": "{tried}"}
+    rows = [{**point, "others": other_options(point)} for point in points]
+    print_table("Best settings (tau: AdamW's memory in epochs)", rows, columns)
     rows, place = [], ("context", "batch_size")
     for group in grouped(settings, BEST_OF):
         # the best setting of each pair of context and batch size

@@ -6613,6 +6613,11 @@ def test_what_the_readme_says_of_hacking_works(world, capsys):
         same = result["name"] == train.run_name(tiny_config())
         assert same == (beta2 == 0.95) and result["setting"]
     assert losses[0.95] == train.train(tiny_config())["val_loss"] != losses[0.5]
+    # which of two values was best is a column of the table, if it is not the default
+    assert call(fit, "runs", "--where", f"setting={result['setting']}") == 0
+    assert "| other options |" in (printed := capsys.readouterr().out) and "| beta2=0.5" in printed
+    assert call(fit, "runs", "--where", f"name={train.run_name(tiny_config())}") == 0
+    assert "other options" not in capsys.readouterr().out
 
     laws = hacked("fit.py", "more_laws", ('    "power": Law(', law))
     x = np.arange(1, 9)
