@@ -2920,8 +2920,8 @@ def test_a_search_accepts_committed_results_and_reports_what_fails(world, capsys
     only_step = tiny_config(lr=1e30, batch_size=128, epochs=1)
     assert train.run_all([only_step], 1, memo) == [math.inf]
     assert not (world / "runs" / train.run_name(only_step) / "result.json").exists()
-    for axis in ("size", ""):
-        assert "--over takes some of" in refused(capsys, train, "--tune", "--over", axis, *TINY)
+    for axis, reason in (("size", "--over takes some of"), ("", "--over is empty")):
+        assert reason in refused(capsys, train, "--tune", "--over", axis, *TINY)
     copies = ("--seeds", 3, "--init_seed", 1, "--data_seed", 2)
     assert "are copies here" in refused(capsys, train, "--tune", *copies, *TINY)
     (world / "data" / "tiny" / "train.bin").write_bytes(b"")
