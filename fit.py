@@ -388,18 +388,17 @@ class Problem:
         """(shape parameters, basis of the terms sought (rows, terms), sum of the fixed terms) at
         these logs of the shapes sought."""
         p = SimpleNamespace(**self.with_fixed(dict(zip(self.shape, np.exp(logs)))))
-        # a block without columns, so that there is a matrix even where every term is fixed
-        sought, held = [np.zeros((len(self.target), 0))], 0.0
+        # filled in place: a fit comes here some hundred thousand times
+        matrix, held, filled = np.empty((len(self.target), len(self.terms))), 0.0, 0
         for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
-            # a constant term, as the limit, is one number
-            column = np.broadcast_to(column, len(self.target))
             if sign == "-":
                 column = -column
             if name in self.fixed:
                 held = held + self.fixed[name] * column
             else:
-                sought.append(column)
-        return p, np.column_stack(sought), held
+                matrix[:, filled] = column  # a constant term, as the limit, is one number
+                filled += 1
+        return p, matrix, held
 
     def sum_terms(self, z):
         """(shape parameters, basis scaled to mean square 1, what the basis sums to (rows,))."""
@@ -458,7 +457,7 @@ class Problem:
 
 def column_sizes(matrix):
     """The root mean square of each column, never 0, (columns,)."""
-    return np.sqrt((matrix ** 2).mean(0)) + 1e-300
+    return np.sqrt((matrix * matrix).sum(0) / len(matrix)) + 1e-300
 
 
 @dataclass
