@@ -3001,8 +3001,9 @@ def efficiencies(lines, laws):
             if tokens not in own_losses:
                 continue
             own = own_losses[tokens]
-            row = {"recipe": line["recipe"], "tokens": tokens, "loss": loss, "interval": interval,
-                   "standard_loss": own, "measured": measured_efficiency(own_losses, loss, tokens),
+            row = {**pick(line, ("recipe", "data_hash")), "tokens": tokens, "loss": loss,
+                   "interval": interval, "standard_loss": own,
+                   "measured": measured_efficiency(own_losses, loss, tokens),
                    "measured_interval": None, "by_law": None, "by_law_range": None}
             low_high = add_standard_noise(interval, loss, standard)
             if low_high:
@@ -3019,6 +3020,41 @@ def efficiencies(lines, laws):
                     row["by_law_range"] = [min(reached), max(reached)]
             rows.append(row)
     return rows
+
+
+def efficiency_trends(ratios):
+    """By what factor measured data efficiency changes as D doubles, with its 95% interval, for each
+    recipe with three budgets or more: a straight line through logs, a point a budget weighing by
+    its interval. Bounds are left out, and limits that are not told from 0."""
+    trends = []
+    for group in grouped(ratios, ("data_hash", "recipe")):
+        doublings, logs, halves = [], [], []
+        for row in group:
+            half = half_width_of_log(row)
+            if half and not row["measured"]["bound"] and told_from_0(row["interval"]):
+                doublings.append(math.log2(row["tokens"]))
+                logs.append(math.log(row["measured"]["times"]))
+                halves.append(half)
+        if len(logs) < 3:
+            continue
+        # Budgets count as independent. What neighbors share, losses of the standard recipe, moves
+        # both alike and a slope hardly, so that the interval is rather too wide.
+        (slope, _), square = np.polyfit(doublings, logs, 1, w=1 / np.array(halves), cov="unscaled")
+        half = math.sqrt(square[0, 0])
+        trends.append({**pick(group[0], ("data_hash", "recipe")), "budgets": len(logs),
+                       "factor": math.exp(slope),
+                       "interval": [math.exp(slope - half), math.exp(slope + half)]})
+    return trends
+
+
+def half_width_of_log(row):
+    """Half the interval of a data efficiency's log, its longer side, as that where nothing was
+    measured is cut short; None where there is no interval."""
+    if row["measured_interval"] is None:
+        return None
+    low, high = (math.log(end["times"]) for end in row["measured_interval"])
+    center = math.log(row["measured"]["times"])
+    return max(center - low, high - center)
 
 
 def add_standard_noise(interval, loss, standard):
@@ -3261,8 +3297,8 @@ def print_laws(laws):
                  "b": "{b:.3g}", "limit": "{E:.4f}", "known": "{known}"})
 
 
-def print_efficiencies(ratios):
-    """Data efficiency at each budget."""
+def print_efficiencies(ratios, trends):
+    """Data efficiency at each budget, and how it changes with more data."""
     rows = []
     for ratio in ratios:
         ends = ["{bound}{times:.2f}".format(**end) for end in ratio["measured_interval"] or ()]
@@ -3275,6 +3311,9 @@ def print_efficiencies(ratios):
                  "measured": "{measured[bound]}{measured[times]:.2f}",
                  "95%": "{known}", "by its law": "{by_law:.2f}",
                  "leaving one out": "{by_law_range[0]:.2f} to {by_law_range[1]:.2f}"})
+    print_table("Data efficiency as the tokens double: the factor that the measured one changes by",
+                trends, {"recipe": "{recipe}", "factor": "{factor:.2f}",
+                         "95%": "{interval[0]:.2f} to {interval[1]:.2f}", "budgets": "{budgets}"})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3697,6 +3736,7 @@ def analyze(runs, ensembles):
     shared = share_exponent(over_n)
     lines = lines_over_data(points, noise, over_n, shared, members)
     data = data_laws(lines)
+    ratios = efficiencies(lines, data)
     noise_rows = [{**dict(zip(TASK, task)), "sigma": sigma, "freedom": freedom}
                   for task, (sigma, freedom) in noise.items()]
     return {"settings": settings, "set_apart": len(taught) - len(settings),
@@ -3705,7 +3745,8 @@ def analyze(runs, ensembles):
             "trends": size_trends(points), "one_setting": one_setting(points, settings),
             "students": student_shares(taught, runs, ensembles, noise),
             "sizes": sizes, "over_n": over_n, "members": members, "data": data,
-            "shared": shared, "lines": lines, "efficiencies": efficiencies(lines, data)}
+            "shared": shared, "lines": lines, "efficiencies": ratios,
+            "efficiency_trends": efficiency_trends(ratios)}
 
 
 def print_tables(found):
@@ -3720,7 +3761,7 @@ def print_tables(found):
     print_ensembles(found["members"])
     print_students(found["students"])
     print_laws(found["over_n"] + found["shared"] + found["data"])
-    print_efficiencies(found["efficiencies"])
+    print_efficiencies(found["efficiencies"], found["efficiency_trends"])
     if not found["over_n"]:
         print("No law over N: it needs three sizes of one recipe.")
 
@@ -3799,6 +3840,7 @@ def report_of(found):
             "laws": found["over_n"] + found["members"] + found["data"],
             "shared_exponent": found["shared"],
             "data_efficiency": found["efficiencies"],
+            "data_efficiency_trends": found["efficiency_trends"],
             "students": [pick(row, (*keys, "k", "teachers_recipe", "single", "ensemble", "share",
                                      "low", "high"))
                          for row in found["students"]],

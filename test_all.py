@@ -4080,6 +4080,32 @@ def test_a_first_epoch_has_no_penalty():
     assert fit.overfit_terms(p, c)[2].tolist() == [0, 0]
 
 
+def test_how_data_efficiency_changes_with_data():
+    """Of many experiments with a known factor a doubling nearly 95% of the intervals hold it."""
+    generator, budgets, noise = np.random.default_rng(0), [1, 2, 4, 8], 0.03
+    counts = [1, 2, 4, 8, 16, 32, 64]  # so that the ratio is measured at each budget
+
+    def draw(recipe, tokens, losses):
+        losses = losses + noise * generator.standard_normal(len(losses))
+        return {"recipe": recipe, "data_hash": "", "tokens": tokens, "loss": losses.tolist(),
+                "intervals": [[loss - 1.96 * noise, loss + 1.96 * noise] for loss in losses]}
+
+    held = 0
+    for _ in range(400):
+        standard = draw(fit.STANDARD_LINE, counts, 5 - 0.5 * np.log2(counts))
+        # log2 of the ratio is 1 at the first budget, and grows by 0.2 as the tokens double
+        other = draw("other", budgets, 5 - 0.5 * (1 + 1.2 * np.log2(budgets)))
+        trend, = fit.efficiency_trends(fit.efficiencies([standard, other], []))
+        assert trend["budgets"] == 4
+        held += trend["interval"][0] <= 2 ** 0.2 <= trend["interval"][1]
+    assert 0.93 < held / 400 < 0.995
+    # losses below the standard recipe's have bounds for ratios, and two budgets no interval
+    low = draw("low", budgets, np.array([4.4, 3.8, 1.0, 0.9]))
+    ratios = fit.efficiencies([standard, low], [])
+    assert [row["measured"]["bound"] for row in ratios] == ["", "", "more than ", "more than "]
+    assert fit.efficiency_trends(ratios) == []
+
+
 def test_data_efficiency_interval_counts_the_noise_of_both_recipes():
     """Of many experiments with a known ratio nearly 95% of the intervals hold it, whichever recipe
     is the noisier; with the noise of one recipe alone far fewer would."""

@@ -327,22 +327,27 @@ def print_claims():
 
 
 def print_efficiencies(found):
-    """How many times the data the standard recipe needs for what others reach, by budget."""
+    """How many times the data the standard recipe needs for what others reach, by budget, and by
+    what factor that changes as the budget doubles."""
+    trends = {trend["recipe"]: f"{trend['factor']:.2f} {interval(*trend['interval'])}"
+              for trend in found["efficiency_trends"]}
     rows = [
-        ("one regularized model", "2.09", worth(found, "regularized, best measured")),
+        ("one regularized model", "2.09", ["regularized, best measured"]),
         ("the regularized limit", "2.29, and more than 2 at all budgets",
-         worth(found, "regularized, N to infinity")),
-        ("the best ensemble", "3.75", worth(found, "ensembles, best measured")),
+         ["regularized, N to infinity"]),
+        ("the best ensemble", "3.75", ["ensembles, best measured"]),
         ("the least limit over K", "3.03 at 300M, which is not the least",
-         worth(found, "ensembles, best N, K to infinity")),
+         ["ensembles, best N, K to infinity"]),
         ("the limit over N and K", "5.17, and more than 5 at all budgets",
-         worth(found, "member ensembles, N and K to infinity",
-               "regularized ensembles, N and K to infinity"))]
-    budgets = sorted(set().union(*(texts for _, _, texts in rows)))
+         ["member ensembles, N and K to infinity", "regularized ensembles, N and K to infinity"])]
+    texts = [worth(found, *names) for _, _, names in rows]
+    budgets = sorted(set().union(*texts))
     print_rows(["data efficiency (95%, `make efficiency`) of",
-                *(f"{tokens:,} tokens" for tokens in budgets), "the paper, 200M tokens"],
-               [(what, *(texts.get(tokens, "") for tokens in budgets), paper)
-                for what, paper, texts in rows])
+                *(f"{tokens:,} tokens" for tokens in budgets), "times, as tokens double",
+                "the paper, 200M tokens"],
+               [(what, *(by_tokens.get(tokens, "") for tokens in budgets),
+                 trends.get(names[0], ""), paper)
+                for (what, paper, names), by_tokens in zip(rows, texts)])
 
 
 def print_bench():
