@@ -389,15 +389,15 @@ class Problem:
         these logs of the shapes sought."""
         p = SimpleNamespace(**self.with_fixed(dict(zip(self.shape, np.exp(logs)))))
         # filled in place: a fit comes here some hundred thousand times
-        matrix, held, filled = np.empty((len(self.target), len(self.terms))), 0.0, 0
+        matrix, held = np.empty((len(self.target), len(self.terms))), 0.0
         for (name, sign), column in zip(self.law.signs.items(), self.law.basis(p, self.c)):
             if sign == "-":
                 column = -column
             if name in self.fixed:
                 held = held + self.fixed[name] * column
             else:
-                matrix[:, filled] = column  # a constant term, as the limit, is one number
-                filled += 1
+                # a constant term, as the limit, is one number
+                matrix[:, self.terms.index(name)] = column
         return p, matrix, held
 
     def sum_terms(self, z):
@@ -3048,13 +3048,11 @@ def efficiency_trends(ratios):
 
 
 def half_width_of_log(row):
-    """Half the interval of a data efficiency's log, its longer side, as that where nothing was
-    measured is cut short; None where there is no interval."""
-    if row["measured_interval"] is None:
-        return None
-    low, high = (math.log(end["times"]) for end in row["measured_interval"])
+    """Half the interval of a data efficiency's log, its longer side; None where no end is known, as
+    one beyond what was measured is not."""
     center = math.log(row["measured"]["times"])
-    return max(center - low, high - center)
+    return max((abs(math.log(end["times"]) - center)
+                for end in row["measured_interval"] or () if not end["bound"]), default=None)
 
 
 def add_standard_noise(interval, loss, standard):
@@ -3311,9 +3309,10 @@ def print_efficiencies(ratios, trends):
                  "measured": "{measured[bound]}{measured[times]:.2f}",
                  "95%": "{known}", "by its law": "{by_law:.2f}",
                  "leaving one out": "{by_law_range[0]:.2f} to {by_law_range[1]:.2f}"})
-    print_table("Data efficiency as the tokens double: the factor that the measured one changes by",
-                trends, {"recipe": "{recipe}", "factor": "{factor:.2f}",
-                         "95%": "{interval[0]:.2f} to {interval[1]:.2f}", "budgets": "{budgets}"})
+    print_table("Data efficiency as the tokens double: the factor that the measured one changes by, "
+                "budgets with a bound left out", trends,
+                {"recipe": "{recipe}", "factor": "{factor:.2f}",
+                 "95%": "{interval[0]:.2f} to {interval[1]:.2f}", "budgets": "{budgets}"})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -4104,6 +4104,15 @@ def test_how_data_efficiency_changes_with_data():
     ratios = fit.efficiencies([standard, low], [])
     assert [row["measured"]["bound"] for row in ratios] == ["", "", "more than ", "more than "]
     assert fit.efficiency_trends(ratios) == []
+    # an end beyond what was measured is not known: the other one tells the width
+    ends = [{"times": 1.5, "bound": ""}, {"times": 2.1, "bound": "more than "}]
+    row = {"measured": {"times": 2.0, "bound": ""}, "measured_interval": ends}
+    assert fit.half_width_of_log(row) == pytest.approx(math.log(2 / 1.5))
+    ends[0]["bound"] = "less than "
+    assert fit.half_width_of_log(row) is None
+    # neither do limits that may be 0 tell anything
+    other["intervals"] = [[0.0, high] for _, high in other["intervals"]]
+    assert fit.efficiency_trends(fit.efficiencies([standard, other], [])) == []
 
 
 def test_data_efficiency_interval_counts_the_noise_of_both_recipes():
