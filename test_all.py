@@ -4101,6 +4101,9 @@ def test_how_data_efficiency_changes_with_data():
     assert 0.93 < held / 400 < 0.995
     # losses below the standard recipe's have bounds for ratios, and two budgets no interval
     low = draw("low", budgets, np.array([4.4, 3.8, 1.0, 0.9]))
+    # just below: of this one an end is known
+    low["loss"][2] = standard["loss"][-1] - 0.01
+    low["intervals"][2] = [low["loss"][2] - 0.06, low["loss"][2] + 0.06]
     ratios = fit.efficiencies([standard, low], [])
     assert [row["measured"]["bound"] for row in ratios] == ["", "", "more than ", "more than "]
     assert fit.efficiency_trends(ratios) == []
