@@ -239,6 +239,9 @@ efficiency: data
 	        --recipe regularized --lr 1e-2 --weight_decay 0.2 --seed $$4 || exit; done
 	$(PY) train.py $(EVERY) --out runs/efficiency --size 300k --tokens 838860 --epochs 64 \
 	    --recipe regularized --lr 1e-3 --weight_decay 0.2
+	@# whether weight decay 0.1 regularizes, once an epoch has eight times the steps
+	$(PY) train.py $(EVERY) --out runs/efficiency --size 600k --tokens 1677721 --epochs 16 \
+	    --recipe regularized --lr 1e-2 --weight_decay 0.025
 	@# what ensembles reach with four and eight times the text takes the standard recipe more
 	for tokens in 3355443 6710886; do \
 	    $(PY) train.py $(EVERY) --out runs/efficiency --size 1.4m --tokens $$tokens --epochs 8 \
