@@ -6535,16 +6535,19 @@ def test_ensembles_and_soups_of_continued_runs(world, continued, in_one_process,
     (("--init_from", "RUN", "--recipe", train.TrainConfig.recipe), "of recipe cpt; leave it out"),
     (("--init_from", "RUN", "--data", "other"), "other was made with another tokenizer than"),
     (("--init_from", "RUN", "--data", "ends"), "ends was made with another tokenizer than"),
+    (("--init_from", "RUN", "--data", "split"), "split was made with another tokenizer than"),
     (("--init_from", "hf"), "hf has no tokenizer.json"),
     ((), "name it with --init_from")])
 def test_starts_that_do_not_fit_are_refused(world, continued, capsys, options, message):
     assert call(prepare, "--source", "more.jsonl", "--vocab_size", 300, "--val_tokens", 1000,
                 "--name", "other") == 0
     gpt.export_hugging_face(tiny_gpt(), "hf")
-    # the same tokens, of which another one starts a text
+    # the same tokens, of which another one starts a text, and of another split into words
     data = prepare.load_data("tiny")
-    prepare.write_data("ends", {"train": data.train, "val": data.val}, data.ranks(),
-                       {"vocab_size": 320, "end_of_text": 10, "pattern": data.meta["pattern"]})
+    for name, end_of_text, pattern in (("ends", 10, data.meta["pattern"]), ("split", 319, ".+")):
+        prepare.write_data(
+            name, {"train": data.train, "val": data.val}, data.ranks(),
+            {"vocab_size": 320, "end_of_text": end_of_text, "pattern": pattern})
     options = [continued if option == "RUN" else option for option in options]
     assert message in refused(capsys, train, *CPT, *options)
     assert len(list(Path("runs").iterdir())) == 1  # nothing was begun

@@ -1035,8 +1035,10 @@ def check_data(config, data):
 
 
 def tokenizer_of(data):
-    """What data sets of one tokenizer agree in: their tokens, and which of them starts a text."""
-    return data.meta["sha256"]["tokenizer.tiktoken"], data.meta["end_of_text"]
+    """What data sets of one tokenizer agree in: tokens, split, and which token starts a text."""
+    hashes = data.meta["sha256"]
+    split = hashes.get("tokenizer.json")  # which sets from before each had one lack
+    return hashes["tokenizer.tiktoken"], split, data.meta["end_of_text"]
 
 
 def check_synthetic(config, data, sampled):
