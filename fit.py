@@ -1295,8 +1295,8 @@ def drop_repeats(rows):
         kept[key] = row, place  # the last one counts
     notes = []
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} rows are of runs that stand there twice; each "
-                     f"counts once")
+        notes.append(f"{len(rows) - len(kept)} rows are of runs that stand there twice; the last "
+                     f"one of each counts")
     copies = len(kept) - len({json.dumps(row, sort_keys=True) for row, _ in kept.values()})
     if copies:
         notes.append(f"{copies} rows are exact copies of others, and count as points of their own")

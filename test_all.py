@@ -4656,9 +4656,14 @@ def test_what_stands_twice_in_a_table_counts_once_or_is_said(world, capsys):
     n, loss = [1e5, 2e5, 4e5, 8e5], [3.9, 3.6, 3.4, 3.35]
     runs = [made_run(tiny_config(seed=i), y, name=str(i), params=x)
             for i, (x, y) in enumerate(zip(n, loss))]
-    fit.save_results("twice.jsonl", [{**run, "study": study} for run in runs for study in "ab"])
+    first = [{**run, "study": "a", "val_loss": 9.0} for run in runs]
+    fit.save_results("twice.jsonl", [*first, *({**run, "study": "b"} for run in runs)])
     report, printed = law_json(capsys, "power", "twice.jsonl", "--x", "N")
-    assert report["points"] == 4 and "4 rows are of runs that stand there twice" in printed
+    assert report["points"] == 4
+    assert "4 rows are of runs that stand there twice; the last one of each counts" in printed
+    fit.save_results("once.jsonl", runs)
+    once, _ = law_json(capsys, "power", "once.jsonl", "--x", "N")
+    assert report["params"] == once["params"]
     write_points(world / "copies.csv", N=n + n[:2], loss=loss + loss[:2])
     report, printed = law_json(capsys, "power", "copies.csv", "--x", "N")
     assert report["points"] == 6 and "2 rows are exact copies of others" in printed
