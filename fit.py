@@ -877,11 +877,11 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
     allowed = 0.5 * noise ** 2 * student_t.ppf(0.975, degrees) ** 2
     refits = [found]
 
-    def excess(limit, around=False):
-        # the limit is held, all else is sought anew: from where it was, as it moves little
+    def excess(limit, anew=False):
+        # the limit is held, all else is sought: from where it was, as it moves little, or anew
         held = replace(problem, fixed={**problem.fixed, name: limit})
-        if around:
-            again = refit_around(held, refits[-1].params)
+        if anew:
+            again = solve(held)
         else:
             again = refit(held, [refits[-1].params, found.params])
         # kept, since one of them may turn out better than the fit
@@ -894,10 +894,10 @@ def profile(found, sigma=None, freedom=math.inf, name="E"):
     # from below the bound is 0, as a loss is positive
     ends = []
     for bound in (0.0, float(np.max(problem.target)) + top):
-        end = find_end(excess, found.params[name], bound)
-        # the descents may have climbed a ridge: with a deeper minimum the interval is wider
-        if excess(end, around=True) < -1e-3 * allowed:
-            end = find_end(lambda limit: excess(limit, around=True), end, bound)
+        end, before = find_end(excess, found.params[name], bound), None
+        # the descents may have stayed in one basin: where another is deeper they go on from there
+        while end not in (before, bound) and excess(end, anew=True) < -1e-3 * allowed:
+            before, end = end, find_end(excess, end, bound)
         ends.append(end)
     # a refit below the minimum: the fit lies in the wrong basin, and so does its interval
     lowest = min(refits, key=lambda one: one.objective)

@@ -4799,10 +4799,31 @@ def test_a_profile_looks_around_at_its_ends(monkeypatch):
     def stall(problem, starts, each=1):
         if each > 1:
             return descend(problem, starts, each)
-        return fit.Fit(problem, fit.best_coefficients(problem, [starts[-1]["b"]]), True)
+        return fit.Fit(problem, fit.best_coefficients(problem, [starts[0]["b"]]), True)
 
     monkeypatch.setattr(fit, "refit", stall)
     assert fit.profile(found)[0] == pytest.approx(right, abs=1e-4)
+
+
+def test_a_profile_goes_on_in_a_deeper_basin():
+    """With E held low, another basin of the law fits better than the one that descents from the
+    fit stay in. So the points allow a limit that one search with E held there finds, and that the
+    basin of the fit rules out."""
+    from scipy.stats import t as student_t
+    rng, law = np.random.default_rng(1), fit.LAWS["practical"]
+    ranges = dict(N=(14, 20), D=(18, 24), U=(18, 20))
+    columns = {name: np.exp(rng.uniform(*ends, 40)) for name, ends in ranges.items()}
+    columns["T"] = columns["U"] * 2.0 ** rng.integers(0, 7, 40)
+    columns = {name: columns[name] for name in law.columns}
+    true = dict(alpha=.35, beta=.37, E=1.8, L0=6.9, gamma=.5, delta=.6, c=.001, a=50.0, b=60.0)
+    y = fit.predict(law, true, columns) + np.random.default_rng(10).normal(0, 0.01, 40)
+    found = fit.fit(law, columns, y, method="ls")
+    low, _ = fit.profile(found)[0]
+    rises = [fit.fit(law, columns, y, method="ls", fixed={"E": limit}).objective - found.objective
+             for limit in (low - 0.01, low, 1.6)]
+    # twice the rise over the variance, estimated with 40 - 9 degrees of freedom, is t^2 at an end
+    allowed = found.objective / 31 * student_t.ppf(0.975, 31) ** 2
+    assert rises[2] < rises[1] == pytest.approx(allowed, rel=1e-2) and rises[0] > allowed
 
 
 def test_a_search_that_is_not_done_says_so(world, capsys, monkeypatch):
