@@ -792,13 +792,14 @@ def noise_of(found, sigma=None, freedom=math.inf):
     if sigma is not None:
         return sigma, freedom
     problem = found.problem
-    r = problem.residuals(found.z)
+    # of weight 1: a point of weight w has a w-th of that variance
+    r = problem.residuals(found.z) * np.sqrt(problem.w)
     freedom = len(r) - len(found.z)
     # as many parameters as points leave nothing to tell the noise by
     if freedom < 1:
         return 0.0, freedom
     if problem.method == "ls":
-        return float(np.sqrt((problem.w * r ** 2).sum() / freedom)), freedom
+        return float(np.sqrt((r ** 2).sum() / freedom)), freedom
     # 1.4826 medians of |r| are a normal's standard deviation, and outliers hardly move a median;
     # the root makes up for what the parameters have taken out of the residuals
     return 1.4826 * float(np.median(np.abs(r))) * math.sqrt(len(r) / freedom), freedom
@@ -827,6 +828,8 @@ def not_determined(found, sigma=None, freedom=math.inf):
     # of logs the floor is relative already
     if not problem.on_logs:
         floor = 1e-4 * float(np.sqrt((problem.target ** 2).mean()))
+    # as the noise, of a point of weight 1
+    floor = floor * math.sqrt(problem.w.mean())
     reach = student_t.ppf(0.975, freedom) if freedom > 0 else math.inf
     # exact points: the floor above is the noise, and it is known
     if noise == 0:

@@ -4765,6 +4765,12 @@ def test_points_that_do_not_determine_a_law_say_so(world, capsys):
     write_points(world / "narrow.csv", N=columns["N"], D=narrow, loss=flat)
     report, printed = law_json(capsys, "chinchilla", "narrow.csv")
     assert "beta" in report["not_determined"] and "not determined by these points" in printed
+    # nor does the unit of weights, such as 1 / sd^2, decide
+    for table, losses in ((columns, y), ({**columns, "D": narrow}, flat)):
+        for unit in (1e-6, 1e4):
+            for method in ("huber", "ls"):
+                found = fit.fit(fit.LAWS["chinchilla"], table, losses, [unit] * 40, method)
+                assert ("beta" in fit.not_determined(found)) == (losses is flat), (unit, method)
     # tokens seen are D, tokens are the unique ones
     seen = columns["D"] * 4
     write_points(world / "ours.csv", params=columns["N"], tokens=columns["D"], tokens_seen=seen,
