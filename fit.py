@@ -2200,11 +2200,11 @@ def draw_law(path, name, found):
     figure = new_figure(path, 6, 6)
     law, columns, y = found.problem.law, found.problem.columns, found.problem.y
     # the horizontal axis: what varies most, by factors
-    chief = "step"
+    chief, others = "step", ["curve"]  # along a curve lr goes with the step
     if "curve" not in law.columns:
         chief = max(law.columns, key=lambda column: np.ptp(np.log(columns[column])))
-    # one value of each other column is a setting; lr goes along with the step
-    others = [column for column in law.columns if column not in (chief, "lr")]
+        # one value of each other column is a setting
+        others = [column for column in law.columns if column != chief]
     settings, style, how = {}, "-", "lines"
     # rows of weight 0 have a filler for a target
     counted = np.flatnonzero(found.problem.weights)

@@ -5018,6 +5018,19 @@ def test_odd_tables_end_in_an_answer(world, capsys, monkeypatch):
     assert len(bands) == 4 and all(band[:, 0].min() == 300 for band in bands)
     monkeypatch.undo()
     monkeypatch.chdir(world)
+    # a line for each value of the other column, here lr: exact points lie on theirs
+    monkeypatch.setattr(fit, "save_figure", lambda path, figure: drawn.append(figure))
+    grid = [(n, lr) for n in (1e5, 2e5, 4e5, 8e5) for lr in (1e-3, 3e-3)]
+    write_points(world / "grid.csv", N=[n for n, _ in grid], lr=[lr for _, lr in grid],
+                 y=[2 * n ** -0.5 * lr ** 0.7 for n, lr in grid])
+    assert call(fit, "log_linear", "grid.csv", "--x", "N,lr", "--figure", "grid.png") == 0
+    lines = drawn[-1].axes[0].get_lines()
+    assert [line.get_label() for line in lines[::2]] == ["lr 0.001", "lr 0.003"]
+    for points, line in zip(lines[::2], lines[1::2]):
+        for x, y in points.get_xydata():
+            assert np.interp(x, *line.get_xydata().T) == pytest.approx(y, rel=1e-2)
+    monkeypatch.undo()
+    monkeypatch.chdir(world)
     # a curve whose one loss is at its end, where lr is 0: its schedule counts in what is left
     ends = {key: value * 3 for key, value in dict(step=steps, lr=[1.0] * 7 + [0.0]).items()}
     write_points(world / "ends.csv", curve=list("aaaaaaaabbbbbbbbcccccccc"), **ends,
