@@ -1104,19 +1104,14 @@ def limit_of(x, loss, weights=None, sigma=None, freedom=math.inf):
             "left_out": left_out, "at_bounds": found.at_bounds}
 
 
-def tokens_for(law, loss):
-    """The inverse of a power law in D: tokens at which it has this loss. Raises ValueError at or
-    below its limit."""
-    if loss <= law["E"]:
-        raise ValueError(f"the law never reaches {loss:.4f}: its limit is {law['E']:.4f}")
-    return (law["A"] / (loss - law["E"])) ** (1 / law["b"])
-
-
 def data_efficiency(law, loss, standard_loss):
     """How many times the data the standard recipe would need for `loss`: D_std(loss) / D_std(its
     own loss), both by the standard recipe's law over D, as the authors compute it (paper, section
-    on data efficiency)."""
-    return tokens_for(law, loss) / tokens_for(law, standard_loss)
+    on data efficiency). None where the law never gets there."""
+    if min(loss, standard_loss) <= law["E"] or law["A"] <= 0:
+        return None
+    # D = (A / (loss - E))^(1 / b), and A cancels
+    return ((standard_loss - law["E"]) / (loss - law["E"])) ** (1 / law["b"])
 
 
 def measured_efficiency(standard, loss, tokens):
@@ -3015,8 +3010,8 @@ def efficiencies(lines, laws):
                                             for end in reversed(low_high)]
             # a limit that is not told from 0 has no worth by any law
             if law and is_power_law(law) and told_from_0(interval):
-                row["by_law"] = efficiency_by(law, loss, own)
-                ratios = [efficiency_by(one, loss, own) for one in law["left_out"]]
+                row["by_law"] = data_efficiency(law, loss, own)
+                ratios = [data_efficiency(one, loss, own) for one in law["left_out"]]
                 # with a point left out the standard law's limit may lie above the loss
                 reached = [ratio for ratio in ratios if ratio is not None]
                 if reached:
@@ -3068,13 +3063,6 @@ def add_standard_noise(interval, loss, standard):
     losses, halves = zip(*sorted(zip(standard["loss"], halves)))
     half = float(np.interp(loss, losses, halves))
     return widened(interval, loss, half)
-
-
-def efficiency_by(law, loss, own):
-    """data_efficiency(), None where the law never gets there."""
-    if min(loss, own) <= law["E"] or law["A"] <= 0:
-        return None
-    return data_efficiency(law, loss, own)
 
 
 # --------------------------------------------------------------------------------------------------
