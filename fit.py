@@ -1158,7 +1158,7 @@ def describe(interval, left_out, sigma, unit="point"):
 
 # other names of a column, in this kit's results and elsewhere; of several the first there counts
 ALIASES = {"N": ("params",), "T": ("tokens_seen",), "D": ("tokens_seen", "tokens"),
-           "U": ("tokens",), "K": ("members",), "loss": ("val_loss",), "sigma": ("sd",),
+           "U": ("tokens",), "loss": ("val_loss",), "sigma": ("sd",),
            "V": ("vocab_size",)}
 CONSTANT = ("V", "U", "curve")  # columns that may hold one value in all rows
 # C = 6 N D: what is missing as a function of N and the other
@@ -1450,7 +1450,7 @@ def check_values(law, columns, rows=()):
         if scaled and (values[1:] / values[:-1]).max() > 1e5:
             raise ValueError(f"{name} goes from {values[0]:g} to {values[-1]:g} with a gap of more "
                              f"than 100,000 times: are units mixed? write all as plain counts")
-        if name == "r" and column.max() > 1:
+        if name == "r" and "N" in law.columns and column.max() > 1:
             raise ValueError(f"r goes up to {column.max():g}; it is a share of the tokens, at most "
                              f"1: is it in percent?")
     if "curve" not in law.columns:
@@ -1559,8 +1559,8 @@ def names_laws(what):
     names = what[0].split(",")
     if any(name in LAWS for name in names):
         return True
-    # a mistyped law, rather than a path that is not there, as runs/ladder
-    mistyped = re.fullmatch(r"[\w,]+", what[0]) and not Path(what[0]).exists()
+    # a mistyped law, rather than a path that is not there, as runs
+    mistyped = difflib.get_close_matches(names[0], LAWS) and not Path(what[0]).exists()
     return bool(mistyped) and len(what) == 2 and Path(what[1]).exists()
 
 
@@ -2048,10 +2048,10 @@ def report_predictions(found, args):
     """{"mae", "rows"} of the points of --predict, printed as a table. An interval is where a new
     point may lie: the spread of the refits and of the residuals."""
     law, target = found.problem.law, found.problem.law.target
-    # the loss need not be there, under whatever name
+    # the loss need not be there, and columns may have the law's own names
     header = header_of(read_rows(args.predict))
     chosen = [f"{name}={column}" for name, column in split_pairs(args.columns).items()
-              if name != target or column in header]
+              if column in header]
     # --where is of the fitted table alone: what it keeps must not choose what is predicted
     table, points, notes = read_points(args.predict, [*law.columns, target], (), args.set,
                                        chosen, blank=(target,), absent=(target,))
@@ -3273,7 +3273,7 @@ def print_laws(laws):
     for row in rows:
         row["known"] = describe(
             row["interval"], row["leave_one_out"], row.get("sigma"), row["unit"])
-        if (row.get("misfit") or 1) < 0.05:
+        if row.get("misfit") is not None and row["misfit"] < 0.05:
             row["known"] += f"; but the noise rejects this law (p = {row['misfit']:.2g})"
         if not is_power_law(row):  # its numbers would be taken for a law's
             row.update(A=None, b=None, E=None, known="no power law: A or b ran to its bound")

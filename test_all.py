@@ -4983,6 +4983,7 @@ def test_tables_as_people_have_them(world, capsys):
      "--weights is empty; give a value"),
     ("powder", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no law powder; do you mean power?"),
     ("chinchila", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "do you mean chinchilla?"),
+    ("runs", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no runs: train a run first, or"),
     ("chinchilla,downstream", dict(N=[1, 2, 3], D=[1, 2, 3], loss=[3, 2, 1], error=[1, 1, 1]), [],
      "laws of error and loss have no errors to compare")])
 def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message):
@@ -5043,12 +5044,16 @@ def test_odd_tables_end_in_an_answer(world, capsys, monkeypatch):
     capsys.readouterr()
     assert call(fit, "log_linear", "lr.csv", "--x", "N,lr") == 0
     assert "N and lr go together in all points" in capsys.readouterr().out
-    # points to predict whose loss is not known, where the other table calls it by a name of its own
-    write_points(world / "known.csv", N=sizes, mine=[3 + 1e3 / n for n in sizes])
+    # points to predict, without a loss, where the other table has names of its own
+    write_points(world / "known.csv", parts=sizes, mine=[3 + 1e3 / n for n in sizes])
     write_points(world / "later.csv", N=[32e5])
     report, _ = law_json(capsys, "power", "known.csv", "--x", "N", "--columns", "loss=mine",
-                         "--predict", "later.csv")
+                         "N=parts", "--predict", "later.csv")
     assert report["predict"]["rows"][0]["predicted"] == pytest.approx(3 + 1e3 / 32e5, abs=1e-6)
+    # an x called r need not be a share
+    write_points(world / "r.csv", r=[4, 8, 16, 32], loss=[3 + 2 / r for r in (4, 8, 16, 32)])
+    report, _ = law_json(capsys, "power", "r.csv", "--x", "r")
+    assert report["params"]["E"]["value"] == pytest.approx(3)
     # no number is so many times 0
     write_points(world / "down.csv", loss=[2, 2.5, 3, 3.5, 4], error=[.2, .35, .45, .52, .57])
     write_points(world / "new.csv", loss=[1.5, 3.2], error=[0, 0.5])
