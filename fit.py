@@ -3331,30 +3331,36 @@ class Line:
     faint: bool = False  # hollow, and not in the legend
 
 
-def size_lines(points, laws, members):
-    """Loss against N: the best of each recipe and the limits of ensembles, each with its law."""
+def with_budget(name, item, items):
+    """A name, with the item's budget of tokens where the items have several."""
+    if item["tokens"] is None or len({one["tokens"] for one in items}) < 2:
+        return name
+    return f"{name}, {item['tokens']:,} tokens"
+
+
+def size_panels(points, laws, members):
+    """{budget: lines} of loss against N: the best of each recipe and the limits of ensembles, each
+    with its law."""
     # a law that ran to a bound would mislead as a line
-    laws, lines = list(filter(is_power_law, laws)), []
-    several = len(set(column(points, "tokens"))) > 1
-
-    def label(what, mine):
-        return f"{what}, {mine[0]['tokens']:,} tokens" if several else what
-
+    laws, best = list(filter(is_power_law, laws)), best_ensembles(members)
+    panels = {tokens: [] for tokens in sorted(set(column([*points, *best], "tokens")))}
     for mine in grouped(points, TASK):
-        recipe = mine[0]["recipe"]
-        marker, color, style = STYLES.get(recipe, OTHER_STYLE)
+        marker, color, style = STYLES.get(mine[0]["recipe"], OTHER_STYLE)
         # one seed has no spread to draw
         error = [p["sd"] or 0 for p in mine]
         law = first_agreeing(laws, {**mine[0], "claim": "N"}, ("claim", *TASK))
-        lines.append(Line(label(recipe, mine), column(mine, "params"), column(mine, "loss"), marker,
-                          color, style, error, law))
-    for mine in grouped(best_ensembles(members), TASK):
-        recipe = mine[0]["recipe"]
-        _, color, _ = STYLES.get(recipe, OTHER_STYLE)
+        panels[mine[0]["tokens"]].append(
+            Line(mine[0]["recipe"], column(mine, "params"), column(mine, "loss"), marker, color,
+                 style, error, law))
+    for mine in grouped(best, TASK):
+        _, color, _ = STYLES.get(mine[0]["recipe"], OTHER_STYLE)
         law = first_agreeing(laws, {**mine[0], "claim": "N and K"}, ("claim", *TASK))
-        lines.append(Line(label(f"{recipe} ensembles, K to infinity", mine),
-                          column(mine, "params"), column(mine, "E"), "*", color, "-.", law=law))
-    return lines
+        panels[mine[0]["tokens"]].append(
+            Line(f"{mine[0]['recipe']} ensembles, K to infinity", column(mine, "params"),
+                 column(mine, "E"), "*", color, "-.", law=law))
+    # a budget of one size says nothing about N
+    return {f"{tokens:,} tokens": lines for tokens, lines in panels.items()
+            if len({n for line in lines for n in line.x}) > 1}
 
 
 def member_lines(members):
@@ -3363,16 +3369,13 @@ def member_lines(members):
     # where all are of mixed members there is no best: all are drawn
     chosen = best_ensembles(members) or members
     places = list(dict.fromkeys((m["size"], m["tokens"]) for m in chosen))
-    several = len({m["tokens"] for m in chosen}) > 1
     lines = []
     for m in chosen:
         # a color a recipe, a marker a size and budget
         _, color, style = STYLES.get(m["recipe"], OTHER_STYLE)
         marker = MARKERS[places.index((m["size"], m["tokens"])) % len(MARKERS)]
         k = list(range(1, m["points"] + 1))
-        name = f"{m['recipe'] or 'mixed'} {m['size']}"
-        if several and m["tokens"]:
-            name += f", {m['tokens']:,} tokens"
+        name = with_budget(f"{m['recipe'] or 'mixed'} {m['size']}", m, chosen)
         lines += [Line(name, k, m["loss_by_k"]["logits"], marker, color, style, law=m),
                   Line("", k, m["loss_by_k"]["probs"], marker, color, faint=True)]
     return lines
@@ -3401,7 +3404,6 @@ def student_lines(students):
     by_text = [s for s in students if s.get("synthetic_tokens") and not s["kl_weight"]]
     lines = []
     alike = ("tokens", "teachers_recipe", "k", "size", "synthetic_weight")
-    several = len({s["tokens"] for s in by_text}) > 1
     for i, line in enumerate(grouped(by_text, alike)):
         best = best_of(line, ("synthetic_tokens",))
         # best_of() sorts by loss, a line goes from left to right
@@ -3409,10 +3411,8 @@ def student_lines(students):
         label = "{synthetic_weight:g} of an epoch, {size}".format(**line[0])
         if line[0]["teachers_recipe"]:  # else the teachers are not among the results
             label += ", teachers: {k} {teachers_recipe}".format(**line[0])
-        if several:
-            label += f", {line[0]['tokens']:,} tokens"
-        lines.append(Line(label, column(best, "synthetic_tokens"), column(best, "loss"),
-                          MARKERS[i % len(MARKERS)], f"C{i}", joined=True))
+        lines.append(Line(with_budget(label, line[0], by_text), column(best, "synthetic_tokens"),
+                          column(best, "loss"), MARKERS[i % len(MARKERS)], f"C{i}", joined=True))
     return lines
 
 
@@ -3496,11 +3496,27 @@ def draw_laws(axis, lines):
     axis.set_ylim(lowest, high)  # lines and bands have stretched it
 
 
-def draw(path, x_label, lines, levels=()):
-    """One figure, written whole or not at all. levels: {name: loss}, dotted across it."""
-    figure = new_figure(path)
-    axis = figure.subplots()
-    axis.set(xscale="log", xlabel=x_label, ylabel="validation loss (nats per token)")
+def draw(path, x_label, panels, levels=()):
+    """One figure, written whole or not at all. panels: {title: lines}, side by side; levels: {name:
+    loss}, dotted across."""
+    figure = new_figure(path, 4 + 3 * len(panels))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes[0].set_ylabel("validation loss (nats per token)")
+    looks = {}
+    for axis, (title, lines) in zip(axes, panels.items()):
+        axis.set(xscale="log", xlabel=x_label, title=title)
+        draw_panel(axis, lines, levels)
+        handles, labels = axis.get_legend_handles_labels()
+        looks |= dict(zip(labels, handles))  # what several panels have is told once
+    if len(looks) > 4:  # too many to lie between the points
+        figure.legend(looks.values(), looks.keys(), loc="outside right upper", fontsize=8)
+    else:
+        axes[0].legend(looks.values(), looks.keys(), fontsize=8)
+    save_figure(path, figure)
+
+
+def draw_panel(axis, lines, levels):
+    """The points, laws and levels of one panel."""
     for line in lines:
         draw_points(axis, line)
     for name in levels:
@@ -3511,7 +3527,7 @@ def draw(path, x_label, lines, levels=()):
     if all(line.joined for line in lines):
         ticks = sorted({x for line in lines for x in line.x})
         millions = ticks[-1] >= 1e6  # tokens: in full they would overlap
-        names = [f"{tick / 1e6:.2g}M" if millions else f"{tick:,}" for tick in ticks]
+        names = [f"{tick / 1e6:,.2f}M" if millions else f"{tick:,}" for tick in ticks]
         axis.set(xticks=ticks, xticklabels=names)
     # a limit over K has an interval of its own, many of which would hide each other as bands
     with_law = [line for line in lines if line.law]
@@ -3520,11 +3536,6 @@ def draw(path, x_label, lines, levels=()):
     else:
         draw_laws(axis, with_law)
     axis.xaxis.set_minor_formatter("")  # between ticks numbers would overlap
-    if sum(not line.faint for line in lines) > 4:  # too many to lie between the points
-        figure.legend(loc="outside right upper", fontsize=8)
-    else:
-        axis.legend(fontsize=8)
-    save_figure(path, figure)
 
 
 def says_something(ratio):
@@ -3566,32 +3577,25 @@ def draw_bars(path, ratios):
 
 
 def draw_claims(path, found):
-    """A figure of each claim that has points: NAME-epochs, NAME-sizes, NAME-members, NAME-data,
-    NAME-students, NAME-bars."""
+    """A figure of each claim that has points: NAME-epochs, NAME-sizes (a panel a budget),
+    NAME-members, NAME-data, NAME-students, NAME-bars."""
     points, members = found["points"], found["members"]
-    over_n = []
-    if len({p["params"] for p in points}) > 1:
-        over_n = size_lines(points, found["over_n"], members)
     # beside ensembles of one size, the single models of that size; of several it would be too much
     sizes = {m["size"] for m in members}
-    several = len({p["tokens"] for p in points}) > 1
-    levels = {}
-    for p in points:
-        name = f"{p['recipe']} {p['size']}"
-        if several:
-            name += f", {p['tokens']:,} tokens"
-        if sizes == {p["size"]}:
-            levels[name] = p["loss"]
-    figures = {"epochs": ("epochs (dotted: train loss)", epoch_lines(found["curves"])),
-               "sizes": ("parameters N", over_n),
-               "members": ("members K (hollow: probability means)", member_lines(members), levels),
-               "data": ("unique tokens D", data_lines(found["lines"], found["data"])),
-               "students": ("tokens that the teachers wrote", student_lines(found["students"]),
+    levels = {with_budget(f"{p['recipe']} {p['size']}", p, points): p["loss"]
+              for p in points if sizes == {p["size"]}}
+    figures = {"epochs": ("epochs (dotted: train loss)", {"": epoch_lines(found["curves"])}),
+               "sizes": ("parameters N", size_panels(points, found["over_n"], members)),
+               "members": ("members K (hollow: probability means)", {"": member_lines(members)},
+                           levels),
+               "data": ("unique tokens D", {"": data_lines(found["lines"], found["data"])}),
+               "students": ("tokens that the teachers wrote",
+                            {"": student_lines(found["students"])},
                             student_levels(found["students"]))}
     drawn = 0
     for claim, figure in figures.items():
         # NAME.png becomes NAME-epochs.png and so on, where there are lines
-        if figure[1]:
+        if any(figure[1].values()):
             draw(Path(path).with_stem(f"{Path(path).stem}-{claim}"), *figure)
             drawn += 1
     ratios = list(filter(says_something, found["efficiencies"]))
