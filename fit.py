@@ -3342,8 +3342,10 @@ def size_panels(points, laws, members):
     """{budget: lines} of loss against N: the best of each recipe and the limits of ensembles, each
     with its law."""
     # a law that ran to a bound would mislead as a line
-    laws, best = list(filter(is_power_law, laws)), best_ensembles(members)
-    panels = {tokens: [] for tokens in sorted(set(column([*points, *best], "tokens")))}
+    laws = list(filter(is_power_law, laws))
+    panels = {tokens: [] for tokens in sorted(set(column(points, "tokens")))}
+    # without single models beside them, ensembles have a figure of their own, over K
+    best = [m for m in best_ensembles(members) if m["tokens"] in panels]
     for mine in grouped(points, TASK):
         marker, color, style = STYLES.get(mine[0]["recipe"], OTHER_STYLE)
         # one seed has no spread to draw
