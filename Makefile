@@ -239,6 +239,12 @@ efficiency: data
 	        --recipe regularized --lr 1e-2 --weight_decay 0.2 --seed $$4 || exit; done
 	$(PY) train.py $(EVERY) --out runs/efficiency --size 300k --tokens 838860 --epochs 64 \
 	    --recipe regularized --lr 1e-3 --weight_decay 0.2
+	@# the standard recipe's lr, at the sizes that are its best on more text
+	for row in "300k 419430 32 3e-2" "1.4m 419430 8 1e-2" "1.4m 419430 8 1e-3" \
+	    "1.4m 838860 8 1e-2" "1.4m 838860 8 1e-3" "1.4m 1677721 8 1e-2" \
+	    "1.4m 1677721 8 1e-3"; do set -- $$row; \
+	    $(PY) train.py $(EVERY) --out runs/efficiency --size $$1 --tokens $$2 --epochs $$3 \
+	        --recipe standard --lr $$4 --weight_decay 0.1 || exit; done
 	@# whether weight decay 0.1 regularizes, once an epoch has eight times the steps
 	$(PY) train.py $(EVERY) --out runs/efficiency --size 600k --tokens 1677721 --epochs 16 \
 	    --recipe regularized --lr 1e-2 --weight_decay 0.025
