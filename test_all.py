@@ -5601,6 +5601,17 @@ def test_a_certificate_names_ties_holes_and_what_was_not_run(capsys):
     assert fit.certificates(settings, {}) == []  # without seeds nobody knows what a tie is
 
 
+def test_loss_against_n_has_a_panel_a_budget():
+    """Of two budgets with two sizes and one with one, which says nothing about N."""
+    points = [{"data_hash": "", "recipe": "regularized", "tokens": tokens, "params": n,
+               "loss": 3 + 1 / n, "sd": None}
+              for tokens, n in ((1000, 1), (1000, 2), (2000, 1), (2000, 2), (4000, 1))]
+    panels = fit.size_panels(points, [], [])
+    assert list(panels) == ["1,000 tokens", "2,000 tokens"]
+    for line, in panels.values():
+        assert (line.label, *line.x, *line.y) == ("regularized", 1, 2, 4.0, 3.5)
+
+
 def test_epochs_and_one_setting_at_several_sizes(tmp_path, capsys):
     """The standard recipe by epochs, the best of each count; the smallest model's settings."""
     runs = []
