@@ -4986,7 +4986,8 @@ def test_tables_as_people_have_them(world, capsys):
     ("runs", dict(N=[1, 2, 3], loss=[3, 2, 1]), [], "there is no runs: train a run first, or"),
     ("chinchilla,downstream", dict(N=[1, 2, 3], D=[1, 2, 3], loss=[3, 2, 1], error=[1, 1, 1]), [],
      "laws of error and loss have no errors to compare")])
-def test_bad_points_are_refused(tmp_path, capsys, law, columns, options, message):
+def test_bad_points_are_refused(tmp_path, capsys, monkeypatch, law, columns, options, message):
+    monkeypatch.chdir(tmp_path)  # where there is no folder runs
     write_points(tmp_path / "points.csv", **columns)
     if message is None:  # a header given twice
         (tmp_path / "points.csv").write_text("N,N,loss\n1,1,3\n2,2,2\n3,3,1\n")
